@@ -1,0 +1,85 @@
+"""Reading and writing the files that pass between stages: atomic writes, and readers that name the line that is wrong."""
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+
+class InputError(Exception):
+    """The user's input is wrong. The message is one line: which file, which line or flag, what was expected."""
+
+
+@contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes the name of `path`, on failure it is removed.
+
+    Works for a file or a folder; a folder replaces the folder of that name as a whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            # A folder cannot be renamed onto one with content, so the old one steps aside first.
+            aside = path.with_name(f"{path.name}.tmp-old-{os.getpid()}")
+            os.rename(path, aside)
+            os.rename(temporary, path)
+            shutil.rmtree(aside)
+        else:
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        elif temporary.exists():
+            temporary.unlink()
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+
+
+def require_file(path: str | os.PathLike, flag: str | None = None) -> Path:
+    """`path` if it is a file that can be read; `flag` is the command-line flag that named it."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{f'--{flag}: ' if flag else ''}{path}: no such file")
+    return path
+
+
+def read_json(path: str | os.PathLike, flag: str | None = None) -> Any:
+    try:
+        return json.loads(require_file(path, flag).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+
+
+def read_lines(path: str | os.PathLike, flag: str | None = None) -> Iterator[tuple[int, str]]:
+    """(line number from 1, text without its line end) of every line of a UTF-8 file."""
+    with require_file(path, flag).open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            yield number, line.rstrip("\r\n")
+
+
+def parse_list(text: str, where: str) -> list:
+    """A Python or JSON list literal; `where` is 'FILE, line N, column C' for the error."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        try:
+            value = json.loads(text)
+        except (json.JSONDecodeError, TypeError):
+            value = None
+    if not isinstance(value, list):
+        raise InputError(f"{where}: expected a list literal such as ['a', 'b'], got {str(text)[:60]!r}")
+    return value
