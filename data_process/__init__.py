@@ -1,0 +1,1 @@
+"""Raw interaction logs into items and next-item samples."""

@@ -1,0 +1,236 @@
+"""What every raw log goes through: time window, k-core, next-item samples, splits, and the files written.
+
+An interaction table is a pandas DataFrame with the columns `user`, `item` (original ids, any hashable) and `timestamp`
+(seconds since 1970-01-01 UTC). Times are never turned into local time, so results do not depend on the machine's zone.
+"""
+from __future__ import annotations
+
+import calendar
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fileio import InputError, atomic, read_json, read_lines, write_json
+
+SPLITS = ("train", "valid", "test")
+INTER_COLUMNS = ("user_id:token", "item_id_list:token_seq", "item_id:token")
+
+
+def month_start(year: int, month: int) -> int:
+    """Seconds since 1970-01-01 UTC at which a month begins, in UTC."""
+    if not 1 <= month <= 12:
+        raise InputError(f"month {month}: expected 1 to 12")
+    return calendar.timegm((year, month, 1, 0, 0, 0))
+
+
+def window_bounds(
+    st_year: int | None, st_month: int | None, ed_year: int | None, ed_month: int | None
+) -> tuple[int | None, int | None]:
+    """(start, end) in seconds UTC; None where that side is open. A year without a month means its January."""
+    if (st_month is not None and st_year is None) or (ed_month is not None and ed_year is None):
+        raise InputError("--st_month / --ed_month need --st_year / --ed_year")
+    start = None if st_year is None else month_start(st_year, 1 if st_month is None else st_month)
+    end = None if ed_year is None else month_start(ed_year, 1 if ed_month is None else ed_month)
+    if start is not None and end is not None and start >= end:
+        raise InputError("the time window is empty: its start is not before its end (the end month is excluded)")
+    return start, end
+
+
+def time_window(table: pd.DataFrame, start: float | None, end: float | None) -> pd.DataFrame:
+    """The interactions with start <= timestamp < end; None leaves a side open."""
+    keep = np.ones(len(table), dtype=bool)
+    if start is not None:
+        keep &= table["timestamp"].to_numpy() >= start
+    if end is not None:
+        keep &= table["timestamp"].to_numpy() < end
+    return table[keep]
+
+
+def k_core(table: pd.DataFrame, user_k: int, item_k: int) -> pd.DataFrame:
+    """The largest subset in which every user has >= user_k and every item >= item_k interactions.
+
+    Interactions are counted, repeats included. 0 or 1 switches a side off. Rounds go on until nothing changes; the
+    result does not depend on the order of removal.
+    """
+    if user_k < 0 or item_k < 0:
+        raise InputError(f"--user_k {user_k}, --item_k {item_k}: expected 0 or more")
+    users, _ = pd.factorize(table["user"])
+    items, _ = pd.factorize(table["item"])
+    rows = np.arange(len(table))
+    while len(rows):
+        keep = np.bincount(users[rows])[users[rows]] >= user_k
+        keep &= np.bincount(items[rows])[items[rows]] >= item_k
+        if keep.all():
+            break
+        rows = rows[keep]
+    return table.iloc[rows]
+
+
+@dataclass
+class Samples:
+    """Next-item samples in time order of their targets; sample i's history is `log[begin[i]:end[i]]`.
+
+    user, target [n]: mapped ids. log [interactions]: mapped item ids, user by user, oldest first; begin, end [n] point
+    into it. after [n]: how many interactions the user has after the target (0 = the target is the user's last).
+    """
+
+    user: np.ndarray
+    target: np.ndarray
+    log: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    after: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+def remap(table: pd.DataFrame) -> tuple[pd.DataFrame, list, list]:
+    """Sort by time and number users and items from 0 in order of first appearance.
+
+    Sorting is stable: equal timestamps keep the order of the log. Returns the table with integer `user` and `item`,
+    and the original user and item ids by number.
+    """
+    table = table.iloc[np.argsort(table["timestamp"].to_numpy(), kind="stable")]
+    users, user_names = pd.factorize(table["user"])
+    items, item_names = pd.factorize(table["item"])
+    mapped = pd.DataFrame({"user": users, "item": items, "timestamp": table["timestamp"].to_numpy()})
+    return mapped, list(user_names), list(item_names)
+
+
+def next_item_samples(table: pd.DataFrame, max_history: int) -> Samples:
+    """A sample for every interaction but a user's first, its item being the target.
+
+    The history is the up to `max_history` items before it. `table` comes from `remap`, so it is in time order, and so
+    are the samples.
+    """
+    if max_history < 1:
+        raise InputError(f"--max_history {max_history}: expected 1 or more")
+    users, items = table["user"].to_numpy(), table["item"].to_numpy()
+    by_user = np.argsort(users, kind="stable")
+    counts = np.bincount(users)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    place = np.empty(len(users), dtype=np.int64)
+    place[by_user] = np.arange(len(users))
+    first_of_user = np.empty_like(place)
+    first_of_user[by_user] = first
+    rows = np.flatnonzero(place > first_of_user)
+    end = place[rows]
+    begin = np.maximum(end - max_history, first_of_user[rows])
+    after = first_of_user[rows] + counts[users[rows]] - 1 - end
+    return Samples(users[rows], items[rows], items[by_user], begin, end, after)
+
+
+def split_chronological(samples: Samples) -> dict[str, np.ndarray]:
+    """Sample numbers of one global cut in time: the first 80 %, the next 10 %, the last 10 %."""
+    n = len(samples)
+    train, valid = n * 8 // 10, n * 9 // 10
+    order = np.arange(n)
+    return {"train": order[:train], "valid": order[train:valid], "test": order[valid:]}
+
+
+def split_leave_one_out(samples: Samples) -> dict[str, np.ndarray]:
+    """Sample numbers by a user's own end: the last target is test, the second last valid, all before train."""
+    return {
+        "train": np.flatnonzero(samples.after >= 2),
+        "valid": np.flatnonzero(samples.after == 1),
+        "test": np.flatnonzero(samples.after == 0),
+    }
+
+
+SPLITTERS = {"chronological": split_chronological, "leave_one_out": split_leave_one_out}
+
+
+def output_files(output_path: str | Path, dataset: str) -> list[Path]:
+    """The files `write_dataset` makes."""
+    ends = ["item.json", *(f"{split}.inter" for split in SPLITS), "user2id", "item2id"]
+    return [Path(output_path) / f"{dataset}.{end}" for end in ends]
+
+
+def _write_rows(path: Path, header: list[str], rows: list[str]) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text("\n".join(["\t".join(header), *rows]) + "\n", encoding="utf-8")
+
+
+def write_dataset(
+    table: pd.DataFrame, items: dict[str, dict[str, str]], output_path: str | Path, dataset: str, split: str,
+    max_history: int,
+) -> dict[str, int]:
+    """Write the six files of a dataset (DESIGN §4) and return the counts to report.
+
+    table: interactions after window and k-core. items: original item id (as text) -> title, description, brand,
+    categories.
+    Raises InputError when a split is empty.
+    """
+    if split not in SPLITTERS:
+        raise InputError(f"--split {split}: expected one of {', '.join(SPLITTERS)}")
+    if not len(table):
+        raise InputError("no interaction is left after the time window, the rating floor and the k-core")
+    mapped, user_names, item_names = remap(table)
+    samples = next_item_samples(mapped, max_history)
+    parts = SPLITTERS[split](samples)
+    for name, part in parts.items():
+        if not len(part):
+            left = f"{len(mapped)} interactions of {len(user_names)} users"
+            raise InputError(f"the {name} split is empty: {left} are left")
+    folder = Path(output_path)
+    texts = samples.log.astype(str).tolist()
+    for name, part in parts.items():
+        columns = (column[part].tolist() for column in (samples.user, samples.begin, samples.end, samples.target))
+        rows = [f"{user}\t{' '.join(texts[begin:end])}\t{target}" for user, begin, end, target in zip(*columns)]
+        _write_rows(folder / f"{dataset}.{name}.inter", list(INTER_COLUMNS), rows)
+    for kind, names in (("user", user_names), ("item", item_names)):
+        rows = [f"{name}\t{number}" for number, name in enumerate(names)]
+        _write_rows(folder / f"{dataset}.{kind}2id", [f"original_{kind}", f"{kind}_id"], rows)
+    write_json(folder / f"{dataset}.item.json", {str(i): items[str(name)] for i, name in enumerate(item_names)})
+    return {
+        "users": len(user_names), "items": len(item_names), "interactions": len(mapped),
+        **{f"{name}_rows": len(part) for name, part in parts.items()},
+    }
+
+
+def read_items(path: str | Path, flag: str | None = None) -> dict[str, dict[str, str]]:
+    """`{ds}.item.json`, checked: ids are the texts 0..N-1 and every item is an object with a `title`."""
+    items = read_json(path, flag)
+    if not isinstance(items, dict) or not items:
+        raise InputError(f"{path}: expected an object of items, {{\"0\": {{\"title\": ...}}, ...}}")
+    if set(items) != {str(i) for i in range(len(items))}:
+        stray = sorted(set(items) - {str(i) for i in range(len(items))})[:1]
+        raise InputError(f"{path}: item ids must be 0..{len(items) - 1}, found {stray[0]!r}")
+    for item_id, item in items.items():
+        if not isinstance(item, dict) or not isinstance(item.get("title"), str):
+            raise InputError(f"{path}, item {item_id}: expected an object with a text \"title\"")
+    return {str(i): items[str(i)] for i in range(len(items))}
+
+
+def read_inter(path: str | Path, n_items: int) -> tuple[list[str], list[list[int]], list[int]]:
+    """(users, histories, targets) of an `.inter` file; every item id must be in 0..n_items-1."""
+    users: list[str] = []
+    histories: list[list[int]] = []
+    targets: list[int] = []
+    for number, line in read_lines(path):
+        fields = line.split("\t")
+        if len(fields) != 3:
+            raise InputError(f"{path}, line {number}: expected user, history and target separated by tabs, "
+                             f"got {len(fields)} field{'s' if len(fields) != 1 else ''}")
+        if number == 1:
+            if any(field.strip().isdigit() for field in fields[1:]):
+                raise InputError(f"{path}, line 1: expected a header line such as {' '.join(INTER_COLUMNS)}")
+            continue
+        try:
+            *history, target = (int(text) for text in (*fields[1].split(), fields[2]))
+        except ValueError:
+            raise InputError(f"{path}, line {number}: item ids must be integers, got {line[:60]!r}") from None
+        if not history:
+            raise InputError(f"{path}, line {number}: the history is empty")
+        unknown = [item for item in (*history, target) if not 0 <= item < n_items]
+        if unknown:
+            raise InputError(f"{path}, line {number}: item {unknown[0]} is not among the {n_items} items")
+        users.append(fields[0])
+        histories.append(history)
+        targets.append(target)
+    if not users:
+        raise InputError(f"{path}: the split is empty")
+    return users, histories, targets

@@ -1,0 +1,1 @@
+"""Item texts into semantic IDs: embeddings, residual quantisation, indices."""

@@ -1,0 +1,130 @@
+"""Items that share a semantic ID: how many, and how they are told apart.
+
+Codes are integer arrays [n, levels]; the first levels - 1 columns are an item's prefix. Distances are to the last
+level's codes, [items asked for, K], smaller is nearer.
+"""
+from __future__ import annotations
+
+from typing import Callable
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from rq.models.vq import sinkhorn
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def buckets(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(bucket number of each row [n], size of each bucket): rows with equal codes share a bucket."""
+    _, inverse, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    return inverse.reshape(-1), sizes
+
+
+def collision_rate(codes: np.ndarray) -> float:
+    """1 - distinct codes / items; 0 when every item has its own."""
+    return 1 - len(buckets(codes)[1]) / len(codes)
+
+
+def colliding_rows(codes: np.ndarray) -> np.ndarray:
+    """Numbers of the rows that share their codes with another row, ascending."""
+    inverse, sizes = buckets(codes)
+    return np.flatnonzero(sizes[inverse] > 1)
+
+
+def _groups(codes: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    """`rows` grouped by equal codes, each group ascending."""
+    inverse, _ = buckets(codes[rows])
+    order = np.argsort(inverse, kind="stable")
+    return np.split(rows[order], np.flatnonzero(np.diff(inverse[order])) + 1)
+
+
+def sinkhorn_repair(
+    codes: np.ndarray, distances: Callable[[np.ndarray], torch.Tensor], epsilon: float, iterations: int, rounds: int
+) -> tuple[np.ndarray, int]:
+    """Spread each bucket of colliding items over the last level by Sinkhorn, in up to `rounds` rounds.
+
+    Each bucket is its own transport problem; buckets of one size are solved together. An item may land on a code that
+    is taken, which the next round sees. Stops early when a round changes nothing: it would repeat itself. Returns the
+    codes of the round with the fewest collisions, and the number of rounds done.
+    """
+    codes = codes.copy()
+    best, fewest = codes.copy(), collision_rate(codes)
+    n_codes = distances(np.arange(1)).shape[-1]
+    for done in range(rounds):
+        rows = colliding_rows(codes)
+        if not len(rows):
+            return codes, done
+        before = codes[rows, -1]
+        groups = _groups(codes, rows)
+        for size in sorted({len(group) for group in groups}):
+            together = np.stack([group for group in groups if len(group) == size])
+            # At most about 16 million plan entries (128 MB of float64) at a time.
+            step = max(1, 16_000_000 // (size * n_codes))
+            for start in range(0, len(together), step):
+                part = together[start:start + step]
+                problem = distances(part.reshape(-1)).reshape(len(part), size, -1)
+                codes[part, -1] = sinkhorn(problem, epsilon, iterations).argmax(-1).cpu().numpy()
+        if collision_rate(codes) < fewest:
+            best, fewest = codes.copy(), collision_rate(codes)
+        if np.array_equal(before, codes[rows, -1]):
+            return best, done + 1
+    return best, rounds
+
+
+def relocate(
+    codes: np.ndarray, distances: Callable[[np.ndarray], torch.Tensor]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give colliding items free last-level codes of their prefix. Returns (codes, rows moved).
+
+    In each bucket the item nearest to the shared code keeps it (the lower row on a tie); the others of a prefix go to
+    its free codes, matched at least total distance. With too few free codes some stay where they are.
+    """
+    codes, moved = codes.copy(), []
+    colliding = colliding_rows(codes)
+    if not len(colliding):
+        return codes, np.empty(0, dtype=np.int64)
+    prefix, _ = buckets(codes[:, :-1]) if codes.shape[1] > 1 else (np.zeros(len(codes), dtype=np.int64), None)
+    by_prefix = np.argsort(prefix, kind="stable")
+    bounds = np.searchsorted(prefix[by_prefix], np.arange(prefix.max() + 2))
+    for number in np.unique(prefix[colliding]):
+        members = by_prefix[bounds[number]:bounds[number + 1]]
+        table = distances(members).double().cpu().numpy()
+        own = table[np.arange(len(members)), codes[members, -1]]
+        # Nearest first within a code: all but the first of each code are displaced.
+        order = np.lexsort((members, own, codes[members, -1]))
+        ordered = codes[members[order], -1]
+        displaced = np.sort(order[1:][ordered[1:] == ordered[:-1]])
+        free = np.setdiff1d(np.arange(table.shape[1]), ordered)
+        if not len(displaced) or not len(free):
+            continue
+        who, where = linear_sum_assignment(table[np.ix_(displaced, free)])
+        codes[members[displaced[who]], -1] = free[where]
+        moved.append(members[displaced[who]])
+    return codes, np.sort(np.concatenate(moved)) if moved else np.empty(0, dtype=np.int64)
+
+
+def extra_level(codes: np.ndarray) -> np.ndarray:
+    """[n] a number from 0 that tells the members of a colliding bucket apart, in row order; -1 for items on their own.
+
+    Every member gets one, the first too, so no SID is the beginning of another.
+    """
+    extra = np.full(len(codes), -1, dtype=np.int64)
+    rows = colliding_rows(codes)
+    if len(rows):
+        for group in _groups(codes, rows):
+            extra[group] = np.arange(len(group))
+    return extra
+
+
+def sid_tokens(codes: np.ndarray, extra: np.ndarray | None = None) -> list[list[str]]:
+    """`["<a_12>", "<b_7>", "<c_200>"]` per row, with `"<d_0>"` behind it where `extra` is not -1."""
+    levels = codes.shape[1]
+    if levels + (extra is not None and bool((extra >= 0).any())) > len(LETTERS):
+        raise ValueError(f"{levels} levels: token letters run from a to z")
+    tokens = [[f"<{LETTERS[level]}_{code}>" for level, code in enumerate(row)] for row in codes.tolist()]
+    if extra is not None:
+        for row in np.flatnonzero(extra >= 0):
+            tokens[row].append(f"<{LETTERS[levels]}_{extra[row]}>")
+    return tokens

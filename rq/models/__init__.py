@@ -1,0 +1,1 @@
+"""The RQ-VAE: MLP layers, one quantiser, residual quantisers, the autoencoder."""

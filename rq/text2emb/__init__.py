@@ -1,0 +1,1 @@
+"""Item texts into embeddings."""

@@ -1,0 +1,185 @@
+"""Item texts into embeddings: TF-IDF + truncated SVD, or any sentence-transformers or Hugging Face encoder.
+
+    python -m rq.text2emb.amazon_text2emb --dataset NAME --root DIR --plm_name tfidf
+    python -m rq.text2emb.amazon_text2emb --dataset NAME --root DIR --plm_name qwen --plm_checkpoint FOLDER
+"""
+from __future__ import annotations
+
+import ast
+import html
+import re
+from pathlib import Path
+
+import numpy as np
+
+import cli
+from data_process.interactions import read_items
+from fileio import InputError, atomic, read_json, require_file, write_json
+
+TEXT_FIELDS = ["title", "description"]
+
+
+def clean(value: object) -> str:
+    """One line of plain text; Amazon writes descriptions as a list, or as the text of a list literal, with HTML."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+    if isinstance(value, list):
+        value = " ".join(clean(part) for part in value)
+    text = re.sub(r"</?[A-Za-z][^<>]*>", " ", html.unescape(str(value or "")))
+    return " ".join(text.split())
+
+
+def item_texts(items: dict[str, dict], fields: list[str]) -> list[str]:
+    """One text per item, its non-empty fields joined, in the order of `items`."""
+    return [" ".join(filter(None, (clean(item.get(field)) for field in fields))) for item in items.values()]
+
+
+def tfidf_embeddings(texts: list[str], dim: int, seed: int) -> np.ndarray:
+    """float32 [N, min(dim, what the matrix allows)], rows of length 1 (0 for a text without any shared word).
+
+    TF-IDF over words and word pairs with sublinear counts, then truncated SVD (latent semantic analysis, Deerwester et
+    al. 1990). Terms of a single item say nothing about its neighbours and are left out, unless all terms are such.
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.preprocessing import normalize
+
+    for least in (2, 1):
+        try:
+            matrix = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=least).fit_transform(texts)
+            break
+        except ValueError:
+            continue
+    else:
+        raise InputError("the item texts hold no words")
+    # The last singular direction needs no room for oversampling: the solver takes at most one fewer than either side.
+    most = min(matrix.shape) - 1
+    if most < 1:
+        raise InputError(f"{matrix.shape[0]} items x {matrix.shape[1]} terms are too few for a TF-IDF embedding")
+    reduced = TruncatedSVD(n_components=min(dim, most), random_state=seed).fit_transform(matrix)
+    return normalize(reduced).astype(np.float32)
+
+
+def encoder_embeddings(
+    texts: list[str], checkpoint: str, max_sent_len: int, batch_size: int, device: str | None
+) -> np.ndarray:
+    """float32 [N, hidden size], pooled and normalised as the encoder's own sentence-transformers configuration says.
+
+    A plain Hugging Face folder has no such configuration; sentence-transformers then takes the mean over tokens.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model = SentenceTransformer(checkpoint, device=device)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--plm_checkpoint {checkpoint}: cannot be loaded ({str(error).splitlines()[0]})") from None
+    model.max_seq_length = min(max_sent_len, model.max_seq_length or max_sent_len)
+    return model.encode(
+        texts, batch_size=batch_size, show_progress_bar=cli.is_main_process(), convert_to_numpy=True
+    ).astype(np.float32)
+
+
+def side_file(path: str | Path) -> Path:
+    """The JSON that stands beside an embedding file."""
+    return Path(path).with_suffix(".json")
+
+
+def save_embeddings(path: str | Path, array: np.ndarray, item_ids: list[str], encoder: str, fields: list[str]) -> None:
+    """Write float32 [N, dim] and the side file with the encoder, the text fields and the item id of every row."""
+    write_json(
+        side_file(path),
+        {"encoder": encoder, "text_fields": fields, "shape": list(array.shape), "item_ids": item_ids}, indent=None,
+    )
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array.astype(np.float32))
+
+
+def load_embeddings(path: str | Path, flag: str | None = None) -> tuple[np.ndarray, list[str]]:
+    """(float32 [N, dim], the item id of each row). Row order is what the side file says, not assumed.
+
+    Raises InputError for a file that is no 2-D number array, a value that is not finite, a missing side file, or ids
+    that do not match the rows one to one.
+    """
+    path = require_file(path, flag)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a .npy array ({str(error).splitlines()[0]})") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
+        raise InputError(f"{path}: expected a 2-D array of numbers [items, dim]")
+    array = array.astype(np.float32)
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise InputError(f"{path}, row {int(np.argmin(finite))}: a value is not finite")
+    side = side_file(path)
+    if not side.is_file():
+        raise InputError(f'{side}: no such file; it names the item of each row: {{"item_ids": ["0", "1", ...]}}')
+    described = read_json(side)
+    ids = described.get("item_ids") if isinstance(described, dict) else None
+    if not isinstance(ids, list) or not ids:
+        raise InputError(f'{side}: expected an object with a list "item_ids"')
+    ids = [str(item) for item in ids]
+    if len(ids) != len(array):
+        raise InputError(f"{side}: {len(ids)} item ids for the {len(array)} rows of {path}")
+    if len(set(ids)) != len(ids):
+        twice = next(item for item in ids if ids.count(item) > 1)
+        raise InputError(f"{side}: item {twice} is named by more than one row")
+    return array, ids
+
+
+def main(
+    dataset: str,
+    root: str,
+    plm_name: str = "tfidf",
+    plm_checkpoint: str | None = None,
+    text_fields: list[str] | None = None,
+    dim: int = 256,
+    max_sent_len: int = 2048,
+    batch_size: int = 64,
+    device: str | None = None,
+    seed: int = 42,
+    force: bool = False,
+) -> None:
+    """Embed the items of ROOT/DATASET.item.json into ROOT/DATASET.emb-PLM_NAME-td.npy and its .json side file.
+
+    plm_name: tfidf, or any name for the encoder of plm_checkpoint
+    plm_checkpoint: sentence-transformers or Hugging Face folder, or hub name
+    text_fields: item fields that make up the text; default title,description
+    dim, seed: tfidf only, SVD components at most and its random start
+    max_sent_len, batch_size, device: encoder only; tokens kept of a text, texts at a time, cuda or cpu (default: found)
+    """
+    settings = dict(locals())
+    fields = text_fields or TEXT_FIELDS
+    if (plm_checkpoint is None) != (plm_name == "tfidf"):
+        raise InputError(f"--plm_name {plm_name}: " + (
+            "tfidf takes no --plm_checkpoint" if plm_checkpoint else "--plm_checkpoint must name the encoder's folder"))
+    if dim < 1 or batch_size < 1 or max_sent_len < 1:
+        raise InputError("--dim, --batch_size and --max_sent_len must be at least 1")
+    item_file = Path(root) / f"{dataset}.item.json"
+    output = Path(root) / f"{dataset}.emb-{plm_name}-td.npy"
+    stage = cli.Stage(
+        "text2emb", settings, [item_file], [output, side_file(output)], output.with_suffix(".stage.json"), force
+    )
+    if stage.finished:
+        return
+    items = read_items(item_file)
+    unknown = [field for field in fields if not any(field in item for item in items.values())]
+    if unknown:
+        raise InputError(f"--text_fields {','.join(unknown)}: no item of {item_file} has it")
+    texts = item_texts(items, fields)
+    empty = sum(not text for text in texts)
+    if plm_name == "tfidf":
+        array = tfidf_embeddings(texts, dim, seed)
+    else:
+        array = encoder_embeddings(texts, plm_checkpoint, max_sent_len, batch_size, device)
+    if not np.isfinite(array).all():
+        raise InputError(f"{plm_checkpoint}: the encoder gave values that are not finite")
+    save_embeddings(output, array, list(items), plm_checkpoint or plm_name, fields)
+    stage.done(items=len(array), dim=array.shape[1], items_without_text=empty)
+
+
+if __name__ == "__main__":
+    cli.run(main)

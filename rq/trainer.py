@@ -1,0 +1,221 @@
+"""Training of an RQ-VAE on one tensor of embeddings, with checkpoints that continue exactly."""
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from tqdm import tqdm
+
+import cli
+from fileio import InputError, atomic
+from rq.models.rqvae import RQVAE
+
+LEARNERS = {
+    "adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+}
+SCHEDULES = ("constant", "linear", "cosine")
+BEST_LOSS, BEST_COLLISION = "best_loss_model.pth", "best_collision_model.pth"
+
+
+@dataclass
+class TrainerSettings:
+    """How to train. eval_step, warmup_epochs: in epochs. max_norm: of the gradient. save_limit: checkpoints kept."""
+
+    ckpt_dir: str
+    lr: float = 1e-3
+    epochs: int = 10_000
+    batch_size: int = 20_480
+    eval_step: int = 50
+    learner: str = "adamw"
+    lr_scheduler_type: str = "constant"
+    warmup_epochs: int = 50
+    weight_decay: float = 1e-4
+    max_norm: float = 1.0
+    save_limit: int = 2
+    seed: int = 42
+
+    def check(self) -> None:
+        """InputError for a value outside its range."""
+        if self.learner.lower() not in LEARNERS:
+            raise InputError(f"--learner {self.learner}: expected one of {', '.join(LEARNERS)}")
+        if self.lr_scheduler_type not in SCHEDULES:
+            raise InputError(f"--lr_scheduler_type {self.lr_scheduler_type}: expected one of {', '.join(SCHEDULES)}")
+        for name in ("epochs", "batch_size", "eval_step", "save_limit"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: expected 1 or more")
+        if not 0 < self.lr < math.inf or self.max_norm <= 0:
+            raise InputError("--lr and --max_norm: expected numbers above 0")
+        if self.warmup_epochs < 0 or self.weight_decay < 0:
+            raise InputError("--warmup_epochs and --weight_decay: expected 0 or more")
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint on the CPU, read without running any code from it; InputError when it is none."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(f"{path}: not a checkpoint of this trainer ({str(error).splitlines()[0]})") from None
+    if not isinstance(state, dict) or not {"config", "state_dict"} <= set(state):
+        raise InputError(f"{path}: not a checkpoint of this trainer (no model configuration in it)")
+    return state
+
+
+def load_model(path: str | Path) -> RQVAE:
+    """The trained RQ-VAE of a checkpoint, in evaluation mode on the CPU."""
+    state = load_checkpoint(path)
+    model = RQVAE(**state["config"])
+    model.load_state_dict(state["state_dict"])
+    return model.eval()
+
+
+class Trainer:
+    """Trains `model` (already on its device) with `settings`; all files go to settings.ckpt_dir.
+
+    checkpoint_EPOCH.pth holds everything needed to go on: weights, optimiser, random generators, best values.
+    """
+
+    def __init__(self, model: RQVAE, settings: TrainerSettings, on_checkpoint: Callable[[], None] | None = None):
+        settings.check()
+        self.model, self.settings = model, settings
+        self.device = next(model.parameters()).device
+        self.folder = Path(settings.ckpt_dir)
+        self.on_checkpoint = on_checkpoint
+        self.optimizer = LEARNERS[settings.learner.lower()](
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        # Row order has its own generator, so that it does not depend on how much dropout draws.
+        self.order = torch.Generator().manual_seed(settings.seed)
+        self.epoch = 0
+        self.step = 0
+        self.best_loss = math.inf
+        self.best_collision = (math.inf, math.inf)
+
+    def _lr(self, steps_per_epoch: int) -> float:
+        """Learning rate of the coming step: linear warm-up, then the schedule down to 0 at the last step."""
+        warmup = self.settings.warmup_epochs * steps_per_epoch
+        total = self.settings.epochs * steps_per_epoch
+        if self.step < warmup:
+            return self.settings.lr * (self.step + 1) / warmup
+        part = (self.step - warmup) / max(1, total - warmup)
+        factor = {"constant": 1.0, "linear": 1 - part, "cosine": (1 + math.cos(math.pi * part)) / 2}
+        return self.settings.lr * factor[self.settings.lr_scheduler_type]
+
+    def _train_epoch(self, data: torch.Tensor) -> tuple[float, float]:
+        """One pass over data [n, in_dim] in random order. Returns mean loss and mean reconstruction loss.
+
+        Raises InputError when the loss is no longer finite.
+        """
+        self.model.train()
+        n, size = len(data), self.settings.batch_size
+        steps = math.ceil(n / size)
+        shuffled = data[torch.randperm(n, generator=self.order).to(data.device)]
+        totals = torch.zeros(2, dtype=torch.float64, device=data.device)
+        for start in range(0, n, size):
+            batch = shuffled[start:start + size]
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._lr(steps)
+            output, quant_loss, _ = self.model(batch, use_sk=True)
+            loss, reconstruction = self.model.compute_loss(output, quant_loss, batch)
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm)
+            self.optimizer.step()
+            self.step += 1
+            totals += len(batch) * torch.stack([loss.detach(), reconstruction.detach()]).double()
+        mean_loss, mean_reconstruction = (totals / n).tolist()
+        if not math.isfinite(mean_loss):
+            raise InputError(f"the loss is {mean_loss} in epoch {self.epoch + 1}; "
+                             "a lower --lr or longer --warmup_epochs may help")
+        return mean_loss, mean_reconstruction
+
+    @torch.no_grad()
+    def _valid_epoch(self, data: torch.Tensor) -> float:
+        """Share of the items of data [n, in_dim] that get no SID of their own: 1 - distinct SIDs / items."""
+        self.model.eval()
+        codes = torch.cat([self.model.get_indices(part, use_sk=False) for part in data.split(self.settings.batch_size)])
+        return 1 - len(torch.unique(codes, dim=0)) / len(data)
+
+    def _save_checkpoint(self, name: str, loss: float, collision: float, full: bool) -> None:
+        """Write `name` in the checkpoint folder; `full` adds what is needed to continue the training."""
+        state: dict[str, Any] = {
+            "config": self.model.config, "state_dict": self.model.state_dict(), "epoch": self.epoch, "loss": loss,
+            "collision_rate": collision,
+        }
+        if full:
+            state |= {
+                "settings": asdict(self.settings), "optimizer": self.optimizer.state_dict(), "step": self.step,
+                "best_loss": self.best_loss, "best_collision": list(self.best_collision),
+                "order": self.order.get_state(), "random": torch.get_rng_state(),
+                "random_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            }
+        with atomic(self.folder / name) as temporary:
+            torch.save(state, temporary)
+
+    def _checkpoints(self) -> list[Path]:
+        """The continuable checkpoints, oldest first."""
+        paths = self.folder.glob("checkpoint_*.pth")
+        return sorted(path for path in paths if re.fullmatch(r"checkpoint_\d{8}\.pth", path.name))
+
+    def clear(self) -> None:
+        """Remove the checkpoints of an earlier training from the folder."""
+        for path in [*self._checkpoints(), self.folder / BEST_LOSS, self.folder / BEST_COLLISION]:
+            path.unlink(missing_ok=True)
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint of the same settings and model; False and a clean folder if none is."""
+        for path in reversed(self._checkpoints()):
+            state = load_checkpoint(path)
+            if state.get("settings") != asdict(self.settings) or state["config"] != self.model.config:
+                break
+            self.model.load_state_dict(state["state_dict"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.best_loss, self.best_collision = state["best_loss"], tuple(state["best_collision"])
+            self.order.set_state(state["order"])
+            torch.set_rng_state(state["random"])
+            if self.device.type == "cuda" and state["random_device"] is not None:
+                torch.cuda.set_rng_state(state["random_device"], self.device)
+            return True
+        self.clear()
+        return False
+
+    def fit(self, data: torch.Tensor) -> tuple[float, float]:
+        """Train on data [n, in_dim] (on the model's device) to the end; returns (best loss, best collision rate).
+
+        Every eval_step epochs, and after the last: collision rate, best models, checkpoint. Among equal collision rates
+        the lower loss is the better.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        progress = tqdm(
+            total=self.settings.epochs, initial=self.epoch, desc="rqvae", unit="epoch", mininterval=1.0,
+            disable=not cli.is_main_process(),
+        )
+        while self.epoch < self.settings.epochs:
+            loss, reconstruction = self._train_epoch(data)
+            self.epoch += 1
+            progress.update()
+            if self.epoch % self.settings.eval_step and self.epoch < self.settings.epochs:
+                continue
+            collision = self._valid_epoch(data)
+            progress.set_postfix_str(f"loss {loss:.5f}, reconstruction {reconstruction:.5f}, collision {collision:.4f}")
+            if loss < self.best_loss:
+                self.best_loss = loss
+                self._save_checkpoint(BEST_LOSS, loss, collision, full=False)
+            if (collision, loss) < self.best_collision:
+                self.best_collision = (collision, loss)
+                self._save_checkpoint(BEST_COLLISION, loss, collision, full=False)
+            self._save_checkpoint(f"checkpoint_{self.epoch:08d}.pth", loss, collision, full=True)
+            for path in self._checkpoints()[:-self.settings.save_limit]:
+                path.unlink()
+            if self.on_checkpoint:
+                self.on_checkpoint()
+        progress.close()
+        return self.best_loss, self.best_collision[0]

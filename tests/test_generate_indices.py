@@ -1,0 +1,180 @@
+"""Collision handling against plain twins, the no-shared-SID guarantee as a property, and the command."""
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fileio import InputError, read_json
+from rq import generate_indices
+from rq.collisions import (
+    colliding_rows, collision_rate, extra_level, relocate, sid_tokens, sinkhorn_repair,
+)
+from rq.models.rqvae import RQVAE
+from rq.text2emb.amazon_text2emb import save_embeddings, side_file
+
+
+@st.composite
+def tables(draw):
+    """(codes [n, levels], distances [n, K]): few codes, so that buckets and prefixes fill up; ties in the distances."""
+    levels, size, n = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 40))
+    random = np.random.default_rng(draw(st.integers(0, 2**31)))
+    codes = random.integers(size, size=(n, levels))
+    distances = torch.tensor(random.integers(6, size=(n, size)) / 5.0)
+    return codes, distances
+
+
+def lookup(distances):
+    return lambda rows: distances[torch.from_numpy(rows)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(tables())
+def test_collision_figures_equal_dictionary_counts(table):
+    codes, _ = table
+    counts = Counter(map(tuple, codes.tolist()))
+    assert collision_rate(codes) == 1 - len(counts) / len(codes)
+    assert colliding_rows(codes).tolist() == [i for i, row in enumerate(codes.tolist()) if counts[tuple(row)] > 1]
+
+
+@settings(deadline=None, max_examples=150)
+@given(tables(), st.integers(0, 3))
+def test_no_two_items_share_a_sid_after_deduplication(table, rounds):
+    codes, distances = table
+    original = codes.copy()
+    repaired, done = sinkhorn_repair(codes, lookup(distances), 0.01, 10, rounds)
+    moved_codes, moved = relocate(repaired, lookup(distances))
+    extra = extra_level(moved_codes)
+    sids = [tuple(tokens) for tokens in sid_tokens(moved_codes, extra)]
+    assert len(set(sids)) == len(sids)
+    beginnings = {sid[:length] for sid in sids for length in range(1, len(sid))}
+    assert not beginnings & set(sids)
+    assert np.array_equal(codes, original) and done <= rounds
+    assert np.array_equal(moved_codes[:, :-1], codes[:, :-1])
+    assert 0 <= moved_codes.min() and moved_codes[:, -1].max() < distances.shape[1]
+    changed = np.flatnonzero((moved_codes != repaired).any(1))
+    assert np.array_equal(changed, moved) and set(moved) <= set(colliding_rows(repaired))
+    # An extra token is the last resort: only where the prefix has no free code left.
+    for row in np.flatnonzero(extra >= 0):
+        same = (moved_codes[:, :-1] == moved_codes[row, :-1]).all(1)
+        assert len(set(moved_codes[same, -1])) == distances.shape[1]
+    again = relocate(repaired, lookup(distances))
+    assert np.array_equal(again[0], moved_codes)
+
+
+@settings(deadline=None, max_examples=60)
+@given(tables())
+def test_items_on_their_own_are_left_alone(table):
+    codes, distances = table
+    alone = np.setdiff1d(np.arange(len(codes)), colliding_rows(codes))
+    moved_codes, _ = relocate(codes, lookup(distances))
+    assert np.array_equal(moved_codes[alone], codes[alone]) and (extra_level(codes)[alone] == -1).all()
+
+
+def test_relocation_keeps_the_nearest_and_takes_the_nearest_free_code():
+    codes = np.array([[0, 1], [0, 1], [0, 1], [0, 2], [3, 1]])
+    distances = torch.tensor([
+        [9.0, 0.5, 1.0, 0.6], [9.0, 0.1, 1.0, 5.0], [2.0, 0.9, 1.0, 3.0], [0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0],
+    ])
+    moved_codes, moved = relocate(codes, lookup(distances))
+    assert moved_codes.tolist() == [[0, 3], [0, 1], [0, 0], [0, 2], [3, 1]] and moved.tolist() == [0, 2]
+
+
+def test_full_prefix_falls_back_to_an_extra_token_for_every_member():
+    codes = np.array([[0, 0]] * 4 + [[1, 0]])
+    moved_codes, _ = relocate(codes, lookup(torch.zeros(5, 2)))
+    extra = extra_level(moved_codes)
+    tokens = sid_tokens(moved_codes, extra)
+    assert sorted(len(row) for row in tokens) == [2, 2, 3, 3, 3]
+    assert tokens[4] == ["<a_1>", "<b_0>"]
+    assert sorted(row[2] for row in tokens if len(row) == 3) == ["<c_0>", "<c_1>", "<c_2>"]
+
+
+def test_sinkhorn_repair_tells_apart_what_it_can_and_stops_when_stuck():
+    random = np.random.default_rng(0)
+    distances = torch.tensor(random.random((12, 16)))
+    codes = np.zeros((12, 3), dtype=np.int64)
+    repaired, _ = sinkhorn_repair(codes, lookup(distances), 0.003, 100, 20)
+    assert collision_rate(repaired) < 0.2
+    same = torch.ones(5, 16) * torch.arange(16)
+    stuck, rounds = sinkhorn_repair(codes[:5], lookup(same), 0.003, 50, 20)
+    assert collision_rate(stuck) == 0.8 and rounds <= 2
+    assert sinkhorn_repair(np.arange(5)[:, None], lookup(same), 0.003, 50, 20)[1] == 0
+
+
+def test_tokens():
+    assert sid_tokens(np.array([[12, 7, 200]])) == [["<a_12>", "<b_7>", "<c_200>"]]
+    mixed = sid_tokens(np.array([[1, 2], [3, 4]]), np.array([-1, 5]))
+    assert mixed == [["<a_1>", "<b_2>"], ["<a_3>", "<b_4>", "<c_5>"]]
+    with pytest.raises(ValueError, match="26|a to z"):
+        sid_tokens(np.zeros((1, 27), dtype=int))
+
+
+def make(folder, n=50, dim=6, ids=None, copies=1):
+    random = np.random.default_rng(0)
+    array = np.repeat(random.standard_normal((n // copies, dim)), copies, axis=0).astype(np.float32)
+    data = folder / "toy.emb-x-td.npy"
+    save_embeddings(data, array, ids or [str(i) for i in range(len(array))], "x", ["title"])
+    torch.manual_seed(0)
+    model = RQVAE(dim, [4, 3, 8], e_dim=4, layers=[8], kmeans_init=True)
+    model.train()(torch.from_numpy(array))
+    torch.save({"config": model.config, "state_dict": model.state_dict()}, folder / "model.pth")
+    flags = {
+        "ckpt_path": str(folder / "model.pth"), "data_path": str(data), "output_file": str(folder / "toy.index.json"),
+        "device": "cpu",
+    }
+    return flags, model, array
+
+
+def test_command_without_repair_gives_the_models_own_codes(tmp_path):
+    flags, model, array = make(tmp_path)
+    generate_indices.main(**flags, dedup=False, repair_rounds=0, batch_size=7)
+    codes = model.eval().get_indices(torch.from_numpy(array), use_sk=False).numpy()
+    index = read_json(flags["output_file"])
+    assert list(index) == [str(i) for i in range(50)]
+    assert list(index.values()) == sid_tokens(codes)
+    results = json.loads((tmp_path / "toy.index.json.stage.json").read_text())["results"]
+    assert results["collision_rate_final"] == pytest.approx(collision_rate(codes), abs=1e-6)
+
+
+@pytest.mark.parametrize("copies", [1, 10])
+def test_command_with_dedup_gives_every_item_its_own_sid(tmp_path, capsys, copies):
+    flags, _, _ = make(tmp_path, copies=copies)
+    generate_indices.main(**flags)
+    index = read_json(flags["output_file"])
+    assert len({tuple(tokens) for tokens in index.values()}) == len(index) == 50
+    assert "collision_rate_final         0.0" in capsys.readouterr().out
+    first = (tmp_path / "toy.index.json").read_bytes()
+    generate_indices.main(**flags)
+    assert "already done" in capsys.readouterr().out
+    generate_indices.main(**flags, force=True)
+    assert (tmp_path / "toy.index.json").read_bytes() == first
+
+
+def test_rows_in_another_order_are_matched_by_id(tmp_path):
+    ids = [str(i) for i in range(50)]
+    flags, _, array = make(tmp_path, ids=ids)
+    generate_indices.main(**flags, dedup=False, repair_rounds=0)
+    straight = read_json(flags["output_file"])
+    order = np.random.default_rng(1).permutation(50)
+    save_embeddings(flags["data_path"], array[order], [ids[i] for i in order], "x", ["title"])
+    generate_indices.main(**flags, dedup=False, repair_rounds=0)
+    shuffled = read_json(flags["output_file"])
+    assert shuffled == straight and list(shuffled) == ids
+
+
+def test_wrong_inputs_stop(tmp_path):
+    flags, _, array = make(tmp_path)
+    with pytest.raises(InputError, match="--sk_epsilon"):
+        generate_indices.main(**flags, sk_epsilon=0.0)
+    with pytest.raises(InputError, match="none.pth"):
+        generate_indices.main(**{**flags, "ckpt_path": str(tmp_path / "none.pth")})
+    save_embeddings(flags["data_path"], array[:, :3], [str(i) for i in range(50)], "x", ["title"])
+    with pytest.raises(InputError, match="3 columns, but .* was trained on 6"):
+        generate_indices.main(**flags)
+    side_file(flags["data_path"]).unlink()
+    with pytest.raises(InputError, match="no such file"):
+        generate_indices.main(**flags)
