@@ -157,7 +157,7 @@ class Stage:
             say(f"[{name}] doing it again, changed: {what}")
         if self.resuming:
             self._seconds_before = before.get("seconds", 0.0)
-            say(f"[{name}] going on where an earlier run stopped")
+            say(f"[{name}] an earlier run was cut off; going on")
         say(f"[{name}] " + " ".join(f"{key}={value}" for key, value in self.settings.items()))
         self._write("running")
 

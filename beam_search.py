@@ -1,0 +1,270 @@
+"""Exact constrained beam search and sampling over a `SidTrie`, with every prompt prefilled once.
+
+All beams of a prompt are query tokens of the *same* row: a [n, 1, W, P + generated] mask lets each beam see the prompt and
+its own ancestors, so the KV cache is never copied, expanded or reordered. Candidates are the legal children only. The
+result equals Hugging Face `generate(num_beams=B)` with a prefix-constraining processor, the finished-beam pool and the
+length penalty included; a checkpoint's `generation_config` is never read.
+"""
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from LogitProcessor import SidTrie
+from prefix_tree import attention_mask_for, check_tree_attention
+
+NEGATIVE = float("-inf")
+
+
+@dataclass
+class Ranked:
+    """Sequences found per prompt.
+
+    Attributes:
+        sequence [n, B] int64: number of the sequence in the trie (`SidTrie.sequence_tokens`), -1 for an empty place.
+        score [n, B] float32: sum of full-vocabulary log-probabilities, end token included, divided by
+            length ** length_penalty; -inf for an empty place.
+    """
+
+    sequence: torch.Tensor
+    score: torch.Tensor
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values of one layer in a buffer with room for what will be generated: growing it copies nothing."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self._room, self._used = room, 0
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            rows, heads, length, width = key_states.shape
+            self._keys = key_states.new_empty(rows, heads, length + self._room, width)
+            self._values = value_states.new_empty(*value_states.shape[:2], length + self._room, value_states.shape[-1])
+        start, self._used = self._used, self._used + key_states.shape[-2]
+        self._keys[:, :, start : self._used] = key_states
+        self._values[:, :, start : self._used] = value_states
+        self.keys, self.values = self._keys[:, :, : self._used], self._values[:, :, : self._used]
+        return self.keys, self.values
+
+
+class _PromptRows:
+    """n prompts, left-padded and prefilled, to which generated tokens are appended as slots that see chosen others."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int):
+        if not len(prompts) or min(len(prompt) for prompt in prompts) == 0:
+            raise ValueError("every prompt needs at least one token")
+        self.model = model
+        device = model.device
+        length = max(len(prompt) for prompt in prompts)
+        tokens = torch.zeros(len(prompts), length, dtype=torch.long)
+        real = torch.zeros(len(prompts), length, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            tokens[row, length - len(prompt) :] = torch.as_tensor(prompt)
+            real[row, length - len(prompt) :] = True
+        self.lengths = real.sum(dim=1).to(device)
+        self._real = real.to(device)
+        self._cache = Cache(layers=[_RoomyLayer(room) for _ in range(model.config.get_text_config().num_hidden_layers)])
+        position = (real.cumsum(dim=1) - 1).clamp(min=0).to(device)
+        # A padding query sees only itself: a row without any visible key would be NaN under some kernels.
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        visible = causal & self._real[:, None, :] | torch.eye(length, dtype=torch.bool, device=device)
+        self.logits = self._forward(tokens.to(device), position, visible, logits_to_keep=1)
+
+    def _forward(self, tokens, position, visible, **arguments) -> torch.Tensor:
+        return self.model(
+            input_ids=tokens,
+            position_ids=position,
+            attention_mask=attention_mask_for(self.model, visible.unsqueeze(1)),
+            past_key_values=self._cache,
+            use_cache=True,
+            **arguments,
+        ).logits.float()
+
+    def extend(self, tokens: torch.Tensor, depth: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """Logits [n, Q, vocab] of Q new slots. depth [Q]: tokens generated before each; visible [n, Q, slots so far + Q]."""
+        prompt = self._real.unsqueeze(1).expand(-1, tokens.shape[1], -1)
+        return self._forward(tokens, self.lengths[:, None] + depth, torch.cat((prompt, visible), dim=-1))
+
+
+@contextmanager
+def _inference(model: PreTrainedModel, trie: SidTrie) -> Iterator[None]:
+    """Evaluation mode without gradients, restored afterwards; checks that model and trie belong together."""
+    check_tree_attention(model)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    if trie.max_token >= vocabulary:
+        raise ValueError(f"the trie holds token {trie.max_token}, but the model knows {vocabulary} tokens: another tokenizer?")
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+
+def beam_search(
+    model: PreTrainedModel,
+    trie: SidTrie,
+    prompts: Sequence[Sequence[int]],
+    num_beams: int,
+    length_penalty: float = 0.0,
+) -> Ranked:
+    """The `num_beams` best sequences of `trie` after each prompt, best first.
+
+    Args:
+        model: decoder-only HF model with full attention (sdpa or eager).
+        trie: legal sequences, end token included, on the model's device.
+        prompts: n token-id lists of any lengths.
+        num_beams: B; more than the legal continuations is fine and leaves empty places.
+        length_penalty: exponent p of the final score, sum / length ** p, as in HF.
+
+    Returns:
+        `Ranked` with [n, B] places.
+
+    Raises:
+        ValueError: an empty prompt, a model whose attention cannot follow a tree, a trie of another vocabulary, NaN logits.
+    """
+    with _inference(model, trie):
+        rows = _PromptRows(model, prompts, room=num_beams * trie.depth)
+        n, device = len(prompts), model.device
+        logits = rows.logits
+        nodes = torch.zeros(n, 1, dtype=torch.long, device=device)
+        score = torch.zeros(n, 1, device=device)
+        seen = torch.zeros(n, 1, 0, dtype=torch.bool, device=device)  # slots each running beam sees
+        done_score = torch.full((n, num_beams), NEGATIVE, device=device)
+        done_sequence = torch.full((n, num_beams), -1, dtype=torch.long, device=device)
+        open_row = torch.ones(n, 1, dtype=torch.bool, device=device)
+        broken = torch.zeros((), dtype=torch.bool, device=device)
+        tail = None  # log-probabilities [n, W, L] of forced tokens, once every running beam has one way left
+
+        for step in range(trie.depth):
+            # Phase 1: score the legal children of every running beam.
+            width = 1 if tail is not None else trie.fanout[step]
+            child, legal = trie.children(nodes, width)
+            if tail is None:
+                normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
+                broken |= torch.isnan(normaliser).any()
+                gain = logits.gather(-1, trie.token[child].clamp(min=0)) - normaliser
+            else:
+                gain, tail = tail[:, :, :1], tail[:, :, 1:]
+            total = (score.unsqueeze(-1) + gain).masked_fill(~legal, NEGATIVE).flatten(1)
+            best, index = total.topk(min(2 * num_beams, total.shape[1]), dim=1)
+            reached = child.flatten(1).gather(1, index)
+            ends = (trie.sequence[reached] >= 0) & (best > NEGATIVE)
+
+            # Phase 2: among the best B candidates, those that end join the pool of finished sequences.
+            in_reach = torch.arange(best.shape[1], device=device) < num_beams
+            finished = (best / (step + 1) ** length_penalty).masked_fill(~(ends & in_reach & open_row), NEGATIVE)
+            done_score, order = torch.cat((done_score, finished), dim=1).topk(num_beams, dim=1)
+            done_sequence = torch.cat((done_sequence, trie.sequence[reached]), dim=1).gather(1, order)
+            if step + 1 == trie.depth:
+                break
+
+            # Phase 3: the best B of the others run on.
+            running = best.masked_fill(ends, NEGATIVE)
+            score, order = running.topk(min(num_beams, running.shape[1]), dim=1)
+            index, nodes = index.gather(1, order), reached.gather(1, order)
+            parent = index // width
+            # As in HF, a row is closed once its pool is full and no running beam promises a better score.
+            full = (done_score > NEGATIVE).all(dim=1, keepdim=True)
+            promise = score[:, :1] / (step + 1) ** length_penalty
+            open_row = open_row & ~(full & (promise <= done_score[:, -1:]))
+            if tail is not None:
+                tail = tail.gather(1, parent.unsqueeze(-1).expand(-1, -1, tail.shape[-1]))
+                continue
+            seen = seen.gather(1, parent.unsqueeze(-1).expand(-1, -1, seen.shape[-1]))
+
+            # Phase 4: feed the new tokens; once every beam has a single way left, all forced tokens go in one pass.
+            alive = score > NEGATIVE
+            forced = trie.forced[nodes].masked_fill(~alive, 0)
+            longest = int(forced.max()) if bool((forced >= 0).all()) else 0
+            if longest >= 2:
+                tail = _score_forced(rows, trie, nodes, seen, step + 1, longest)
+            else:
+                beams = nodes.shape[1]
+                own = torch.eye(beams, dtype=torch.bool, device=device).expand(n, -1, -1)
+                seen = torch.cat((seen, own), dim=-1)
+                logits = rows.extend(trie.token[nodes].clamp(min=0), torch.full((beams,), step, device=device), seen)
+
+        if bool(broken):
+            raise ValueError("the model's logits are NaN: its weights are broken or the numbers overflow in this precision")
+        return Ranked(done_sequence.masked_fill(done_score == NEGATIVE, -1), done_score)
+
+
+def _score_forced(
+    rows: _PromptRows, trie: SidTrie, nodes: torch.Tensor, seen: torch.Tensor, depth: int, longest: int
+) -> torch.Tensor:
+    """Log-probabilities [n, W, longest] of the tokens that must follow `nodes` [n, W] (at `depth`), in one pass."""
+    n, beams = nodes.shape
+    device = nodes.device
+    chain = [nodes]
+    for _ in range(longest):
+        below = trie.first_child[chain[-1]]
+        more = trie.first_child[chain[-1] + 1] > below
+        chain.append(torch.where(more, below, chain[-1]))
+    chain = torch.stack(chain, dim=-1)  # [n, W, longest + 1]
+    tokens = trie.token[chain].clamp(min=0)
+    slot = torch.arange(beams * longest, device=device)
+    own = (slot[:, None] // longest == slot[None, :] // longest) & (slot[None, :] <= slot[:, None])
+    visible = torch.cat((seen.repeat_interleave(longest, dim=1), own.expand(n, -1, -1)), dim=-1)
+    logits = rows.extend(tokens[:, :, :-1].flatten(1), depth - 1 + slot % longest, visible).view(n, beams, longest, -1)
+    return logits.gather(-1, tokens[:, :, 1:].unsqueeze(-1)).squeeze(-1) - torch.logsumexp(logits, dim=-1)
+
+
+def sample(
+    model: PreTrainedModel,
+    trie: SidTrie,
+    prompts: Sequence[Sequence[int]],
+    num_samples: int,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Ranked:
+    """`num_samples` independent draws per prompt from the model's distribution restricted to the trie.
+
+    Each token is drawn from softmax(logits / temperature) renormalised over the legal children. The samples of a prompt
+    share its prefill, as beams do.
+
+    Returns:
+        `Ranked` [n, num_samples] in order of drawing; `score` is the full-vocabulary log-probability at temperature 1.
+
+    Raises:
+        ValueError: as `beam_search`, or a temperature that is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    with _inference(model, trie):
+        rows = _PromptRows(model, prompts, room=num_samples * trie.depth)
+        n, device = len(prompts), model.device
+        nodes = torch.zeros(n, num_samples, dtype=torch.long, device=device)
+        score = torch.zeros(n, num_samples, device=device)
+        finished = torch.zeros(n, num_samples, dtype=torch.bool, device=device)
+        own = torch.eye(num_samples, dtype=torch.bool, device=device).expand(n, -1, -1)
+        seen = own[:, :, :0]
+        logits = rows.logits.expand(-1, num_samples, -1)
+        for step in range(trie.depth):
+            child, legal = trie.children(nodes, trie.fanout[step])
+            normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
+            gain = logits.gather(-1, trie.token[child].clamp(min=0)) - normaliser
+            if bool(torch.isnan(gain).any()):
+                raise ValueError("the model's logits are NaN: its weights are broken or the numbers overflow in this precision")
+            # A finished sample has no children; a uniform row keeps the draw defined and is discarded below.
+            weight = torch.softmax((gain / temperature).masked_fill(~legal, NEGATIVE), dim=-1).nan_to_num(1.0)
+            drawn = torch.multinomial(weight.flatten(0, 1), 1, generator=generator).view(n, num_samples, 1)
+            score = torch.where(finished, score, score + gain.gather(-1, drawn).squeeze(-1))
+            nodes = torch.where(finished, nodes, child.gather(-1, drawn).squeeze(-1))
+            finished = trie.sequence[nodes] >= 0
+            if step + 1 == trie.depth or bool(finished.all()):
+                break
+            seen = torch.cat((seen, own), dim=-1)
+            depth = torch.full((num_samples,), step, device=device)
+            logits = rows.extend(trie.token[nodes].clamp(min=0), depth, seen)
+        return Ranked(trie.sequence[nodes], score)

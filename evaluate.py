@@ -1,0 +1,134 @@
+"""Evaluation: exact constrained beam search over the catalogue, then HR@K and NDCG@K at SID and item level.
+
+    python evaluate.py --base_model output/sft/final_checkpoint --train_file ... --info_file ... --test_data_path ... \
+        --result_json_data output/sft/test.json
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, set_seed
+
+import cli
+from beam_search import beam_search
+from data import Catalogue, Encoder, EvalSidDataset, Example, checkpoint_prompts, read_info, read_rows
+from fileio import InputError, write_json
+from LogitProcessor import SidTrie
+from metrics import popularity, score_predictions, table
+from model_io import device_of_this_process, load_model
+
+
+def rank_sids(
+    model: PreTrainedModel,
+    trie: SidTrie,
+    sid_of_sequence: list[str],
+    examples: list[Example],
+    num_beams: int,
+    batch_size: int,
+    length_penalty: float = 0.0,
+    progress: bool = True,
+) -> list[list[str]]:
+    """The best SIDs of every example, best first, in the order of `examples`. Batches hold prompts of similar length."""
+    order = sorted(range(len(examples)), key=lambda place: len(examples[place].prompt_ids))
+    ranked: list[list[str]] = [[] for _ in examples]
+    bar = tqdm(total=len(examples), unit="row", disable=not (progress and cli.is_main_process()), mininterval=2.0)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        found = beam_search(model, trie, [examples[place].prompt_ids for place in places], num_beams, length_penalty)
+        for place, sequences in zip(places, found.sequence.tolist()):
+            ranked[place] = [sid_of_sequence[number] for number in sequences if number >= 0]
+        bar.update(len(places))
+    bar.close()
+    return ranked
+
+
+def build_trie(catalogue: Catalogue, encoder: Encoder, device: torch.device | str) -> tuple[SidTrie, list[str]]:
+    """(trie over the catalogue's SIDs with their end token, SID text of every sequence number).
+
+    The texts are decoded from the tokens the trie holds, so that what is reported is what was searched.
+    """
+    trie = SidTrie(encoder.sid_ids(catalogue.sids), device)
+    lengths = trie.sequence_length.tolist()
+    texts = [
+        "".join(encoder.tokenizer.convert_ids_to_tokens(tokens[: length - len(encoder.end)]))
+        for tokens, length in zip(trie.sequence_tokens.tolist(), lengths)
+    ]
+    return trie, texts
+
+
+def evaluate(
+    base_model: str,
+    train_file: str,
+    info_file: str,
+    test_data_path: str,
+    result_json_data: str,
+    batch_size: int = 32,
+    num_beams: int = 50,
+    K: int = 50,
+    length_penalty: float = 0.0,
+    cutoff_len: int = 512,
+    prompts: str | None = None,
+    shared_sids: bool = False,
+    sample: int = -1,
+    seed: int = 42,
+    force: bool = False,
+) -> None:
+    """Rank the catalogue for every test row and measure.
+
+    Args:
+        base_model: checkpoint of sft.py or rl.py.
+        train_file: CSV of the train split; its target counts order the items that share a SID.
+        info_file: the catalogue. shared_sids: accept items that share a SID there.
+        result_json_data: the predictions are written there, the metrics beside it (NAME.metrics.json).
+        batch_size: prompts per forward pass. num_beams: beams of the search. K: length of the lists, at most num_beams.
+        prompts: another prompt set than the checkpoint's own.
+        sample: evaluate that many random rows (-1: all), for a quick look.
+    """
+    if K > num_beams:
+        raise InputError(f"--K {K}: cannot exceed --num_beams {num_beams}")
+    output = Path(result_json_data)
+    metrics_file = output.with_name(f"{output.stem}.metrics.json")
+    settings = {key: value for key, value in locals().items() if key in evaluate.__annotations__ and key != "force"}
+    inputs = [train_file, info_file, test_data_path] + ([base_model] if Path(base_model).exists() else [])
+    record = output.with_name(f"{output.stem}.stage.json")
+    stage = cli.Stage("evaluate", settings, inputs, [output, metrics_file], record, force)
+    if stage.finished:
+        return
+
+    catalogue = read_info(info_file, shared_sids)
+    counts = popularity(row.item_id for row in read_rows(train_file, "train_file"))
+    rows = read_rows(test_data_path, "test_data_path")
+    known = dict(zip(catalogue.item_ids, catalogue.sids))
+    for number, row in enumerate(rows, 1):
+        if known.get(row.item_id) != row.sid:
+            raise InputError(f"{test_data_path}, row {number}: item {row.item_id} with SID {row.sid} is not in {info_file}")
+    if 0 <= sample < len(rows):
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:sample].sort().values.tolist()
+        rows = [rows[place] for place in chosen]
+
+    set_seed(seed)
+    model, tokenizer = load_model(base_model, "base_model")
+    encoder = Encoder(tokenizer, checkpoint_prompts(base_model, prompts))
+    device = device_of_this_process()
+    trie, sid_of_sequence = build_trie(catalogue, encoder, device)
+    model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+    examples = EvalSidDataset(rows, encoder, cutoff_len).examples
+    ranked = rank_sids(model, trie, sid_of_sequence, examples, num_beams, batch_size, length_penalty)
+
+    predictions = [
+        {"user_id": row.user_id, "item_id": row.item_id, "input": example.prompt, "output": row.sid, "predict": best[:K]}
+        for row, example, best in zip(rows, examples, ranked)
+    ]
+    results = score_predictions(predictions, catalogue.sids, catalogue.item_ids, counts, K)
+    write_json(output, predictions, indent=None)
+    write_json(metrics_file, results)
+    cli.say(table({base_model: results}))
+    if results["items_sharing_a_sid"]:
+        cli.say(f"{results['items_sharing_a_sid']} items share a SID; at item level the most popular of them comes first")
+    stage.done(rows=len(rows), illegal=results["illegal"], short_lists=results["short_lists"])
+
+
+if __name__ == "__main__":
+    cli.run(evaluate)

@@ -1,0 +1,184 @@
+"""Many sequences as one row: every distinct prefix is computed once, with exactly the logits of the separate sequences.
+
+The tokens of a prefix tree stand in depth-first order in one row; `position_ids` is the depth of a token in its sequence,
+and `end[k]` is the index after the subtree of node k. Query q sees key k iff k <= q < end[k]: its own ancestors and itself.
+Causal attention makes a token's hidden state a function of its prefix alone, so nothing else changes.
+"""
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Iterator, Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from LogitProcessor import pad_sequences, sort_and_compare
+
+
+@dataclass
+class PrefixTree:
+    """The tree of N sequences with L distinct prefixes, in depth-first order.
+
+    Attributes:
+        tokens [L]: token ids. depth [L]: position of each token in its sequence. end [L]: index after each subtree.
+        node [N, longest]: the node of every token of every sequence, in the order given; -1 past a sequence's end.
+    """
+
+    tokens: np.ndarray
+    depth: np.ndarray
+    end: np.ndarray
+    node: np.ndarray
+
+
+def build_prefix_tree(sequences: Sequence[Sequence[int]]) -> PrefixTree:
+    """Merge token sequences into their prefix tree. Sorting them *is* the depth-first order; no Python per token."""
+    matrix, lengths = pad_sequences(sequences)
+    rows, width = matrix.shape
+    order, lcp = sort_and_compare(matrix)
+    column = np.arange(width)
+    is_new = (column >= lcp[:, None]) & (column < lengths[order][:, None])
+    # Row-major numbering of the new cells is depth-first order; an inherited cell has the last number above it.
+    number = np.where(is_new, np.cumsum(is_new).reshape(rows, width) - 1, -1)
+    inherited = np.maximum.accumulate(number, axis=0)
+    node = np.empty((rows, width), dtype=np.int64)
+    node[order] = np.where(column < lengths[order][:, None], inherited, -1)
+    # A subtree in column j ends at the first later row that shares at most j columns with the row before it.
+    row_start = np.concatenate(([0], np.cumsum(is_new.sum(axis=1))))
+    breaks = np.where(lcp[:, None] <= column, np.arange(rows)[:, None], rows)
+    next_break = np.full((rows + 1, width), rows)
+    next_break[:-1] = np.minimum.accumulate(breaks[::-1], axis=0)[::-1]
+    new_row, new_column = np.nonzero(is_new)
+    return PrefixTree(
+        tokens=matrix[order][new_row, new_column],
+        depth=new_column,
+        end=row_start[next_break[new_row + 1, new_column]],
+        node=node,
+    )
+
+
+def tree_mask(end: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Attention mask [n, 1, L, L] from `end` [n, L]: bool, or additive in `dtype` if one is given."""
+    index = torch.arange(end.shape[1], device=end.device)
+    query, key = index[:, None], index[None, :]
+    visible = ((key <= query) & (query < end[:, None, :])).unsqueeze(1)
+    return visible if dtype is None else additive(visible, dtype)
+
+
+def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where `visible`, the lowest number of `dtype` elsewhere."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def attention_mask_for(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor:
+    """`visible` (bool, 4-D) in the form the model's attention reads: sdpa takes bool, eager is only right with floats."""
+    return visible if model.config._attn_implementation == "sdpa" else additive(visible, model.dtype)
+
+
+def check_tree_attention(model: PreTrainedModel) -> None:
+    """Stop if the model's attention cannot follow a prefix tree.
+
+    Raises:
+        ValueError: sliding-window or linear attention layers, or an attention kernel without 4-D masks.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if kinds != {"full_attention"} or (window is not None and not getattr(config, "layer_types", None)):
+        raise ValueError(
+            f"{config.model_type}: its layers use {', '.join(sorted(kinds - {'full_attention'})) or 'sliding-window attention'}; "
+            "prefix trees need full attention in every layer"
+        )
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(f"attention {model.config._attn_implementation!r} takes no 4-D mask: load the model with sdpa")
+
+
+@contextmanager
+def logits_only_at(model: torch.nn.Module, flat_nodes: torch.Tensor) -> Iterator[None]:
+    """Inside, a forward pass returns logits [K, vocab] of the hidden states at `flat_nodes` [K] (row * L + node) only.
+
+    A hook on the output layer keeps the call through the model's own forward, so that wrappers (DDP, PEFT, autocast) work.
+    """
+    head = getattr(model, "module", model).get_output_embeddings()
+
+    def select(_module, arguments):
+        hidden = arguments[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[flat_nodes],)
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass
+class TreeBatch:
+    """Several prefix trees side by side, padded to one length L, with what they are to predict.
+
+    A node can predict several next tokens (two sequences, same prefix), so labels are triples (node, token, weight).
+
+    Attributes:
+        input_ids, position_ids, end [n, L].
+        label_node, label_token [K] int64 (node is row * L + index), label_weight [K] float32.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    end: torch.Tensor
+    label_node: torch.Tensor
+    label_token: torch.Tensor
+    label_weight: torch.Tensor
+
+    def to(self, device: str | torch.device) -> "TreeBatch":
+        return TreeBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], pad_token_id: int) -> TreeBatch:
+    """One tree per group of (prompt, target) rows; every target token is a label at the node before it.
+
+    Labels keep the order of the rows: group by group, row by row, token by token, so that a caller who needs per-row
+    log-probabilities can split them by the target lengths. A target's last token is a label only, never a node.
+
+    Raises:
+        ValueError: an empty prompt or target (nothing would predict, or be predicted).
+    """
+    trees = []
+    for rows in groups:
+        for prompt, target in rows:
+            if not len(prompt) or not len(target):
+                raise ValueError("every row needs a prompt of at least one token and a target of at least one token")
+        trees.append(build_prefix_tree([[*prompt, *target[:-1]] for prompt, target in rows]))
+    length = max(len(tree.tokens) for tree in trees)
+    input_ids = np.full((len(trees), length), pad_token_id, dtype=np.int64)
+    position_ids = np.zeros((len(trees), length), dtype=np.int64)
+    end = np.tile(np.arange(1, length + 1), (len(trees), 1))  # a padding node sees only itself
+    label_node, label_token = [], []
+    for index, (tree, rows) in enumerate(zip(trees, groups)):
+        size = len(tree.tokens)
+        input_ids[index, :size], position_ids[index, :size], end[index, :size] = tree.tokens, tree.depth, tree.end
+        for row, (prompt, target) in enumerate(rows):
+            label_node.append(index * length + tree.node[row, len(prompt) - 1 : len(prompt) - 1 + len(target)])
+            label_token.append(np.asarray(target))
+    nodes = torch.from_numpy(np.concatenate(label_node))
+    return TreeBatch(
+        torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(end),
+        nodes, torch.from_numpy(np.concatenate(label_token)), torch.ones(len(nodes)),
+    )
+
+
+def tree_log_probs(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
+    """Log-probability [K] (float32, full vocabulary) of every label of `batch` under `model`, differentiable."""
+    inner = getattr(model, "module", model)
+    # Rows often share a label node; its logits are computed once.
+    nodes, where = torch.unique(batch.label_node, return_inverse=True)
+    with logits_only_at(model, nodes):
+        logits = model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=attention_mask_for(inner, tree_mask(batch.end)),
+            use_cache=False,
+        ).logits.float()
+    normaliser = torch.logsumexp(logits, dim=-1)
+    return logits[where, batch.label_token] - normaliser[where]

@@ -1,0 +1,230 @@
+"""Reinforcement learning: GRPO on top of an SFT checkpoint, with rollouts that are items of the catalogue by construction.
+
+    python rl.py --model_path output/sft/final_checkpoint --train_file ... --eval_file ... --info_file ... --output_dir output/rl
+"""
+from __future__ import annotations
+
+import copy
+import os
+import random
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+from trl import GRPOConfig
+
+import cli
+from data import (
+    Encoder,
+    EvalSidDataset,
+    RLSeqTitle2SidDataset,
+    RLTitle2SidDataset,
+    SidDataset,
+    checkpoint_prompts,
+    read_info,
+    read_rows,
+)
+from evaluate import build_trie, rank_sids
+from fileio import InputError
+from metrics import hit_ratio, ndcg, rank_of
+from minionerec_trainer import GroupTrainer
+from model_io import last_checkpoint, load_model, save_checkpoint_folder
+from rewards import REWARDS
+
+TASKS = ("next_sid", "title_history2sid", "title2sid")
+
+
+def rl(
+    model_path: str,
+    train_file: str,
+    eval_file: str,
+    info_file: str,
+    output_dir: str,
+    reward_type: str = "ranking",
+    num_generations: int = 16,
+    train_batch_size: int = 64,
+    gradient_accumulation_steps: int = 1,
+    num_train_epochs: float = 2.0,
+    max_steps: int = -1,
+    learning_rate: float = 1e-5,
+    warmup_ratio: float = 0.03,
+    max_grad_norm: float = 0.3,
+    beta: float = 1e-3,
+    beam_search: bool = True,
+    temperature: float = 1.0,
+    add_gt: bool = False,
+    mask_all_zero: bool = False,
+    sync_ref_model: bool = False,
+    test_during_training: bool = True,
+    test_beam: int = 20,
+    eval_step: float = 0.2,
+    eval_sample: int = 1000,
+    eval_batch_size: int = 640,
+    sample_train: int = -1,
+    tasks: list[str] | None = None,
+    prompts: str | None = None,
+    cutoff_len: int = 512,
+    shared_sids: bool = False,
+    gradient_checkpointing: bool = False,
+    seed: int = 42,
+    resume_from_checkpoint: str | None = None,
+    wandb_project: str | None = None,
+    wandb_run_name: str | None = None,
+    force: bool = False,
+) -> None:
+    """GRPO from an SFT checkpoint.
+
+    Args:
+        model_path: checkpoint of sft.py. train_file, eval_file: CSV splits. info_file: the catalogue.
+        reward_type: rule, ranking (rule + rank penalty) or ranking_only.
+        num_generations: completions per prompt. train_batch_size, eval_batch_size: completions per device and pass.
+        max_steps: stop after that many optimizer steps; -1 goes by num_train_epochs.
+        beam_search: rollouts are the best num_generations items; False samples them at `temperature`.
+        add_gt: put the target into groups that lack it. mask_all_zero: leave groups of equal rewards out.
+        sync_ref_model: let the KL reference follow the policy slowly.
+        test_during_training: measure validation HR@10 and NDCG@10 at every eval_step (below 1: share of the run) on
+            eval_sample rows with test_beam beams; final_checkpoint is then the best of them by HR@10, the start included.
+        sample_train: use that many random train rows; -1 is all.
+        tasks: of next_sid, title_history2sid, title2sid; default next_sid, plus the others with a worded prompt set.
+        shared_sids: accept an info file in which items share a SID.
+    """
+    if reward_type not in REWARDS:
+        raise InputError(f"--reward_type {reward_type}: expected one of {', '.join(REWARDS)}")
+    if num_generations < 2:
+        raise InputError(f"--num_generations {num_generations}: a group needs at least 2 completions")
+    if train_batch_size % num_generations or train_batch_size < num_generations:
+        raise InputError(f"--train_batch_size {train_batch_size}: must be a multiple of num_generations {num_generations}")
+    if eval_batch_size < test_beam:
+        raise InputError(f"--eval_batch_size {eval_batch_size}: must hold at least test_beam {test_beam} completions")
+    if temperature <= 0:
+        raise InputError(f"--temperature {temperature}: must be positive")
+    settings = {key: value for key, value in locals().items() if key in rl.__annotations__ and key != "force"}
+    inputs = [train_file, eval_file, info_file] + ([model_path] if Path(model_path).exists() else [])
+    final = Path(output_dir) / "final_checkpoint"
+    with PartialState().main_process_first():
+        stage = cli.Stage("rl", settings, inputs, [final], Path(output_dir) / "rl.stage.json", force)
+    if stage.finished:
+        return
+
+    # Phase 1: data, model, catalogue; everything that can be wrong is found here.
+    generator = random.Random(seed)
+    catalogue = read_info(info_file, shared_sids)
+    known = set(catalogue.sids)
+    splits = []
+    for path, flag, count in ((train_file, "train_file", sample_train), (eval_file, "eval_file", eval_sample)):
+        rows = read_rows(path, flag)
+        for number, row in enumerate(rows, 1):
+            if row.sid not in known:
+                raise InputError(f"{path}, row {number}: SID {row.sid} is not in {info_file}")
+        splits.append([rows[i] for i in sorted(generator.sample(range(len(rows)), count))] if 0 <= count < len(rows) else rows)
+    prompt_set = checkpoint_prompts(model_path, prompts)
+    tasks = list(tasks or [task for task in TASKS if task in prompt_set.templates])
+    for task in tasks:
+        if task not in TASKS:
+            raise InputError(f"--tasks: unknown task {task!r}; known: {', '.join(TASKS)}")
+    set_seed(seed)
+    model, tokenizer = load_model(model_path, "model_path")
+    encoder = Encoder(tokenizer, prompt_set)
+    makers = {
+        "next_sid": lambda: SidDataset(splits[0], encoder, cutoff_len),
+        "title_history2sid": lambda: RLSeqTitle2SidDataset(splits[0], encoder, cutoff_len),
+        "title2sid": lambda: RLTitle2SidDataset(catalogue, encoder, cutoff_len),
+    }
+    train_set = torch.utils.data.ConcatDataset([makers[task]() for task in tasks])
+    validation = EvalSidDataset(splits[1], encoder, cutoff_len).examples
+    device = PartialState().device
+    trie, sid_of_sequence = build_trie(catalogue, encoder, device)
+    model.to(device)
+
+    def validate() -> dict[str, float]:
+        with trainer.compute_loss_context_manager():
+            ranked = rank_sids(
+                trainer.accelerator.unwrap_model(trainer.model), trie, sid_of_sequence, validation,
+                test_beam, max(1, eval_batch_size // test_beam), progress=False,
+            )
+        ranks = [rank_of(example.sid, best) for example, best in zip(validation, ranked)]
+        return {"HR@10": hit_ratio(ranks, 10), "NDCG@10": ndcg(ranks, 10)}
+
+    # Phase 2: train.
+    reference = None
+    if beta:
+        reference = copy.deepcopy(model).eval().requires_grad_(False)
+    if not stage.resuming and not resume_from_checkpoint and cli.is_main_process():
+        for stale in Path(output_dir).glob("checkpoint-*"):
+            shutil.rmtree(stale)
+    if wandb_project:
+        os.environ["WANDB_PROJECT"] = wandb_project
+    world = PartialState().num_processes
+    per_step = train_batch_size // num_generations * gradient_accumulation_steps * world
+    steps = max_steps if max_steps > 0 else max(1, round(num_train_epochs * len(train_set) / per_step))
+    interval = max(1, round(eval_step * steps) if eval_step < 1 else int(eval_step))
+    cli.say(f"[rl] {len(train_set):,} prompts, about {steps:,} steps of {per_step} prompts x {num_generations} completions")
+    trainer = GroupTrainer(
+        model=model,
+        reference=reference,
+        train_dataset=train_set,
+        trie=trie,
+        sid_of_sequence=sid_of_sequence,
+        reward=REWARDS[reward_type],
+        pad_token_id=encoder.pad_token_id,
+        beam_rollouts=beam_search,
+        add_gt=add_gt,
+        mask_all_zero=mask_all_zero,
+        validate=validate if test_during_training else None,
+        args=GRPOConfig(
+            output_dir=output_dir,
+            per_device_train_batch_size=train_batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            num_generations=num_generations,
+            temperature=temperature,
+            beta=beta,
+            sync_ref_model=sync_ref_model,
+            num_train_epochs=num_train_epochs,
+            max_steps=max_steps,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=round(warmup_ratio * steps),
+            max_grad_norm=max_grad_norm,
+            gradient_checkpointing=gradient_checkpointing,
+            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            eval_strategy="steps" if test_during_training else "no",
+            eval_steps=interval,
+            eval_on_start=False,
+            per_device_eval_batch_size=num_generations,
+            save_strategy="steps",
+            save_steps=interval,
+            save_total_limit=1,
+            load_best_model_at_end=test_during_training,
+            metric_for_best_model="HR@10" if test_during_training else None,
+            greater_is_better=True if test_during_training else None,
+            logging_steps=max(1, steps // 20),
+            seed=seed,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            report_to="wandb" if wandb_project else "none",
+            run_name=wandb_run_name,
+        ),
+    )
+    start = validate() if test_during_training else {}
+    if start:
+        cli.say(f"[rl] validation before the first step: " + ", ".join(f"{name} {value:.4f}" for name, value in start.items()))
+    trainer.train(resume_from_checkpoint=resume_from_checkpoint or (last_checkpoint(output_dir) if stage.resuming else None))
+
+    # Phase 3: keep the best validated weights, the start included.
+    results = {"steps": trainer.state.global_step}
+    if start:
+        best = trainer.state.best_metric
+        results |= {"validation HR@10 at start": round(start["HR@10"], 4), "validation HR@10 best": round(best, 4)}
+        if best is None or best < start["HR@10"]:
+            cli.say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
+            model.load_state_dict(load_model(model_path, "model_path")[0].state_dict())
+    if trainer.is_world_process_zero():
+        save_checkpoint_folder(model, tokenizer, prompt_set, final)
+    trainer.accelerator.wait_for_everyone()
+    stage.done(**results)
+
+
+if __name__ == "__main__":
+    cli.run(rl)

@@ -1,0 +1,210 @@
+import random
+from collections import Counter
+
+import pytest
+import torch
+from tiny import END, PrefixDictionary, hf_beam_search, random_catalogue, random_prompts, tiny_model
+
+import beam_search as module
+from beam_search import beam_search, sample
+from LogitProcessor import SidTrie
+
+
+def as_lists(trie, ranked):
+    return [
+        [
+            (trie.sequence_tokens[number][: trie.sequence_length[number]].tolist(), score)
+            for number, score in zip(sequences, scores)
+            if number >= 0
+        ]
+        for sequences, scores in zip(ranked.sequence.tolist(), ranked.score.tolist())
+    ]
+
+
+def assert_equal_to_hf(model, sequences, prompts, num_beams, length_penalty=0.0):
+    trie = SidTrie(sequences)
+    mine = as_lists(trie, beam_search(model, trie, prompts, num_beams, length_penalty))
+    textbook = hf_beam_search(model, sequences, prompts, num_beams, length_penalty)
+    for ours, theirs in zip(mine, textbook, strict=True):
+        assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in theirs]
+        assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=1e-4)
+    return mine
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_hf_generate(kind, seed):
+    """Random catalogues of depth 2-5, mixed depths, shared prefixes, prompts of different length, length penalties."""
+    rng = random.Random(f"{kind}{seed}")
+    vocab_size = rng.choice([40, 150])
+    sequences = random_catalogue(
+        rng, rng.choice([1, 3, 60, 700]), rng.randint(2, 5), rng.choice([2, 6, 30]), vocab_size, mixed=seed % 2 == 0
+    )
+    assert_equal_to_hf(
+        tiny_model(kind, vocab_size, seed), sequences, random_prompts(rng, rng.randint(1, 5), vocab_size),
+        rng.choice([2, 5, 16, 50]), rng.choice([0.0, 0.0, 1.0, -0.5]),
+    )
+
+
+def test_equals_hf_on_a_large_catalogue():
+    rng = random.Random(9)
+    sequences = random_catalogue(rng, 5000, 3, 200, 260, mixed=False)
+    assert_equal_to_hf(tiny_model("qwen3", 260), sequences, random_prompts(rng, 3, 260, 60), 50)
+
+
+def test_eager_attention_gives_the_same():
+    """DESIGN: eager with a bool mask is silently wrong, so it must get floats."""
+    rng = random.Random(2)
+    sequences, prompts = random_catalogue(rng, 80, 3, 8, 40, True), random_prompts(rng, 4, 40)
+    model = tiny_model("llama", 40)
+    trie = SidTrie(sequences)
+    expected = beam_search(model, trie, prompts, 10)
+    model.set_attn_implementation("eager")
+    found = beam_search(model, trie, prompts, 10)
+    assert torch.equal(found.sequence, expected.sequence)
+    torch.testing.assert_close(found.score, expected.score, atol=1e-4, rtol=0)
+
+
+def test_one_item_and_more_beams_than_items():
+    model = tiny_model("llama", 20)
+    trie = SidTrie([[5, 6, END]])
+    ranked = beam_search(model, trie, [[3], [4, 5, 6]], 50)
+    assert ranked.sequence[:, 0].tolist() == [0, 0] and (ranked.sequence[:, 1:] == -1).all()
+    assert torch.isfinite(ranked.score[:, 0]).all() and torch.isinf(ranked.score[:, 1:]).all()
+
+
+def test_one_beam_is_the_greedy_path():
+    rng = random.Random(5)
+    model = tiny_model("qwen3", 40)
+    sequences, prompts = random_catalogue(rng, 100, 4, 10, 40, False), random_prompts(rng, 6, 40)
+    trie = SidTrie(sequences)
+    allowed = PrefixDictionary(sequences, 0).allowed
+    for prompt, found in zip(prompts, as_lists(trie, beam_search(model, trie, prompts, 1))):
+        path = []
+        while tuple(path) in allowed:
+            logits = model(torch.tensor([prompt + path])).logits[0, -1]
+            path.append(max(sorted(allowed[tuple(path)]), key=lambda token: logits[token].item()))
+        assert [tokens for tokens, _ in found] == [path]
+
+
+def test_exhaustive_beams_rank_the_whole_catalogue():
+    """With as many beams as items the list is the catalogue ordered by the exact sequence log-probability."""
+    rng = random.Random(11)
+    model = tiny_model("qwen2", 40)
+    sequences, prompts = random_catalogue(rng, 50, 3, 8, 40, True), random_prompts(rng, 3, 40)
+    trie = SidTrie(sequences)
+    for prompt, found in zip(prompts, as_lists(trie, beam_search(model, trie, prompts, 60))):
+        exact = []
+        for sequence in sequences:
+            log_probs = model(torch.tensor([prompt + sequence])).logits[0].log_softmax(-1)
+            exact.append((sequence, sum(log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(sequence))))
+        exact.sort(key=lambda pair: -pair[1])
+        assert [tokens for tokens, _ in found] == [tokens for tokens, _ in exact]
+        assert [score for _, score in found] == pytest.approx([score for _, score in exact], abs=1e-4)
+
+
+def test_legal_without_duplicates_and_full_lists():
+    rng = random.Random(6)
+    model = tiny_model("llama", 60)
+    for _ in range(40):
+        sequences = random_catalogue(rng, rng.choice([1, 5, 50, 300]), rng.randint(1, 4), rng.choice([2, 9, 50]), 60, False)
+        trie = SidTrie(sequences)
+        beams = rng.choice([1, 4, 20])
+        for found in as_lists(trie, beam_search(model, trie, random_prompts(rng, 2, 60), beams)):
+            listed = [tuple(tokens) for tokens, _ in found]
+            assert set(listed) <= set(map(tuple, sequences)) and len(set(listed)) == len(listed)
+            assert listed and len(listed) <= beams
+
+
+def test_ties_are_broken_the_same_way_every_time():
+    model = tiny_model("llama", 20)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    trie = SidTrie([[a, b, END] for a in range(5, 9) for b in range(10, 14)])
+    first = beam_search(model, trie, [[3, 4]] * 3, 6)
+    again = beam_search(model, trie, [[3, 4]] * 3, 6)
+    assert torch.equal(first.sequence, again.sequence)
+    assert len(set(first.sequence[0].tolist())) == 6 and (first.sequence[0] >= 0).all()
+
+
+def test_generation_config_is_never_read():
+    """Trap 5: temperature, top_k and repetition penalty of a checkpoint must not change the search."""
+    rng = random.Random(7)
+    model = tiny_model("qwen2", 40)
+    trie = SidTrie(random_catalogue(rng, 60, 3, 8, 40, False))
+    prompts = random_prompts(rng, 3, 40)
+    before = beam_search(model, trie, prompts, 10)
+    model.generation_config.update(do_sample=True, temperature=0.2, top_k=2, repetition_penalty=5.0, num_beams=3, max_length=7)
+    after = beam_search(model, trie, prompts, 10)
+    assert torch.equal(before.sequence, after.sequence) and torch.equal(before.score, after.score)
+
+
+def test_training_mode_is_restored_and_dropout_is_off():
+    model = tiny_model("qwen3", 40, attention_dropout=0.5).train()
+    rng = random.Random(8)
+    trie, prompts = SidTrie(random_catalogue(rng, 40, 3, 8, 40, False)), random_prompts(rng, 3, 40)
+    first, second = beam_search(model, trie, prompts, 8), beam_search(model, trie, prompts, 8)
+    assert model.training and torch.equal(first.score, second.score)
+
+
+def test_forced_tokens_are_scored_in_one_pass(monkeypatch):
+    """Chains of single children cost one forward, however long, and leave the result unchanged."""
+    rng = random.Random(12)
+    model = tiny_model("llama", 60)
+    sequences = [[5 + item, *(rng.randint(20, 50) for _ in range(5)), END] for item in range(12)]
+    prompts = random_prompts(rng, 2, 60)
+    calls = []
+    extend = module._PromptRows.extend
+    monkeypatch.setattr(module._PromptRows, "extend", lambda self, *args: calls.append(args[0].shape) or extend(self, *args))
+    assert_equal_to_hf(model, sequences, prompts, 4)
+    assert calls == [(2, 4 * 6)]
+
+
+def test_wrong_inputs_are_named():
+    model, trie = tiny_model("llama", 20), SidTrie([[5, END], [6, END]])
+    with pytest.raises(ValueError, match="at least one token"):
+        beam_search(model, trie, [[3], []], 2)
+    with pytest.raises(ValueError, match="another tokenizer"):
+        beam_search(model, SidTrie([[25, END]]), [[3]], 2)
+    with pytest.raises(ValueError, match="temperature"):
+        sample(model, trie, [[3]], 2, temperature=0.0)
+    windowed = tiny_model("qwen2", 20, use_sliding_window=True, sliding_window=4, max_window_layers=0)
+    with pytest.raises(ValueError, match="sliding_attention"):
+        beam_search(windowed, trie, [[3]], 2)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        beam_search(model, trie, [[3]], 2)
+    with pytest.raises(ValueError, match="NaN"):
+        sample(model, trie, [[3]], 2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_sampling_frequencies_match_the_renormalised_distribution(temperature):
+    rng = random.Random(13)
+    model = tiny_model("qwen3", 30)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.3)
+    sequences = random_catalogue(rng, 12, 3, 3, 30, True)
+    trie = SidTrie(sequences)
+    allowed = PrefixDictionary(sequences, 0).allowed
+    prompts, copies, each = [[4, 5, 6], [7]], 100, 60  # many rows of few samples: attention over samples is quadratic
+    draws = copies * each
+    found = sample(model, trie, prompts * copies, each, temperature, torch.Generator().manual_seed(0))
+    for place, prompt in enumerate(prompts):
+        numbers, scores = found.sequence[place::2].flatten().tolist(), found.score[place::2].flatten().tolist()
+        counts = Counter(numbers)
+        for sequence in sequences:
+            probability, log_prob = 1.0, 0.0
+            for place, token in enumerate(sequence):
+                logits = model(torch.tensor([prompt + sequence[:place]])).logits[0, -1]
+                choices = sorted(allowed[tuple(sequence[:place])])
+                weights = (logits[choices] / temperature).softmax(-1)
+                probability *= weights[choices.index(token)].item()
+                log_prob += logits.log_softmax(-1)[token].item()
+            number = trie.row_sequence[sequences.index(sequence)].item()
+            error = (probability * (1 - probability) / draws) ** 0.5
+            assert counts[number] / draws == pytest.approx(probability, abs=4.5 * error + 1e-9)
+            if counts[number]:
+                assert scores[numbers.index(number)] == pytest.approx(log_prob, abs=1e-4)
