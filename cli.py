@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import resource
 import sys
 import time
 import types
@@ -115,6 +116,12 @@ def _fingerprint(path: Path) -> list:
     return [status.st_size, status.st_mtime_ns]
 
 
+def _peak_memory_mb() -> int:
+    """Largest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
+
+
 class Stage:
     """One step of the pipeline with its settings, inputs and outputs, recorded in a JSON file beside its output.
 
@@ -168,7 +175,8 @@ class Stage:
         write_json(
             self.record,
             {
-                "stage": self.name, "status": status, "seconds": seconds, "settings": self.settings,
+                "stage": self.name, "status": status, "seconds": seconds, "peak_memory_mb": _peak_memory_mb(),
+                "settings": self.settings,
                 "results": results or {}, "outputs": self.outputs, "inputs": self._inputs,
             },
         )

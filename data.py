@@ -49,13 +49,14 @@ class Row:
 
 
 def _list_cell(text: str, where: str) -> list:
-    # JSON is several times faster than a literal parser and reads most cells; the rest take the careful way.
+    # JSON is several times faster than a literal parser; without double quotes and escapes the two differ in their quotes
+    # only. The rest take the careful way.
     if '"' not in text and "\\" not in text and text.count("'") % 2 == 0:
         try:
             value = json.loads(text.replace("'", '"'))
-            if isinstance(value, list) and "'" not in "".join(v for v in value if isinstance(v, str)):
+            if isinstance(value, list):
                 return value
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             pass
     return parse_list(text, where)
 
@@ -87,8 +88,8 @@ def read_rows(path: str | Path, flag: str | None = None) -> list[Row]:
             if not sids:
                 raise InputError(f"{where}: the history is empty")
             try:
-                item_ids = [int(value) for value in (*ids, record["item_id"])]
-            except (ValueError, TypeError):
+                item_ids = [int(str(value)) for value in (*ids, record["item_id"])]  # int(2.7) would be 2
+            except ValueError:
                 raise InputError(f"{where}: item ids must be whole numbers") from None
             rows.append(
                 Row(
@@ -161,7 +162,7 @@ def read_info(path: str | Path, shared_sids: bool = False, flag: str = "info_fil
         if not line.strip():
             continue
         fields = line.split("\t")
-        if len(fields) != 3 or "".join(SID_TOKEN.findall(fields[0])) != fields[0] or not fields[0] or not fields[2].isdigit():
+        if len(fields) != 3 or "".join(SID_TOKEN.findall(fields[0])) != fields[0] or not fields[0] or not fields[2].isdecimal():
             raise InputError(f"{path}, line {number}: expected sid<TAB>title<TAB>item_id, got {line[:60]!r}")
         sid, title, item = fields[0], fields[1], int(fields[2])
         if item in line_of_item:
@@ -204,7 +205,8 @@ def load_prompts(name_or_file: str | Path) -> PromptSet:
     """A prompt set: `compact` or `worded` (config/prompts.yaml), a YAML file with one set, or FILE:SET.
 
     Raises:
-        InputError: no such set or file, or a task that lacks its prompt or target, or a prompt that contains its target.
+        InputError: no such set or file, or a task that lacks its prompt or target, has an unknown field, or has its target in
+            its prompt.
     """
     text, _, name = str(name_or_file).rpartition(":")
     path, name = (text, name) if text else (str(name_or_file), "")
@@ -216,12 +218,19 @@ def load_prompts(name_or_file: str | Path) -> PromptSet:
         raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or (not name and len(content) != 1) or (name and name not in content):
         raise InputError(f"{path}: expected {f'the prompt set {name!r}' if name else 'exactly one prompt set, or FILE:SET'}")
-    chosen = dict(content[name] if name else next(iter(content.values())))
+    chosen = content[name] if name else next(iter(content.values()))
+    if not isinstance(chosen, dict):
+        raise InputError(f"{path}: expected the prompt set to be tasks with their templates, got {str(chosen)[:60]!r}")
+    chosen = dict(chosen)
     separator = chosen.pop("separator", "")
     for task, template in chosen.items():
         if not isinstance(template, dict) or set(template) != {"prompt", "target"}:
             raise InputError(f"{path}, task {task}: expected the keys prompt and target")
-        shared = set(re.findall(r"{(\w+)}", template["prompt"])) & set(re.findall(r"{(\w+)}", template["target"]))
+        in_prompt, in_target = (set(re.findall(r"{(\w*)}", str(template[part]))) for part in ("prompt", "target"))
+        unknown = (in_prompt | in_target) - {"history", "sid", "title"}
+        if unknown:
+            raise InputError(f"{path}, task {task}: unknown field {{{unknown.pop()}}}; known: {{history}}, {{sid}}, {{title}}")
+        shared = in_prompt & in_target
         if shared:
             raise InputError(f"{path}, task {task}: the prompt contains its own target {{{shared.pop()}}}")
     return PromptSet(chosen, separator)

@@ -17,7 +17,7 @@ from data import Catalogue, Encoder, EvalSidDataset, Example, checkpoint_prompts
 from fileio import InputError, write_json
 from LogitProcessor import SidTrie
 from metrics import popularity, score_predictions, table
-from model_io import device_of_this_process, load_model
+from model_io import load_model, process_state
 
 
 def rank_sids(
@@ -111,7 +111,7 @@ def evaluate(
     set_seed(seed)
     model, tokenizer = load_model(base_model, "base_model")
     encoder = Encoder(tokenizer, checkpoint_prompts(base_model, prompts))
-    device = device_of_this_process()
+    device = process_state().device
     trie, sid_of_sequence = build_trie(catalogue, encoder, device)
     model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
     examples = EvalSidDataset(rows, encoder, cutoff_len).examples

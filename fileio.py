@@ -73,13 +73,15 @@ def read_lines(path: str | os.PathLike, flag: str | None = None) -> Iterator[tup
 
 def parse_list(text: str, where: str) -> list:
     """A Python or JSON list literal; `where` is 'FILE, line N, column C' for the error."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    # JSON first: a text that is valid as both differs only in JSON's own escapes (surrogate pairs, \/), which Python would
+    # misread.
+    value = None
+    for parse in (json.loads, ast.literal_eval):
         try:
-            value = json.loads(text)
-        except (json.JSONDecodeError, TypeError):
-            value = None
+            value = parse(text)
+            break
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
     if not isinstance(value, list):
         raise InputError(f"{where}: expected a list literal such as ['a', 'b'], got {str(text)[:60]!r}")
     return value

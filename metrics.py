@@ -40,8 +40,11 @@ def items_by_sid(sids: Sequence[str], item_ids: Sequence[int], counts: dict[int,
 
 
 def item_rank(target_item: int, ranked_sids: Sequence[str], items: dict[str, list[int]]) -> int | None:
-    """Rank of an item where each SID of the list stands for all its items, in the order of `items_by_sid`."""
-    return rank_of(target_item, (item for sid in ranked_sids for item in items.get(sid, ())))
+    """Rank of an item where each SID of the list stands for all its items, in the order of `items_by_sid`.
+
+    A SID outside the catalogue takes one place, so that an illegal recommendation never improves the ranks after it.
+    """
+    return rank_of(target_item, (item for sid in ranked_sids for item in items.get(sid, (None,))))
 
 
 def summarise(sid_ranks: Sequence[int | None], item_ranks: Sequence[int | None], longest: int) -> dict[str, dict[str, float]]:

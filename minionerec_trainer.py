@@ -17,6 +17,7 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from beam_search import beam_search, sample
 from data import Example
 from LogitProcessor import SidTrie
+from model_io import QuietSaves
 from prefix_tree import batch_trees, tree_log_probs
 from rewards import Reward
 
@@ -46,7 +47,7 @@ def grpo_token_loss(
     return policy + beta * divergence, divergence.detach()
 
 
-class GroupTrainer(Trainer):
+class GroupTrainer(QuietSaves, Trainer):
     """A `transformers.Trainer` whose row is one prompt group, configured by TRL's `GRPOConfig`.
 
     `per_device_train_batch_size` counts completions, as in TRL; a batch holds that many / num_generations prompts.

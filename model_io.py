@@ -3,10 +3,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Iterable, Iterator, Sequence
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AddedToken,
@@ -19,15 +23,32 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from cli import is_main_process
 from data import PROMPTS_FILE, PromptSet
 from fileio import InputError, atomic, read_json
 from prefix_tree import check_tree_attention
 
-# Bars and notes about reading and writing a few files would bury a run's own progress.
-transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+
+
+@contextmanager
+def without_file_bars() -> Iterator[None]:
+    """No bar for every file read or written inside: they would bury a run's own progress."""
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+class QuietSaves:
+    """Mixin for a Trainer: checkpoints are written without a bar of their own."""
+
+    def save_model(self, *args, **kwargs):
+        with without_file_bars():
+            super().save_model(*args, **kwargs)
 
 
 def load_model(path: str, flag: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -41,18 +62,17 @@ def load_model(path: str, flag: str) -> tuple[PreTrainedModel, PreTrainedTokeniz
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+        with without_file_bars():
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
         check_tree_attention(model)
     except (OSError, ValueError) as error:
         raise InputError(f"--{flag} {path}: cannot be used as a causal LM with a tokenizer ({str(error).splitlines()[0]})") from None
     return model, tokenizer
 
 
-def device_of_this_process() -> torch.device:
-    """The GPU of this process if there is one, else the CPU."""
-    from accelerate import PartialState
-
-    return PartialState().device
+def process_state() -> PartialState:
+    """Rank, number of processes and device; with several processes on a machine without accelerator it starts gloo."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def model_from_config(path: str, texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -69,10 +89,13 @@ def model_from_config(path: str, texts: Iterable[str], seed: int) -> tuple[PreTr
         except KeyError as error:
             raise InputError(f"--base_model {path}: the config lacks {error.args[0]!r}") from None
         tokenizer = train_tokenizer(texts, vocab_size)
-        config = AutoConfig.for_model(
-            model_type, **settings, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )
+        try:
+            config = AutoConfig.for_model(
+                model_type, **settings, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            )
+        except ValueError as error:
+            raise InputError(f"--base_model {path}: no usable config ({str(error).splitlines()[0][:100]})") from None
     else:
         try:
             tokenizer, config = AutoTokenizer.from_pretrained(path), AutoConfig.from_pretrained(path)
@@ -106,11 +129,14 @@ def _sid_order(token: str) -> tuple:
     return level, int(number or 0), token
 
 
-def add_sid_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str], seed: int) -> int:
+def add_sid_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str], seed: int, spread: float = 0.1
+) -> int:
     """Give every SID token of the index a row of its own; returns how many were new.
 
-    New rows start at the mean of the old ones plus noise of a tenth of their spread, so that no new token begins as an
-    outlier. Only rows past the old tokenizer's are touched; a vocabulary padded beyond it is used up first.
+    New rows start at the mean of the old ones plus noise of `spread` times their standard deviation: a tenth in a pretrained
+    model, so that no new token begins as an outlier; 1 in a random model, where rows that start alike would take epochs to
+    part. Only rows past the old tokenizer's are touched; a vocabulary padded beyond it is used up first.
     """
     known = len(tokenizer)
     added = tokenizer.add_tokens([AddedToken(token, normalized=False) for token in sorted(set(tokens), key=_sid_order)])
@@ -125,7 +151,7 @@ def add_sid_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
         with torch.no_grad():
             old = layer.weight[:known]
             noise = torch.randn(added, old.shape[1], generator=generator).to(old)
-            layer.weight[known : len(tokenizer)] = old.mean(dim=0) + 0.1 * old.std(dim=0) * noise
+            layer.weight[known : len(tokenizer)] = old.mean(dim=0) + spread * old.std(dim=0) * noise
     return added
 
 
@@ -152,7 +178,7 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
 
 def save_checkpoint_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, path: str | Path) -> None:
     """Write weights, tokenizer and prompts as one HF folder that appears whole or not at all. Main process only."""
-    with atomic(path) as folder:
+    with atomic(path) as folder, without_file_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / PROMPTS_FILE).write_text(prompts.to_yaml(), encoding="utf-8")
@@ -165,6 +191,21 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
         if path.name.split("-")[-1].isdigit() and _is_json(path / "trainer_state.json")
     ]
     return str(max(found, key=lambda path: int(path.name.split("-")[-1]))) if found else None
+
+
+def checkpoint_to_resume(output_dir: str | Path, named: str | None, resuming: bool) -> str | None:
+    """What `Trainer.train` shall go on from: the checkpoint the user named, else the last one of a cut-off run.
+
+    Otherwise checkpoints in `output_dir` belong to a run with other settings and are removed. The main process decides.
+    """
+    checkpoint = [named]
+    if is_main_process() and not named:
+        if resuming:
+            checkpoint = [last_checkpoint(output_dir)]
+        else:
+            for stale in Path(output_dir).glob("checkpoint-*"):
+                shutil.rmtree(stale)
+    return broadcast_object_list(checkpoint)[0]
 
 
 def _is_json(path: Path) -> bool:

@@ -7,11 +7,9 @@ from __future__ import annotations
 import copy
 import os
 import random
-import shutil
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import set_seed
 from trl import GRPOConfig
 
@@ -30,7 +28,7 @@ from evaluate import build_trie, rank_sids
 from fileio import InputError
 from metrics import hit_ratio, ndcg, rank_of
 from minionerec_trainer import GroupTrainer
-from model_io import last_checkpoint, load_model, save_checkpoint_folder
+from model_io import checkpoint_to_resume, load_model, process_state, save_checkpoint_folder
 from rewards import REWARDS
 
 TASKS = ("next_sid", "title_history2sid", "title2sid")
@@ -103,10 +101,12 @@ def rl(
     settings = {key: value for key, value in locals().items() if key in rl.__annotations__ and key != "force"}
     inputs = [train_file, eval_file, info_file] + ([model_path] if Path(model_path).exists() else [])
     final = Path(output_dir) / "final_checkpoint"
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         stage = cli.Stage("rl", settings, inputs, [final], Path(output_dir) / "rl.stage.json", force)
     if stage.finished:
         return
+    # Now, not when training begins: a run cut off before that must not leave another run's checkpoints to be resumed.
+    checkpoint = checkpoint_to_resume(output_dir, resume_from_checkpoint, stage.resuming)
 
     # Phase 1: data, model, catalogue; everything that can be wrong is found here.
     generator = random.Random(seed)
@@ -134,7 +134,7 @@ def rl(
     }
     train_set = torch.utils.data.ConcatDataset([makers[task]() for task in tasks])
     validation = EvalSidDataset(splits[1], encoder, cutoff_len).examples
-    device = PartialState().device
+    device = process_state().device
     trie, sid_of_sequence = build_trie(catalogue, encoder, device)
     model.to(device)
 
@@ -151,12 +151,9 @@ def rl(
     reference = None
     if beta:
         reference = copy.deepcopy(model).eval().requires_grad_(False)
-    if not stage.resuming and not resume_from_checkpoint and cli.is_main_process():
-        for stale in Path(output_dir).glob("checkpoint-*"):
-            shutil.rmtree(stale)
     if wandb_project:
         os.environ["WANDB_PROJECT"] = wandb_project
-    world = PartialState().num_processes
+    world = process_state().num_processes
     per_step = train_batch_size // num_generations * gradient_accumulation_steps * world
     steps = max_steps if max_steps > 0 else max(1, round(num_train_epochs * len(train_set) / per_step))
     interval = max(1, round(eval_step * steps) if eval_step < 1 else int(eval_step))
@@ -188,6 +185,8 @@ def rl(
             warmup_steps=round(warmup_ratio * steps),
             max_grad_norm=max_grad_norm,
             gradient_checkpointing=gradient_checkpointing,
+            use_cpu=not torch.accelerator.is_available(),
+            ddp_find_unused_parameters=False,
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
             eval_strategy="steps" if test_during_training else "no",
             eval_steps=interval,
@@ -210,7 +209,7 @@ def rl(
     start = validate() if test_during_training else {}
     if start:
         cli.say(f"[rl] validation before the first step: " + ", ".join(f"{name} {value:.4f}" for name, value in start.items()))
-    trainer.train(resume_from_checkpoint=resume_from_checkpoint or (last_checkpoint(output_dir) if stage.resuming else None))
+    trainer.train(resume_from_checkpoint=checkpoint)
 
     # Phase 3: keep the best validated weights, the start included.
     results = {"steps": trainer.state.global_step}

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 import cli
@@ -31,10 +29,11 @@ from fileio import InputError, read_json
 from model_io import (
     add_dropout,
     add_sid_tokens,
+    checkpoint_to_resume,
     item_texts,
-    last_checkpoint,
     load_model,
     model_from_config,
+    process_state,
     save_checkpoint_folder,
 )
 from sft_trainer import TreeBatches, TreeTrainer
@@ -123,7 +122,7 @@ def sft(
         prompt_set.template(task)
     if Path(base_model).is_file() and not train_from_scratch:
         raise InputError(f"--base_model {base_model}: a config file has no weights; add --train_from_scratch True")
-    world = PartialState().num_processes
+    world = process_state().num_processes
     if batch_size % (micro_batch_size * world):
         raise InputError(
             f"--batch_size {batch_size}: must be a multiple of micro_batch_size {micro_batch_size} x {world} process(es)"
@@ -133,10 +132,12 @@ def sft(
     settings = {key: settings[key] for key in sft.__annotations__ if key not in ("force", "return")}
     inputs = [train_file, eval_file, sid_index_path, item_meta_path] + ([base_model] if Path(base_model).exists() else [])
     final = Path(output_dir) / "final_checkpoint"
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         stage = cli.Stage("sft", settings, inputs, [final], Path(output_dir) / "sft.stage.json", force)
     if stage.finished:
         return
+    # Now, not when training begins: a run cut off before that must not leave another run's checkpoints to be resumed.
+    checkpoint = checkpoint_to_resume(output_dir, resume_from_checkpoint, stage.resuming)
 
     # Phase 1: everything that can be wrong with the input is found before a model is loaded.
     index = read_index(sid_index_path, "sid_index_path")
@@ -157,7 +158,8 @@ def sft(
         model, tokenizer = model_from_config(base_model, item_texts(catalogue.titles, descriptions), seed)
     else:
         model, tokenizer = load_model(base_model, "base_model")
-    added = add_sid_tokens(model, tokenizer, (token for tokens in index.values() for token in tokens), seed)
+    sid_tokens = (token for tokens in index.values() for token in tokens)
+    added = add_sid_tokens(model, tokenizer, sid_tokens, seed, spread=1.0 if train_from_scratch else 0.1)
     if dropout:
         add_dropout(model, dropout)
     encoder = Encoder(tokenizer, prompt_set)
@@ -174,9 +176,6 @@ def sft(
     cli.say(f"[sft] {parameters:,} parameters, {added} new SID tokens, {train_set.rows:,} training rows, {train_set.steps} steps an epoch")
 
     # Phase 3: train.
-    if not stage.resuming and not resume_from_checkpoint and cli.is_main_process():
-        for stale in Path(output_dir).glob("checkpoint-*"):
-            shutil.rmtree(stale)
     if wandb_project:
         os.environ["WANDB_PROJECT"] = wandb_project
     trainer = TreeTrainer(
@@ -195,6 +194,8 @@ def sft(
             warmup_steps=round(warmup_ratio * num_epochs * train_set.steps),
             weight_decay=weight_decay,
             gradient_checkpointing=gradient_checkpointing,
+            use_cpu=not torch.accelerator.is_available(),
+            ddp_find_unused_parameters=False,
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
             eval_strategy="epoch",
             save_strategy="epoch",
@@ -210,7 +211,7 @@ def sft(
             run_name=wandb_run_name,
         ),
     )
-    trainer.train(resume_from_checkpoint=resume_from_checkpoint or (last_checkpoint(output_dir) if stage.resuming else None))
+    trainer.train(resume_from_checkpoint=checkpoint)
 
     # Phase 4: the best epoch, as a folder that RL and evaluation read.
     if trainer.is_world_process_zero():

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
 from data import Example
+from model_io import QuietSaves
 from prefix_tree import TreeBatch, batch_trees, tree_log_probs
 
 
@@ -28,9 +29,10 @@ class TreeBatches(Dataset):
         self.datasets, self.micro_batches = list(datasets), micro_batches
         self.pad_token_id, self.seed = pad_token_id, seed
         self.rows = sum(len(dataset) for dataset in self.datasets)
-        self.steps = max(1, round(self.rows / batch_size))
         if self.rows < micro_batches:
             raise ValueError(f"{self.rows} rows cannot fill {micro_batches} micro-batches")
+        # With few rows a micro-batch, steps below batch_size could leave some micro-batches of a step empty.
+        self.steps = max(1, min(round(self.rows / batch_size), self.rows // micro_batches))
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -77,7 +79,7 @@ def _shared(first: list[int], second: list[int]) -> int:
     return next((place for place, pair in enumerate(zip(first, second)) if pair[0] != pair[1]), min(len(first), len(second)))
 
 
-class TreeTrainer(Trainer):
+class TreeTrainer(QuietSaves, Trainer):
     """`transformers.Trainer` whose batch is one `TreeBatch`; the loss is the mean over all label tokens of a step."""
 
     def __init__(self, *args, **kwargs):

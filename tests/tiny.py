@@ -88,13 +88,20 @@ def hf_beam_search(model, sequences, prompts, num_beams, length_penalty=0.0, pro
     return results
 
 
-def make_dataset(folder: Path, items: int = 30, users: int = 24, seed: int = 0, deep: bool = False) -> dict[str, str]:
-    """A small dataset in the project's own formats; returns the paths by flag name. `deep` gives some SIDs a 4th token."""
+def make_dataset(
+    folder: Path, items: int = 30, users: int = 24, seed: int = 0, deep: bool = False, shared: bool = False
+) -> dict[str, str]:
+    """A small dataset in the project's own formats; returns the paths by flag name.
+
+    `deep` gives some SIDs a 4th token; `shared` gives item 2 the SID of item 1, and item 7 that of item 4.
+    """
     rng = random.Random(seed)
     index, meta = {}, {}
     for item in range(items):
         index[str(item)] = [f"<a_{item % 5}>", f"<b_{item // 5}>", f"<c_{item % 3}>"] + ([f"<d_{item}>"] if deep and item % 2 else [])
         meta[str(item)] = {"title": f"Item number {item}, 'quoted'", "description": f"Thing {item % 7}", "brand": "", "categories": ""}
+    if shared:
+        index["2"], index["7"] = index["1"], index["4"]
     sid = {item: "".join(index[str(item)]) for item in range(items)}
     title = {item: meta[str(item)]["title"] for item in range(items)}
     folder.mkdir(parents=True, exist_ok=True)

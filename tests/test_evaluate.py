@@ -1,0 +1,177 @@
+"""Evaluation end to end: files and their contract, numbers recomputed naively, legal lists, wrong input."""
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_dataset, write_config
+
+from data import Encoder, checkpoint_prompts, read_info, read_rows
+from evaluate import evaluate
+from fileio import InputError, read_json
+from model_io import load_model
+from sft import sft
+
+
+def run(trained, output, **changes):
+    """(predictions, metrics) of an evaluation on the test split; changes may name other paths."""
+    paths = trained.paths
+    flags = dict(
+        base_model=trained.checkpoint, **{key: paths[key] for key in ("train_file", "info_file", "test_data_path")},
+        result_json_data=str(output / "test.json"), num_beams=20, K=10,
+    )
+    evaluate(**{**flags, **changes})
+    return read_json(output / "test.json"), read_json(output / "test.metrics.json")
+
+
+def naive_metrics(predictions, train, catalogue, k):
+    """(SID HR, SID NDCG, item HR, item NDCG) at k; items of one SID stand by train count, then id."""
+    counts = {item: sum(row.item_id == item for row in train) for item in catalogue.item_ids}
+    totals = [0.0] * 4
+    for row in predictions:
+        items = []
+        for sid in row["predict"]:
+            owners = [item for item, own in zip(catalogue.item_ids, catalogue.sids) if own == sid]
+            items += sorted(owners, key=lambda item: (-counts[item], item))
+        for place, (target, ranked) in enumerate(((row["output"], row["predict"]), (row["item_id"], items))):
+            if target in ranked[:k]:
+                totals[2 * place] += 1
+                totals[2 * place + 1] += 1 / math.log2(ranked.index(target) + 2)
+    return [total / len(predictions) for total in totals]
+
+
+def assert_metrics(predictions, metrics, paths, shared=False):
+    train, catalogue = read_rows(paths["train_file"]), read_info(paths["info_file"], shared)
+    for k in (1, 3, 5, 10):
+        expected = naive_metrics(predictions, train, catalogue, k)
+        found = [metrics[level][f"{name}@{k}"] for level in ("sid", "item") for name in ("HR", "NDCG")]
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_end_to_end(trained, tmp_path, capsys):
+    predictions, metrics = run(trained, tmp_path)
+    rows = read_rows(trained.paths["test_data_path"])
+    catalogue = read_info(trained.paths["info_file"])
+    contract = [(p["user_id"], p["item_id"], p["output"]) for p in predictions]
+    assert contract == [(r.user_id, r.item_id, r.sid) for r in rows]
+    assert [p["input"] for p in predictions] == ["".join(r.history_sids) for r in rows]
+    for prediction in predictions:
+        assert len(prediction["predict"]) == len(set(prediction["predict"])) == 10
+        assert set(prediction["predict"]) <= set(catalogue.sids)
+    assert metrics["illegal"] == metrics["duplicates"] == metrics["short_lists"] == metrics["items_sharing_a_sid"] == 0
+    assert metrics["rows"] == len(rows)
+    assert_metrics(predictions, metrics, trained.paths)
+    assert metrics["sid"] == metrics["item"]
+    assert metrics["item"]["HR@10"] > 10 / len(catalogue.sids)  # it learnt something
+    assert f"{metrics['item']['HR@10']:.4f}" in capsys.readouterr().out
+
+    files = [tmp_path / name for name in ("test.json", "test.metrics.json", "test.stage.json")]
+    written = [path.stat().st_mtime_ns for path in files]
+    run(trained, tmp_path)
+    assert [path.stat().st_mtime_ns for path in files] == written
+    run(trained, tmp_path, num_beams=19)
+    assert files[0].stat().st_mtime_ns != written[0]
+
+
+def test_the_list_is_the_exact_ranking(trained, tmp_path):
+    """With as many beams as items: the catalogue by the log-probability of prompt + SID + end, by ordinary forwards."""
+    predictions, _ = run(trained, tmp_path, num_beams=30, K=30, sample=2)
+    model, tokenizer = load_model(trained.checkpoint, "base_model")
+    encoder = Encoder(tokenizer, checkpoint_prompts(trained.checkpoint))
+    sids = read_info(trained.paths["info_file"]).sids
+    assert len(predictions) == 2 and {sid.count("<") for sid in sids} == {3, 4}  # trap 8: nothing is cut
+    for prediction in predictions:
+        (prompt,) = encoder.prompt_ids([prediction["input"]])
+        scores = {}
+        for sid, target in zip(sids, encoder.target_ids(sids)):
+            with torch.no_grad():
+                log_probs = model.eval()(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
+            scores[sid] = sum(log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(target))
+        assert prediction["predict"] == sorted(sids, key=lambda sid: -scores[sid])
+
+
+def test_the_batch_size_does_not_matter(trained, tmp_path):
+    found = [run(trained, tmp_path / str(size), batch_size=size) for size in (1, 16)]
+    assert found[0] == found[1]
+
+
+def test_a_sample_is_rows_of_the_file_in_its_order(trained, tmp_path):
+    predictions, metrics = run(trained, tmp_path, sample=7)
+    keys = [(p["user_id"], p["item_id"], p["input"]) for p in predictions]
+    rows = [(r.user_id, r.item_id, "".join(r.history_sids)) for r in read_rows(trained.paths["test_data_path"])]
+    assert metrics["rows"] == 7 and [row for row in rows if row in keys] == keys
+
+
+def test_more_recommendations_than_items(trained, tmp_path):
+    predictions, metrics = run(trained, tmp_path, num_beams=50, K=50, sample=3)
+    assert [len(p["predict"]) for p in predictions] == [30] * 3
+    assert metrics["short_lists"] == 0 and metrics["item"]["HR@50"] == 1
+
+
+def test_items_that_share_a_sid(tmp_path):
+    """Only on request; then one of them counts at item level, the most popular first."""
+    paths = make_dataset(tmp_path / "data", items=12, users=14, deep=True, shared=True)
+    sft(
+        write_config(tmp_path), paths["train_file"], paths["eval_file"], str(tmp_path / "sft"), paths["sid_index_path"],
+        paths["item_meta_path"], train_from_scratch=True, batch_size=16, num_epochs=1, learning_rate=1e-2,
+    )
+    flags = dict(
+        **{key: paths[key] for key in ("train_file", "info_file")},
+        base_model=str(tmp_path / "sft" / "final_checkpoint"),
+        test_data_path=paths["eval_file"], result_json_data=str(tmp_path / "test.json"), num_beams=10, K=10,
+    )
+    with pytest.raises(InputError, match=r"info.txt, line 3: SID .* belongs to the item of line 2 already"):
+        evaluate(**flags)
+    evaluate(**flags, shared_sids=True)
+    predictions, metrics = read_json(tmp_path / "test.json"), read_json(tmp_path / "test.metrics.json")
+    assert all(len(set(p["predict"])) == len(p["predict"]) == 10 for p in predictions)  # 12 items, 10 SIDs
+    assert metrics["items_sharing_a_sid"] == 4 and metrics["illegal"] == 0
+    assert {1, 2, 4, 7} & {p["item_id"] for p in predictions}
+    assert_metrics(predictions, metrics, paths, shared=True)
+    assert metrics["sid"]["HR@10"] == 1 and metrics["sid"]["NDCG@10"] > metrics["item"]["NDCG@10"]
+
+
+# ---------------------------------------------------------------------------------------------------------- wrong input
+def test_longer_lists_than_beams(trained, tmp_path):
+    with pytest.raises(InputError, match="--K 21: cannot exceed --num_beams 20"):
+        run(trained, tmp_path, K=21)
+
+
+def test_a_model_that_does_not_know_a_sid(trained, tmp_path):
+    lines = Path(trained.paths["info_file"]).read_text().splitlines()
+    (tmp_path / "info.txt").write_text("\n".join(lines + ["<a_99><b_0><c_0>\tNew\t99"]))
+    with pytest.raises(InputError, match=r"tokenizer \(.*\) does not know the SID token <a_99>") as error:
+        run(trained, tmp_path, info_file=str(tmp_path / "info.txt"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_target_that_is_not_in_the_catalogue(trained, tmp_path):
+    row = read_rows(trained.paths["test_data_path"])[0]
+    lines = Path(trained.paths["info_file"]).read_text().splitlines()
+    (tmp_path / "info.txt").write_text("\n".join(line for line in lines if not line.endswith(f"\t{row.item_id}")))
+    said = rf"test.csv, row 1: item {row.item_id} with SID {row.sid} is not in .*info.txt"
+    with pytest.raises(InputError, match=said):
+        run(trained, tmp_path, info_file=str(tmp_path / "info.txt"))
+
+
+@pytest.mark.parametrize("flag", ["test_data_path", "train_file"])
+def test_an_empty_split(trained, tmp_path, flag):
+    (tmp_path / "empty.csv").write_text(Path(trained.paths[flag]).read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match="empty.csv: no rows below the header line"):
+        run(trained, tmp_path, **{flag: str(tmp_path / "empty.csv")})
+
+
+def test_missing_files_and_folders_without_a_model(trained, tmp_path):
+    with pytest.raises(InputError, match="nowhere.csv: no such file"):
+        run(trained, tmp_path, test_data_path=str(tmp_path / "nowhere.csv"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="--base_model .*empty: cannot be used as a causal LM"):
+        run(trained, tmp_path, base_model=str(tmp_path / "empty"))
+
+
+def test_nothing_is_written_by_a_failed_evaluation(trained, tmp_path):
+    (tmp_path / "info.txt").write_text(json.dumps({"not": "an info file"}))
+    with pytest.raises(InputError, match="info.txt, line 1: expected sid<TAB>title<TAB>item_id"):
+        run(trained, tmp_path, info_file=str(tmp_path / "info.txt"))
+    assert not (tmp_path / "test.json").exists() and not (tmp_path / "test.metrics.json").exists()

@@ -1,0 +1,344 @@
+"""SFT: how rows fall into steps, gradients against a slow twin, whole runs, resuming, worded prompts, wrong input."""
+import copy
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_dataset, tiny_model, write_config
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+
+from data import Encoder, EvalSidDataset, Example, load_prompts, read_index, read_rows
+from fileio import InputError, read_json
+from model_io import add_sid_tokens, last_checkpoint, load_model, model_from_config, train_tokenizer
+from sft import sft
+from sft_trainer import TreeBatches, TreeTrainer
+
+
+# ---------------------------------------------------------------------------------------------------------- the batches
+def random_examples(rng, rows, users):
+    """Rows of users whose prompts are nested, of different sizes, with targets of one to three tokens."""
+    base = {user: [rng.randint(3, 39) for _ in range(rng.randint(2, 15))] for user in range(users)}
+    examples = []
+    for row in range(rows):
+        user = rng.randrange(users)
+        prompt = base[user][: rng.randint(1, len(base[user]))]
+        target = [rng.randint(3, 39) for _ in range(rng.randint(0, 2))] + [1]
+        examples.append(Example("", prompt, target, f"U{user}", f"U{user}", "", row))
+    return examples
+
+
+@pytest.mark.parametrize("rows, batch_size, micro_batches", [
+    (100, 100, 4), (100, 32, 2), (7, 64, 3), (110, 100, 5), (149, 100, 1), (150, 100, 100), (40, 16, 16), (1, 1, 1),
+    (45, 8, 3),
+])
+def test_every_row_stands_in_one_micro_batch_of_even_steps(rows, batch_size, micro_batches):
+    examples = random_examples(random.Random(rows), rows, 9)
+    batches = TreeBatches([examples[: rows // 3], examples[rows // 3 :]], batch_size, micro_batches, 0, seed=1)
+    orders = []
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        assert len(batches) == batches.steps * micro_batches
+        order = [[example.item_id for _, example in part] for part in batches.plan]
+        assert sorted(item for part in order for item in part) == list(range(rows))
+        assert min(map(len, order)) > 0
+        steps = [sum(map(len, order[at : at + micro_batches])) for at in range(0, len(order), micro_batches)]
+        assert max(steps) - min(steps) <= 1 and max(steps) < 2 * batch_size
+        labels = sum(batches[index]["label_weight"].sum().item() for index in range(len(batches)))
+        assert labels == sum(len(example.target_ids) for example in examples)
+        orders.append(order)
+    assert batches.steps == 1 or orders[0] != orders[1] != orders[2]
+    again = TreeBatches([examples[: rows // 3], examples[rows // 3 :]], batch_size, micro_batches, 0, seed=1)
+    again.set_epoch(2)
+    assert [[example.item_id for _, example in part] for part in again.plan] == orders[2]
+
+
+def test_rows_of_a_group_share_a_tree_and_evaluation_keeps_one_order():
+    examples = random_examples(random.Random(0), 60, 6)
+    batches = TreeBatches([examples], 60, 1, 0, seed=1)
+    assert len(batches[0]["input_ids"]) == 6
+    fixed = TreeBatches([examples], 60, 2, 0, seed=None)
+    plan = copy.deepcopy(fixed.plan)
+    fixed.set_epoch(3)
+    assert fixed.plan == plan
+
+
+def test_too_few_rows_for_the_micro_batches():
+    with pytest.raises(ValueError, match="3 rows cannot fill 4 micro-batches"):
+        TreeBatches([random_examples(random.Random(0), 3, 2)], 4, 4, 0, seed=1)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_one_step_follows_the_mean_over_all_label_tokens(tmp_path, micro_batches):
+    """Gradient descent with rate 1 moves the weights by the gradient. The twin runs one ordinary forward per row."""
+    examples = random_examples(random.Random(3), 30, 5)
+    model = tiny_model("qwen3", 40)
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = TreeTrainer(
+        model=model, train_dataset=TreeBatches([examples], 30, micro_batches, 0, seed=1),
+        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
+        args=TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=1, gradient_accumulation_steps=micro_batches,
+            max_steps=1, max_grad_norm=0.0, save_strategy="no", report_to="none", remove_unused_columns=False,
+            logging_steps=1, disable_tqdm=True, dataloader_pin_memory=False,
+        ),
+    )
+    trainer.train()
+    total = 0
+    for example in examples:
+        row = torch.tensor([example.prompt_ids + example.target_ids])
+        log_probs = twin(row).logits[0].log_softmax(-1)
+        total -= sum(log_probs[len(example.prompt_ids) - 1 + i, token] for i, token in enumerate(example.target_ids))
+    loss = total / sum(len(example.target_ids) for example in examples)
+    loss.backward()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), abs=1e-4)
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters()):
+        assert (ours - (theirs - theirs.grad)).abs().max() < 1e-5, name
+
+
+# ----------------------------------------------------------------------------------------------------------- whole runs
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    return make_dataset(folder, items=20, users=10, deep=True), write_config(folder)
+
+
+def train(toy, output, **changes):
+    """A short run; returns its folder."""
+    paths, config = toy
+    flags = dict(
+        **{key: paths[key] for key in ("train_file", "eval_file", "sid_index_path", "item_meta_path")},
+        base_model=config, output_dir=str(output), train_from_scratch=True, batch_size=16, micro_batch_size=16,
+        num_epochs=2, learning_rate=1e-2,
+    )
+    sft(**{**flags, **changes})
+    return Path(output)
+
+
+def weights(folder):
+    return AutoModelForCausalLM.from_pretrained(folder / "final_checkpoint", dtype=torch.float32).state_dict()
+
+
+def difference(first, second):
+    assert first.keys() == second.keys()
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def mean_loss(model, tokenizer, paths):
+    """Validation loss per target token, row by row."""
+    examples = EvalSidDataset(read_rows(paths["eval_file"]), Encoder(tokenizer, load_prompts("compact"))).examples
+    total = count = 0
+    for example in examples:
+        with torch.no_grad():
+            log_probs = model(torch.tensor([example.prompt_ids + example.target_ids])).logits[0].log_softmax(-1)
+        first = len(example.prompt_ids) - 1
+        total -= sum(log_probs[first + i, token].item() for i, token in enumerate(example.target_ids))
+        count += len(example.target_ids)
+    return total / count
+
+
+def test_from_scratch_end_to_end(toy, tmp_path):
+    paths, config = toy
+    output = train(toy, tmp_path / "sft")
+    final = output / "final_checkpoint"
+    model, tokenizer = load_model(str(final), "base_model")
+    index = read_index(paths["sid_index_path"])
+    tokens = {token for sid in index.values() for token in sid}
+    assert {len(sid) for sid in index.values()} == {3, 4}
+    ids = [tokenizer("".join(sid), add_special_tokens=False).input_ids for sid in index.values()]
+    assert ids == [tokenizer.convert_tokens_to_ids(list(sid)) for sid in index.values()]
+    assert tokens <= tokenizer.get_vocab().keys() and model.config.vocab_size == len(tokenizer)
+    assert load_prompts(final / "prompts.yaml") == load_prompts("compact")
+
+    items = read_json(paths["item_meta_path"]).values()
+    texts = [item[key] for key in ("title", "description") for item in items]
+    start, start_tokenizer = model_from_config(config, texts, seed=42)
+    add_sid_tokens(start, start_tokenizer, tokens, seed=42, spread=1.0)
+    assert start_tokenizer.get_vocab() == tokenizer.get_vocab()
+    before, after = mean_loss(start.eval(), tokenizer, paths), mean_loss(model.eval(), tokenizer, paths)
+    record = read_json(output / "sft.stage.json")
+    assert after < before - 0.5 and record["results"]["eval_loss"] == pytest.approx(after, abs=1e-3)
+
+    written = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    train(toy, output)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == written
+    train(toy, output, force=True)
+    assert (final / "model.safetensors").stat().st_mtime_ns != written[final / "model.safetensors"]
+
+
+def test_the_micro_batch_size_does_not_change_the_training(toy, tmp_path):
+    found = [
+        weights(train(toy, tmp_path / str(size), batch_size=32, micro_batch_size=size, learning_rate=1e-4))
+        for size in (32, 8, 1)
+    ]
+    start = weights(train(toy, tmp_path / "start", batch_size=32, micro_batch_size=32, learning_rate=1e-12))
+    assert difference(found[0], start) > 1e-4  # it did train
+    assert difference(found[0], found[1]) < 1e-5 and difference(found[0], found[2]) < 1e-5
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(toy, tmp_path, monkeypatch):
+    """Order of the rows, optimizer, schedule and dropout included."""
+    flags = dict(num_epochs=3, dropout=0.2, early_stopping_patience=9)
+    expected = weights(train(toy, tmp_path / "whole", **flags))
+    save, saved = TreeTrainer._save_checkpoint, []
+
+    def save_and_die(self, *arguments):
+        save(self, *arguments)
+        saved.append(self.state.global_step)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TreeTrainer, "_save_checkpoint", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(toy, tmp_path / "killed", **flags)
+    assert last_checkpoint(tmp_path / "killed").endswith(f"checkpoint-{saved[0]}")
+    assert not (tmp_path / "killed" / "final_checkpoint").exists()
+    steps = []
+    step = TreeTrainer.training_step
+    with monkeypatch.context() as patch:
+        counted = lambda self, *args, **kw: steps.append(0) or step(self, *args, **kw)
+        patch.setattr(TreeTrainer, "training_step", counted)
+        output = train(toy, tmp_path / "killed", **flags)
+    assert len(steps) == 2 * saved[0]  # two of three epochs
+    assert difference(weights(output), expected) < 1e-6
+
+
+def test_checkpoints_of_other_settings_are_never_resumed(toy, tmp_path, monkeypatch):
+    """A new run that dies before its first step and is started again must not go on from the old run's checkpoints."""
+    output = train(toy, tmp_path / "sft", num_epochs=1)
+    assert last_checkpoint(output)
+    expected = weights(train(toy, tmp_path / "fresh", num_epochs=1, learning_rate=1e-3))
+    with monkeypatch.context() as patch:
+        patch.setattr("sft.model_from_config", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(toy, output, num_epochs=1, learning_rate=1e-3)
+    train(toy, output, num_epochs=1, learning_rate=1e-3)
+    assert difference(weights(output), expected) == 0
+
+
+# ----------------------------------------------------------------------------------------------------- pretrained bases
+def pretrained(folder, kind, paths):
+    """A folder as a hub model has it: random weights and a tokenizer of words, without any SID token."""
+    texts = [item["title"] for item in read_json(paths["item_meta_path"]).values()] * 3
+    tokenizer = train_tokenizer(texts, 400)
+    tiny_model(kind, len(tokenizer), initializer_range=0.05, max_position_embeddings=1024).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_worded_prompts_and_alignment_on_a_pretrained_base(toy, tmp_path, kind, capsys):
+    paths, _ = toy
+    base = pretrained(tmp_path / "base", kind, paths)
+    output = train(
+        toy, tmp_path / "sft", base_model=base, train_from_scratch=False, sample=24, eval_sample=8, num_epochs=1,
+        learning_rate=1e-3,
+    )
+    # next_sid and title_history2sid on 24 rows each, title2sid and sid2title on 20 items each
+    assert "88 training rows" in capsys.readouterr().out
+    final = output / "final_checkpoint"
+    assert load_prompts(final / "prompts.yaml") == load_prompts("worded")
+    model, tokenizer = load_model(str(final), "base_model")
+    assert type(model) is type(AutoModelForCausalLM.from_pretrained(base))
+    words = "### Item:\nItem number 3"
+    assert tokenizer(words).input_ids == AutoTokenizer.from_pretrained(base)(words).input_ids
+    assert len(tokenizer("<a_1><b_2><c_0>", add_special_tokens=False).input_ids) == 3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("padded", [0, 64])
+def test_only_the_rows_of_new_tokens_change(tied, padded):
+    tokenizer = train_tokenizer(["some words"], 300)
+    known = len(tokenizer)
+    model = tiny_model("llama", known + padded, tie_word_embeddings=tied)
+    before = copy.deepcopy(model.state_dict())
+    tokens = ["<a_2>", "<a_10>", "<a_1>", "<b_0>", "<a_1>"]
+    assert add_sid_tokens(model, tokenizer, tokens, seed=0) == 4
+    assert tokenizer.convert_tokens_to_ids(["<a_1>", "<a_2>", "<a_10>", "<b_0>"]) == list(range(known, known + 4))
+    assert len(model.get_input_embeddings().weight) == max(known + padded, known + 4)
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+    for name, after in model.state_dict().items():
+        if "embed_tokens" in name or "lm_head" in name:
+            assert torch.equal(after[:known], before[name][:known])
+            assert torch.equal(after[known + 4 :], before[name][known + 4 :])
+            new, old = after[known : known + 4], before[name][:known]
+            assert len(new.unique(dim=0)) == 4
+            # Near the mean of the old rows, with a tenth of their spread.
+            assert ((new - old.mean(dim=0)) / old.std(dim=0)).abs().max() < 0.5
+        else:
+            assert torch.equal(after, before[name])
+    state = copy.deepcopy(model.state_dict())
+    assert add_sid_tokens(model, tokenizer, tokens, seed=1) == 0
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+# ---------------------------------------------------------------------------------------------------------- wrong input
+@pytest.mark.parametrize("changes, said", [
+    (dict(batch_size=20), "--batch_size 20: must be a multiple of micro_batch_size 16"),
+    (dict(batch_size=8), "--batch_size 8: must be a multiple"),
+    (dict(train_from_scratch=False), "a config file has no weights; add --train_from_scratch True"),
+    (dict(tasks=["next_sid", "next_item"]), "--tasks: unknown task 'next_item'"),
+    (dict(tasks=["title2sid"]), "has no task 'title2sid'"),
+    (dict(prompts="nowhere.yaml"), "--prompts: nowhere.yaml: no such file"),
+    (dict(train_file="nowhere.csv"), "nowhere.csv: no such file"),
+    (dict(base_model="nowhere.json"), "--base_model nowhere.json"),
+    (dict(batch_size=2**20, micro_batch_size=1), "--batch_size 1048576: "),
+    (dict(cutoff_len=6), "--cutoff_len 6: row"),
+])
+def test_wrong_settings(toy, tmp_path, changes, said, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no search for nowhere.json on the hub
+    with pytest.raises(InputError) as error:
+        train(toy, tmp_path / "sft", **changes)
+    assert said in str(error.value) and not (tmp_path / "sft" / "final_checkpoint").exists()
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Wrong input must be found before a model is even made."""
+    monkeypatch.setattr("sft.model_from_config", lambda *_: pytest.fail("a model was made"))
+
+
+def test_an_index_that_lacks_an_item(toy, tmp_path, no_training):
+    paths, _ = toy
+    index = read_json(paths["sid_index_path"])
+    target = read_rows(paths["train_file"])[0].item_id
+    del index[str(target)]
+    (tmp_path / "less.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=rf"less.index.json: item {target} is missing \(.*train.csv, row 1 uses it\)"):
+        train(toy, tmp_path / "sft", sid_index_path=str(tmp_path / "less.index.json"))
+
+
+def test_item_texts_that_lack_an_item(toy, tmp_path, no_training):
+    paths, _ = toy
+    items = read_json(paths["item_meta_path"])
+    del items["7"]
+    (tmp_path / "less.item.json").write_text(json.dumps(items))
+    with pytest.raises(InputError, match="less.item.json: item 7 of .*toy.index.json is missing"):
+        train(toy, tmp_path / "sft", item_meta_path=str(tmp_path / "less.item.json"))
+
+
+def test_an_empty_validation_split(toy, tmp_path, no_training):
+    paths, _ = toy
+    (tmp_path / "empty.csv").write_text(Path(paths["eval_file"]).read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match="empty.csv: no rows"):
+        train(toy, tmp_path / "sft", eval_file=str(tmp_path / "empty.csv"))
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda config: config.pop("model_type"), "lacks 'model_type'"),
+    (lambda config: config.pop("tokenizer_vocab_size"), "lacks 'tokenizer_vocab_size'"),
+    (lambda config: config.update(model_type="no such model"), "no such model"),
+    (
+        lambda config: config.update(layer_types=["sliding_attention"] * 2, sliding_window=4, use_sliding_window=True),
+        "full attention",
+    ),
+])
+def test_wrong_model_configs(toy, tmp_path, change, said):
+    config = read_json(toy[1])
+    change(config)
+    (tmp_path / "wrong.json").write_text(json.dumps(config))
+    with pytest.raises(InputError) as error:
+        train(toy, tmp_path / "sft", base_model=str(tmp_path / "wrong.json"))
+    assert "wrong.json" in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
