@@ -14,7 +14,7 @@ import yaml
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from fileio import InputError, parse_list, read_json, read_lines, require_file
+from fileio import InputError, open_text, parse_list, read_json, read_lines
 
 CSV_COLUMNS = (
     "user_id", "history_item_title", "item_title", "history_item_id", "item_id", "history_item_sid", "item_sid"
@@ -68,9 +68,8 @@ def read_rows(path: str | Path, flag: str | None = None) -> list[Row]:
         InputError: a missing column, a broken list literal, an item id that is no number, history columns of different
             lengths, an empty history or a file without rows; each with file and line.
     """
-    path = require_file(path, flag)
     rows: list[Row] = []
-    with path.open(encoding="utf-8", newline="") as file:
+    with open_text(path, flag) as file:
         reader = csv.DictReader(file)
         missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
@@ -213,7 +212,8 @@ def load_prompts(name_or_file: str | Path) -> PromptSet:
     if path in ("compact", "worded"):
         path, name = str(Path(__file__).parent / "config" / PROMPTS_FILE), path
     try:
-        content = yaml.safe_load(require_file(path, "prompts").read_text(encoding="utf-8"))
+        with open_text(path, "prompts") as file:
+            content = yaml.safe_load(file)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or (not name and len(content) != 1) or (name and name not in content):

@@ -7,7 +7,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, TextIO
 
 
 class InputError(Exception):
@@ -57,16 +57,31 @@ def require_file(path: str | os.PathLike, flag: str | None = None) -> Path:
     return path
 
 
+@contextmanager
+def open_text(path: str | os.PathLike, flag: str | None = None) -> Iterator[TextIO]:
+    """A UTF-8 text file (with or without a byte-order mark) open for reading, line ends as they are.
+
+    Raises:
+        InputError: no such file, or bytes that are not UTF-8.
+    """
+    with require_file(path, flag).open(encoding="utf-8-sig", newline="\n") as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not a UTF-8 text file (byte {error.object[error.start]:#04x}); convert it to UTF-8") from None
+
+
 def read_json(path: str | os.PathLike, flag: str | None = None) -> Any:
-    try:
-        return json.loads(require_file(path, flag).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    with open_text(path, flag) as file:
+        try:
+            return json.load(file)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
 
 
 def read_lines(path: str | os.PathLike, flag: str | None = None) -> Iterator[tuple[int, str]]:
     """(line number from 1, text without its line end) of every line of a UTF-8 file."""
-    with require_file(path, flag).open(encoding="utf-8", newline="\n") as file:
+    with open_text(path, flag) as file:
         for number, line in enumerate(file, 1):
             yield number, line.rstrip("\r\n")
 

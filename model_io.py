@@ -96,6 +96,8 @@ def model_from_config(path: str, texts: Iterable[str], seed: int) -> tuple[PreTr
             )
         except ValueError as error:
             raise InputError(f"--base_model {path}: no usable config ({str(error).splitlines()[0][:100]})") from None
+    elif path.endswith(".json"):
+        raise InputError(f"--base_model {path}: no such file")
     else:
         try:
             tokenizer, config = AutoTokenizer.from_pretrained(path), AutoConfig.from_pretrained(path)

@@ -186,6 +186,7 @@ def rl(
             max_grad_norm=max_grad_norm,
             gradient_checkpointing=gradient_checkpointing,
             use_cpu=not torch.accelerator.is_available(),
+            disable_tqdm=False,
             ddp_find_unused_parameters=False,
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
             eval_strategy="steps" if test_during_training else "no",
@@ -216,7 +217,7 @@ def rl(
     if start:
         best = trainer.state.best_metric
         results |= {"validation HR@10 at start": round(start["HR@10"], 4), "validation HR@10 best": round(best, 4)}
-        if best is None or best < start["HR@10"]:
+        if best <= start["HR@10"]:
             cli.say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
             model.load_state_dict(load_model(model_path, "model_path")[0].state_dict())
     if trainer.is_world_process_zero():

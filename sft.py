@@ -195,6 +195,7 @@ def sft(
             weight_decay=weight_decay,
             gradient_checkpointing=gradient_checkpointing,
             use_cpu=not torch.accelerator.is_available(),
+            disable_tqdm=False,
             ddp_find_unused_parameters=False,
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
             eval_strategy="epoch",

@@ -2,8 +2,6 @@
 # Set MINIONEREC_PYTHON to use an environment of your own instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# Waiting threads sleep instead of spinning: on a machine with other work spinning made training eight times slower.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
 if [ -n "${MINIONEREC_PYTHON:-}" ]; then
