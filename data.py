@@ -334,6 +334,7 @@ class PromptDataset(Dataset):
 
     def _encode_rows(self, rows: Sequence[Row], groups: Sequence[str]) -> list[Example]:
         separator = self.encoder.prompts.separator
+        self.fitting = [len(row.history_sids) for row in rows]  # items of each history that cutoff_len leaves
         texts = [
             self.encoder.prompts.render(self.task, history=separator.join(self._history(row)), sid=row.sid, title=row.title)
             for row in rows
@@ -352,6 +353,7 @@ class PromptDataset(Dataset):
                 history = separator.join(self._history(shorter))
                 prompt, _ = self.encoder.prompts.render(self.task, history=history, sid=row.sid, title=row.title)
                 ids = self.encoder.prompt_ids([prompt])[0]
+            self.fitting[number] = count
             examples.append(Example(prompt, ids, target_ids[number], groups[number], row.user_id, row.sid, row.item_id))
         return examples
 
@@ -373,10 +375,42 @@ class SidSFTDataset(PromptDataset):
         seed: of the random places.
     """
 
-    def __init__(self, rows: Sequence[Row], encoder: Encoder, cutoff_len: int = 512, cut_histories: bool = False, seed: int = 42):
+    def __init__(
+        self, rows: Sequence[Row], encoder: Encoder, cutoff_len: int = 512, cut_histories: bool = False, seed: int = 42
+    ):
         super().__init__(rows, encoder, cutoff_len)
-        self.cut_histories, self.seed = cut_histories, seed
-        self.set_epoch(0)
+        self.cut_histories, self.seed, self._whole = cut_histories, seed, self.examples
+        if cut_histories:
+            self._prepare_parts()
+            self.set_epoch(0)
+
+    def _prepare_parts(self) -> None:
+        """Token ids of the parts of a prompt, so that an epoch's cuts are lists put together, not texts tokenised again.
+
+        Raises:
+            InputError: the parts do not add up to what the tokenizer makes of a whole prompt.
+        """
+        head, history, tail = self.encoder.prompts.template(self.task)["prompt"].partition("{history}")
+        try:
+            self._texts = (head.format(), tail.format())
+        except (KeyError, IndexError):
+            raise InputError("--cut_histories: the next_sid prompt must have {history} as its only field") from None
+        sids = sorted({sid for row in self.rows for sid in row.history_sids})
+        separator = self.encoder.prompts.separator
+        encoded = self.encoder.tokenizer([*self._texts, separator, *sids], add_special_tokens=False).input_ids
+        self._head, self._tail, self._separator = [*self.encoder.start, *encoded[0]], encoded[1], encoded[2]
+        self._parts = dict(zip(sids, encoded[3:]))
+        for row, example, count in zip(self.rows, self._whole, self.fitting):
+            if not history or self._prompt_ids(row.history_sids[-count:]) != example.prompt_ids:
+                raise InputError(f"--cut_histories: the parts of the prompt {example.prompt[:60]!r} tokenise otherwise alone")
+
+    def _prompt_ids(self, history: Sequence[str]) -> list[int]:
+        ids = list(self._head)
+        for place, sid in enumerate(history):
+            if place:
+                ids += self._separator
+            ids += self._parts[sid]
+        return ids + self._tail
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the cuts of this epoch; a function of the seed and the epoch alone."""
@@ -387,16 +421,21 @@ class SidSFTDataset(PromptDataset):
         rows_of_user = Counter(row.user_id for row in self.rows)
         phase: dict[str, int] = {}
         position: Counter[str] = Counter()
-        cut, groups = [], []
-        for row in self.rows:
-            if row.user_id not in phase:
-                phase[row.user_id] = generator.randrange(longest) if rows_of_user[row.user_id] > longest else 0
-            piece, place = divmod(position[row.user_id] + phase[row.user_id], longest)
-            position[row.user_id] += 1
-            long_user = rows_of_user[row.user_id] > longest
-            cut.append(row.last(place + 1) if long_user else row)
-            groups.append(f"{row.user_id}/{piece}" if long_user else row.user_id)
-        self.examples = self._encode_rows(cut, groups)
+        self.examples = []
+        for row, whole, fitting in zip(self.rows, self._whole, self.fitting):
+            user = row.user_id
+            if rows_of_user[user] <= longest:
+                self.examples.append(whole)
+                continue
+            if user not in phase:
+                phase[user] = generator.randrange(longest)
+            piece, place = divmod(position[user] + phase[user], longest)
+            position[user] += 1
+            history = row.history_sids[-min(place + 1, fitting) :]
+            text = self._texts[0] + self.encoder.prompts.separator.join(history) + self._texts[1]
+            self.examples.append(
+                replace(whole, prompt=text, prompt_ids=self._prompt_ids(history), group=f"{user}/{piece}")
+            )
 
 
 class TitleHistory2SidSFTDataset(PromptDataset):

@@ -33,9 +33,13 @@ class TreeBatches(Dataset):
             raise ValueError(f"{self.rows} rows cannot fill {micro_batches} micro-batches")
         # With few rows a micro-batch, steps below batch_size could leave some micro-batches of a step empty.
         self.steps = max(1, min(round(self.rows / batch_size), self.rows // micro_batches))
+        self._epoch: int | None = None
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        if epoch == self._epoch:
+            return
+        self._epoch = epoch
         for dataset in self.datasets:
             if hasattr(dataset, "set_epoch"):
                 dataset.set_epoch(epoch)
