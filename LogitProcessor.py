@@ -1,4 +1,5 @@
 """The closed list of semantic IDs as a trie on the model's device, and the processor that keeps HF `generate` inside it."""
+
 from __future__ import annotations
 
 from typing import Sequence
@@ -66,7 +67,9 @@ class SidTrie:
         continues = np.flatnonzero(distinct[1:] & (lcp[1:] == ordered_lengths[:-1]))
         if len(continues):
             short, long = (ordered[continues[0] + i] for i in (0, 1))
-            raise ValueError(f"sequence {long[long >= 0].tolist()} continues {short[short >= 0].tolist()}: end tokens are missing")
+            raise ValueError(
+                f"sequence {long[long >= 0].tolist()} continues {short[short >= 0].tolist()}: end tokens are missing"
+            )
         sequence_of_sorted = np.cumsum(distinct) - 1
 
         # Phase 1: one node per (level, distinct prefix), numbered level by level.

@@ -1,7 +1,8 @@
 """The two floors every model has to clear: popularity and item-to-item transition counts.
 
-    python baselines.py --train_file ... --test_data_path ... --info_file ... --output_dir output/baselines
+python baselines.py --train_file ... --test_data_path ... --info_file ... --output_dir output/baselines
 """
+
 from __future__ import annotations
 
 from collections import Counter, defaultdict
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Sequence
 
 import cli
-from data import Catalogue, Row, read_info, read_rows
 from fileio import InputError, write_json
 from metrics import popularity, score_predictions, table
+from records import Catalogue, Row, read_info, read_rows
 
 
 def popularity_order(item_ids: Sequence[int], counts: dict[int, int]) -> list[int]:
@@ -27,7 +28,9 @@ def transition_counts(rows: Sequence[Row]) -> dict[int, Counter]:
     return follows
 
 
-def rank_by_transitions(history: Sequence[int], follows: dict[int, Counter], by_popularity: list[int], k: int) -> list[int]:
+def rank_by_transitions(
+    history: Sequence[int], follows: dict[int, Counter], by_popularity: list[int], k: int
+) -> list[int]:
     """The k best items by the sum over the history, newest first (j = 0, 1, ...), of 0.5**j * count(item -> candidate).
 
     Popularity breaks ties, and so also orders the items that never followed.
@@ -51,8 +54,12 @@ def item_predictions(rows: Sequence[Row], ranked_items: Sequence[Sequence[int]],
     """Predictions in the file format of `evaluate.py`, with the ranked item ids beside their SIDs."""
     return [
         {
-            "user_id": row.user_id, "item_id": row.item_id, "input": " ".join(row.history_sids), "output": row.sid,
-            "predict": [sid_of[item] for item in ranked], "predict_items": list(ranked),
+            "user_id": row.user_id,
+            "item_id": row.item_id,
+            "input": " ".join(row.history_sids),
+            "output": row.sid,
+            "predict": [sid_of[item] for item in ranked],
+            "predict_items": list(ranked),
         }
         for row, ranked in zip(rows, ranked_items)
     ]
@@ -61,7 +68,8 @@ def item_predictions(rows: Sequence[Row], ranked_items: Sequence[Sequence[int]],
 def score_item_lists(predictions: list[dict], catalogue: Catalogue, counts: dict[int, int], k: int) -> dict:
     """Metrics of rankings made over items: the item level is read off the item ids, not through shared SIDs."""
     by_item = [
-        {**row, "predict": [str(item) for item in row["predict_items"]], "output": str(row["item_id"])} for row in predictions
+        {**row, "predict": [str(item) for item in row["predict_items"]], "output": str(row["item_id"])}
+        for row in predictions
     ]
     names = [str(item) for item in catalogue.item_ids]
     return score_predictions(by_item, names, catalogue.item_ids, counts, k)
@@ -86,7 +94,12 @@ def baselines(
     names = ("popularity", "transitions")
     outputs = [Path(output_dir) / f"{name}.metrics.json" for name in names]
     stage = cli.Stage(
-        "baselines", settings, [train_file, test_data_path, info_file], outputs, Path(output_dir) / "baselines.stage.json", force
+        "baselines",
+        settings,
+        [train_file, test_data_path, info_file],
+        outputs,
+        Path(output_dir) / "baselines.stage.json",
+        force,
     )
     if stage.finished:
         return

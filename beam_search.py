@@ -5,6 +5,7 @@ its own ancestors, so the KV cache is never copied, expanded or reordered. Candi
 result equals Hugging Face `generate(num_beams=B)` with a prefix-constraining processor, the finished-beam pool and the
 length penalty included; a checkpoint's `generation_config` is never read.
 """
+
 from __future__ import annotations
 
 from contextlib import contextmanager
@@ -100,7 +101,9 @@ def _inference(model: PreTrainedModel, trie: SidTrie) -> Iterator[None]:
     check_tree_attention(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if trie.max_token >= vocabulary:
-        raise ValueError(f"the trie holds token {trie.max_token}, but the model knows {vocabulary} tokens: another tokenizer?")
+        raise ValueError(
+            f"the trie holds token {trie.max_token}, but the model knows {vocabulary} tokens: another tokenizer?"
+        )
     training = model.training
     model.eval()
     try:
@@ -108,7 +111,6 @@ def _inference(model: PreTrainedModel, trie: SidTrie) -> Iterator[None]:
             yield
     finally:
         model.train(training)
-
 
 
 def beam_search(
@@ -196,7 +198,9 @@ def beam_search(
                 logits = rows.extend(trie.token[nodes].clamp(min=0), torch.full((beams,), step, device=device), seen)
 
         if bool(broken):
-            raise ValueError("the model's logits are NaN: its weights are broken or the numbers overflow in this precision")
+            raise ValueError(
+                "the model's logits are NaN: its weights are broken or the numbers overflow in this precision"
+            )
         return Ranked(done_sequence.masked_fill(done_score == NEGATIVE, -1), done_score)
 
 
@@ -255,7 +259,9 @@ def sample(
             normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
             gain = logits.gather(-1, trie.token[child].clamp(min=0)) - normaliser
             if bool(torch.isnan(gain).any()):
-                raise ValueError("the model's logits are NaN: its weights are broken or the numbers overflow in this precision")
+                raise ValueError(
+                    "the model's logits are NaN: its weights are broken or the numbers overflow in this precision"
+                )
             # A finished sample has no children; a uniform row keeps the draw defined and is discarded below.
             weight = torch.softmax((gain / temperature).masked_fill(~legal, NEGATIVE), dim=-1).nan_to_num(1.0)
             drawn = torch.multinomial(weight.flatten(0, 1), 1, generator=generator).view(n, num_samples, 1)

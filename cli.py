@@ -3,6 +3,7 @@
 `run(function)` turns a function into a command. Flag names are checked against its signature before anything runs, values
 are parsed by its annotations, and an `InputError` becomes one line and exit status 2.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -22,7 +23,11 @@ from fileio import InputError, read_json, write_json
 
 def _parse_value(name: str, kind: Any, text: str) -> Any:
     """`text` as `kind`: str, int, float, bool, list[...] (written 256,256,256), or any of these | None."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else (kind,)
+    options = (
+        typing.get_args(kind)
+        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+        else (kind,)
+    )
     if type(None) in options:
         if text in ("None", ""):
             return None
@@ -56,7 +61,9 @@ def _check_names(function: Callable, argv: list[str]) -> list[str]:
         name = name.replace("-", "_")
         if name not in parameters:
             near = [known for known in parameters if known.startswith(name[:4])] or list(parameters)
-            raise InputError(f"unknown flag --{name}; did you mean one of: {', '.join('--' + known for known in near)}?")
+            raise InputError(
+                f"unknown flag --{name}; did you mean one of: {', '.join('--' + known for known in near)}?"
+            )
         if not equals:
             values = []
             while position < len(argv) and not argv[position].startswith("--"):
@@ -175,9 +182,14 @@ class Stage:
         write_json(
             self.record,
             {
-                "stage": self.name, "status": status, "seconds": seconds, "peak_memory_mb": _peak_memory_mb(),
+                "stage": self.name,
+                "status": status,
+                "seconds": seconds,
+                "peak_memory_mb": _peak_memory_mb(),
                 "settings": self.settings,
-                "results": results or {}, "outputs": self.outputs, "inputs": self._inputs,
+                "results": results or {},
+                "outputs": self.outputs,
+                "inputs": self._inputs,
             },
         )
 

@@ -1,7 +1,8 @@
 """Interactions and semantic IDs into the CSV splits and the info file that training reads.
 
-    python convert_dataset.py --dataset_name NAME --data_dir DIR --output_dir DIR
+python convert_dataset.py --dataset_name NAME --data_dir DIR --output_dir DIR
 """
+
 from __future__ import annotations
 
 import csv
@@ -12,7 +13,13 @@ from data_process.interactions import SPLITS, read_inter, read_items
 from fileio import InputError, atomic, read_json
 
 COLUMNS = (
-    "user_id", "history_item_title", "item_title", "history_item_id", "item_id", "history_item_sid", "item_sid",
+    "user_id",
+    "history_item_title",
+    "item_title",
+    "history_item_id",
+    "item_id",
+    "history_item_sid",
+    "item_sid",
 )
 
 
@@ -31,14 +38,18 @@ def read_sids(path: str | Path, n_items: int, shared_sids: bool) -> list[str]:
         tokens = index.get(str(item))
         if tokens is None:
             raise InputError(f"{path}: item {item} has no SID (the item file has {n_items} items)")
-        if not isinstance(tokens, list) or not tokens or not all(
-            isinstance(token, str) and token and not any(c.isspace() for c in token) for token in tokens
+        if (
+            not isinstance(tokens, list)
+            or not tokens
+            or not all(isinstance(token, str) and token and not any(c.isspace() for c in token) for token in tokens)
         ):
             raise InputError(f"{path}, item {item}: expected a list of tokens, got {str(tokens)[:60]}")
         sid = "".join(tokens)
         if sid in owner and not shared_sids:
-            raise InputError(f"{path}: items {owner[sid]} and {item} share the SID {sid}; "
-                             "make the index with --dedup True, or allow it with --shared_sids True")
+            raise InputError(
+                f"{path}: items {owner[sid]} and {item} share the SID {sid}; "
+                "make the index with --dedup True, or allow it with --shared_sids True"
+            )
         owner.setdefault(sid, item)
         sids.append(sid)
     unknown = next((item for item in index if not (item.isdigit() and int(item) < n_items)), None)
@@ -72,8 +83,12 @@ def main(
     tables = {split: output / split / f"{name}.csv" for split in SPLITS}
     info = output / "info" / f"{name}.txt"
     stage = cli.Stage(
-        "convert_dataset", settings, [items_path, index_path, *inters.values()], [*tables.values(), info],
-        output / f"{name}.convert_dataset.stage.json", force,
+        "convert_dataset",
+        settings,
+        [items_path, index_path, *inters.values()],
+        [*tables.values(), info],
+        output / f"{name}.convert_dataset.stage.json",
+        force,
     )
     if stage.finished:
         return
@@ -86,15 +101,23 @@ def main(
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             for user, history, target in zip(users, histories, targets):
-                writer.writerow((
-                    user, [titles[i] for i in history], titles[target], history, target,
-                    [sids[i] for i in history], sids[target],
-                ))
+                writer.writerow(
+                    (
+                        user,
+                        [titles[i] for i in history],
+                        titles[target],
+                        history,
+                        target,
+                        [sids[i] for i in history],
+                        sids[target],
+                    )
+                )
     with atomic(info) as temporary:
         rows = (f"{sid}\t{title}\t{item}\n" for item, (sid, title) in enumerate(zip(sids, titles)))
         temporary.write_text("".join(rows), encoding="utf-8")
     stage.done(
-        items=len(items), distinct_sids=len(set(sids)),
+        items=len(items),
+        distinct_sids=len(set(sids)),
         **{f"{split}_rows": len(users) for split, (users, _, _) in splits.items()},
     )
 

@@ -1,184 +1,24 @@
-"""Rows, prompts and datasets for SFT, RL and evaluation: a task is a source of rows plus one template."""
+"""Prompts and datasets for SFT, RL and evaluation: a task is a source of rows plus one template."""
+
 from __future__ import annotations
 
-import csv
-import json
 import random
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Sequence
 
 import yaml
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from fileio import InputError, open_text, parse_list, read_json, read_lines
+from fileio import InputError, open_text
+from records import SID_TOKEN, Catalogue, Row
 
-CSV_COLUMNS = (
-    "user_id", "history_item_title", "item_title", "history_item_id", "item_id", "history_item_sid", "item_sid"
-)
 PROMPTS_FILE = "prompts.yaml"  # the prompt set a checkpoint carries
-SID_TOKEN = re.compile(r"<[^<>\s]+>")
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
-@dataclass(frozen=True)
-class Row:
-    """One next-item sample: a user's history, oldest first, and the item that came next."""
-
-    user_id: str
-    history_titles: tuple[str, ...]
-    history_ids: tuple[int, ...]
-    history_sids: tuple[str, ...]
-    title: str
-    item_id: int
-    sid: str
-
-    def last(self, count: int) -> "Row":
-        """The same row with only the newest `count` items of its history."""
-        if count >= len(self.history_sids):
-            return self
-        return replace(
-            self,
-            history_titles=self.history_titles[-count:],
-            history_ids=self.history_ids[-count:],
-            history_sids=self.history_sids[-count:],
-        )
-
-
-def _list_cell(text: str, where: str) -> list:
-    # JSON is several times faster than a literal parser; without double quotes and escapes the two differ in their quotes
-    # only. The rest take the careful way.
-    if '"' not in text and "\\" not in text and text.count("'") % 2 == 0:
-        try:
-            value = json.loads(text.replace("'", '"'))
-            if isinstance(value, list):
-                return value
-        except (ValueError, RecursionError):
-            pass
-    return parse_list(text, where)
-
-
-def read_rows(path: str | Path, flag: str | None = None) -> list[Row]:
-    """The rows of a CSV split (DESIGN file contract: CSV_COLUMNS, list columns as Python or JSON list literals).
-
-    Raises:
-        InputError: a missing column, a broken list literal, an item id that is no number, history columns of different
-            lengths, an empty history or a file without rows; each with file and line.
-    """
-    rows: list[Row] = []
-    with open_text(path, flag) as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"{path}, line 1: missing column {', '.join(missing)}; found {', '.join(reader.fieldnames or ())}")
-        for record in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in record.values() or None in record:
-                raise InputError(f"{where}: expected {len(reader.fieldnames)} fields")
-            titles, ids, sids = (
-                _list_cell(record[name], f"{where}, column {name}")
-                for name in ("history_item_title", "history_item_id", "history_item_sid")
-            )
-            if not len(titles) == len(ids) == len(sids):
-                raise InputError(f"{where}: histories of different length: {len(titles)} titles, {len(ids)} ids, {len(sids)} SIDs")
-            if not sids:
-                raise InputError(f"{where}: the history is empty")
-            try:
-                item_ids = [int(str(value)) for value in (*ids, record["item_id"])]  # int(2.7) would be 2
-            except ValueError:
-                raise InputError(f"{where}: item ids must be whole numbers") from None
-            rows.append(
-                Row(
-                    record["user_id"], tuple(map(str, titles)), tuple(item_ids[:-1]), tuple(map(str, sids)),
-                    record["item_title"], item_ids[-1], record["item_sid"],
-                )
-            )
-    if not rows:
-        raise InputError(f"{path}: no rows below the header line")
-    return rows
-
-
-def read_index(path: str | Path, flag: str | None = None) -> dict[int, tuple[str, ...]]:
-    """{item id: SID tokens} of an index.json.
-
-    Raises:
-        InputError: not an object of lists of `<...>` tokens.
-    """
-    content = read_json(path, flag)
-    index = {}
-    if not isinstance(content, dict) or not content:
-        raise InputError(f'{path}: expected an object such as {{"0": ["<a_1>", "<b_2>"]}}')
-    for key, tokens in content.items():
-        if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) and SID_TOKEN.fullmatch(t) for t in tokens):
-            raise InputError(f'{path}, item {key}: expected a list of tokens such as ["<a_1>", "<b_2>"], got {str(tokens)[:60]}')
-        try:
-            index[int(key)] = tuple(tokens)
-        except ValueError:
-            raise InputError(f"{path}: item id {key!r} is not a whole number") from None
-    return index
-
-
-def check_rows_against_index(rows: Iterable[Row], index: dict[int, tuple[str, ...]], path: str | Path, index_path: str | Path) -> None:
-    """Every item of `rows` must stand in the index, with the same SID.
-
-    Raises:
-        InputError: at the first item that does not.
-    """
-    sids = {item: "".join(tokens) for item, tokens in index.items()}
-    for number, row in enumerate(rows, 1):
-        for item, sid in zip((*row.history_ids, row.item_id), (*row.history_sids, row.sid)):
-            if item not in sids:
-                raise InputError(f"{index_path}: item {item} is missing ({path}, row {number} uses it)")
-            if sids[item] != sid:
-                raise InputError(f"{path}, row {number}: item {item} has SID {sid}, but {index_path} says {sids[item]}")
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The closed list of items: parallel lists of SIDs, titles and item ids."""
-
-    sids: list[str]
-    titles: list[str]
-    item_ids: list[int]
-
-
-def read_info(path: str | Path, shared_sids: bool = False, flag: str = "info_file") -> Catalogue:
-    """The items of an info file, one `sid<TAB>title<TAB>item_id` a line.
-
-    Args:
-        shared_sids: accept items that share a SID (they cannot be told apart by a model; metrics then say how ties fall).
-
-    Raises:
-        InputError: a malformed line, an item listed twice, an empty file, or a SID listed twice unless `shared_sids`.
-    """
-    sids, titles, item_ids = [], [], []
-    line_of_sid: dict[str, int] = {}
-    line_of_item: dict[int, int] = {}
-    for number, line in read_lines(path, flag):
-        if not line.strip():
-            continue
-        fields = line.split("\t")
-        if len(fields) != 3 or "".join(SID_TOKEN.findall(fields[0])) != fields[0] or not fields[0] or not fields[2].isdecimal():
-            raise InputError(f"{path}, line {number}: expected sid<TAB>title<TAB>item_id, got {line[:60]!r}")
-        sid, title, item = fields[0], fields[1], int(fields[2])
-        if item in line_of_item:
-            raise InputError(f"{path}, line {number}: item {item} stands on line {line_of_item[item]} already")
-        if sid in line_of_sid and not shared_sids:
-            raise InputError(
-                f"{path}, line {number}: SID {sid} belongs to the item of line {line_of_sid[sid]} already; make SIDs unique "
-                "(rq.generate_indices --dedup True) or accept ties with --shared_sids True"
-            )
-        line_of_item[item] = line_of_sid[sid] = number
-        sids.append(sid), titles.append(title), item_ids.append(item)
-    if not sids:
-        raise InputError(f"{path}: no items")
-    return Catalogue(sids, titles, item_ids)
-
-
-# -------------------------------------------------------------------------------------------------------------- prompts
 @dataclass(frozen=True)
 class PromptSet:
     """Templates by task (`{"prompt": ..., "target": ...}`) and the text between the items of a history."""
@@ -197,7 +37,9 @@ class PromptSet:
         return self.templates[task]
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump({"checkpoint": {"separator": self.separator, **self.templates}}, allow_unicode=True, sort_keys=False)
+        return yaml.safe_dump(
+            {"checkpoint": {"separator": self.separator, **self.templates}}, allow_unicode=True, sort_keys=False
+        )
 
 
 def load_prompts(name_or_file: str | Path) -> PromptSet:
@@ -217,7 +59,9 @@ def load_prompts(name_or_file: str | Path) -> PromptSet:
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or (not name and len(content) != 1) or (name and name not in content):
-        raise InputError(f"{path}: expected {f'the prompt set {name!r}' if name else 'exactly one prompt set, or FILE:SET'}")
+        raise InputError(
+            f"{path}: expected {f'the prompt set {name!r}' if name else 'exactly one prompt set, or FILE:SET'}"
+        )
     chosen = content[name] if name else next(iter(content.values()))
     if not isinstance(chosen, dict):
         raise InputError(f"{path}: expected the prompt set to be tasks with their templates, got {str(chosen)[:60]!r}")
@@ -229,7 +73,9 @@ def load_prompts(name_or_file: str | Path) -> PromptSet:
         in_prompt, in_target = (set(re.findall(r"{(\w*)}", str(template[part]))) for part in ("prompt", "target"))
         unknown = (in_prompt | in_target) - {"history", "sid", "title"}
         if unknown:
-            raise InputError(f"{path}, task {task}: unknown field {{{unknown.pop()}}}; known: {{history}}, {{sid}}, {{title}}")
+            raise InputError(
+                f"{path}, task {task}: unknown field {{{unknown.pop()}}}; known: {{history}}, {{sid}}, {{title}}"
+            )
         shared = in_prompt & in_target
         if shared:
             raise InputError(f"{path}, task {task}: the prompt contains its own target {{{shared.pop()}}}")
@@ -293,10 +139,11 @@ class Encoder:
         prompt = self.prompts.template(task)["prompt"].format(**{field: target for field in fields})
         alone = self._encode([prompt])[0] + self._encode([target])[0]
         if self._encode([prompt + target])[0] != alone:
-            raise InputError(f"prompt task {task}: {target!r} tokenises differently after the prompt than alone; end the prompt otherwise")
+            raise InputError(
+                f"prompt task {task}: {target!r} tokenises differently after the prompt than alone; end the prompt otherwise"
+            )
 
 
-# ------------------------------------------------------------------------------------------------------------- datasets
 @dataclass(frozen=True)
 class Example:
     """What a model sees and must say. `group` is what packing keeps together; `sid` and `item_id` are the target's."""
@@ -336,7 +183,9 @@ class PromptDataset(Dataset):
         separator = self.encoder.prompts.separator
         self.fitting = [len(row.history_sids) for row in rows]  # items of each history that cutoff_len leaves
         texts = [
-            self.encoder.prompts.render(self.task, history=separator.join(self._history(row)), sid=row.sid, title=row.title)
+            self.encoder.prompts.render(
+                self.task, history=separator.join(self._history(row)), sid=row.sid, title=row.title
+            )
             for row in rows
         ]
         prompt_ids = self.encoder.prompt_ids([prompt for prompt, _ in texts])
@@ -348,7 +197,9 @@ class PromptDataset(Dataset):
             while len(ids) + len(target_ids[number]) > self.cutoff_len:
                 count -= 1
                 if count < 1:
-                    raise InputError(f"--cutoff_len {self.cutoff_len}: row {number + 1} needs {len(ids) + len(target_ids[number])} tokens")
+                    raise InputError(
+                        f"--cutoff_len {self.cutoff_len}: row {number + 1} needs {len(ids) + len(target_ids[number])} tokens"
+                    )
                 shorter = row.last(count)
                 history = separator.join(self._history(shorter))
                 prompt, _ = self.encoder.prompts.render(self.task, history=history, sid=row.sid, title=row.title)
@@ -402,7 +253,9 @@ class SidSFTDataset(PromptDataset):
         self._parts = dict(zip(sids, encoded[3:]))
         for row, example, count in zip(self.rows, self._whole, self.fitting):
             if not history or self._prompt_ids(row.history_sids[-count:]) != example.prompt_ids:
-                raise InputError(f"--cut_histories: the parts of the prompt {example.prompt[:60]!r} tokenise otherwise alone")
+                raise InputError(
+                    f"--cut_histories: the parts of the prompt {example.prompt[:60]!r} tokenise otherwise alone"
+                )
 
     def _prompt_ids(self, history: Sequence[str]) -> list[int]:
         ids = list(self._head)

@@ -3,6 +3,7 @@
     python evaluate.py --base_model output/sft/final_checkpoint --train_file ... --info_file ... --test_data_path ... \
         --result_json_data output/sft/test.json
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,11 +14,12 @@ from transformers import PreTrainedModel, set_seed
 
 import cli
 from beam_search import beam_search
-from data import Catalogue, Encoder, EvalSidDataset, Example, checkpoint_prompts, read_info, read_rows
+from data import Encoder, EvalSidDataset, Example, checkpoint_prompts
 from fileio import InputError, write_json
 from LogitProcessor import SidTrie
 from metrics import popularity, score_predictions, table
 from model_io import load_model, process_state
+from records import Catalogue, read_info, read_rows
 
 
 def rank_sids(
@@ -103,9 +105,13 @@ def evaluate(
     known = dict(zip(catalogue.item_ids, catalogue.sids))
     for number, row in enumerate(rows, 1):
         if known.get(row.item_id) != row.sid:
-            raise InputError(f"{test_data_path}, row {number}: item {row.item_id} with SID {row.sid} is not in {info_file}")
+            raise InputError(
+                f"{test_data_path}, row {number}: item {row.item_id} with SID {row.sid} is not in {info_file}"
+            )
     if 0 <= sample < len(rows):
-        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:sample].sort().values.tolist()
+        chosen = (
+            torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:sample].sort().values.tolist()
+        )
         rows = [rows[place] for place in chosen]
 
     set_seed(seed)
@@ -118,7 +124,13 @@ def evaluate(
     ranked = rank_sids(model, trie, sid_of_sequence, examples, num_beams, batch_size, length_penalty)
 
     predictions = [
-        {"user_id": row.user_id, "item_id": row.item_id, "input": example.prompt, "output": row.sid, "predict": best[:K]}
+        {
+            "user_id": row.user_id,
+            "item_id": row.item_id,
+            "input": example.prompt,
+            "output": row.sid,
+            "predict": best[:K],
+        }
         for row, example, best in zip(rows, examples, ranked)
     ]
     results = score_predictions(predictions, catalogue.sids, catalogue.item_ids, counts, K)
@@ -126,7 +138,9 @@ def evaluate(
     write_json(metrics_file, results)
     cli.say(table({base_model: results}))
     if results["items_sharing_a_sid"]:
-        cli.say(f"{results['items_sharing_a_sid']} items share a SID; at item level the most popular of them comes first")
+        cli.say(
+            f"{results['items_sharing_a_sid']} items share a SID; at item level the most popular of them comes first"
+        )
     stage.done(rows=len(rows), illegal=results["illegal"], short_lists=results["short_lists"])
 
 

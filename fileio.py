@@ -1,4 +1,5 @@
 """Reading and writing the files that pass between stages: atomic writes, and readers that name the line that is wrong."""
+
 from __future__ import annotations
 
 import ast
@@ -68,7 +69,9 @@ def open_text(path: str | os.PathLike, flag: str | None = None) -> Iterator[Text
         try:
             yield file
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not a UTF-8 text file (byte {error.object[error.start]:#04x}); convert it to UTF-8") from None
+            raise InputError(
+                f"{path}: not a UTF-8 text file (byte {error.object[error.start]:#04x}); convert it to UTF-8"
+            ) from None
 
 
 def read_json(path: str | os.PathLike, flag: str | None = None) -> Any:

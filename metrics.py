@@ -1,4 +1,5 @@
 """Ranking metrics as pure functions, at SID level and at item level."""
+
 from __future__ import annotations
 
 import math
@@ -47,7 +48,9 @@ def item_rank(target_item: int, ranked_sids: Sequence[str], items: dict[str, lis
     return rank_of(target_item, (item for sid in ranked_sids for item in items.get(sid, (None,))))
 
 
-def summarise(sid_ranks: Sequence[int | None], item_ranks: Sequence[int | None], longest: int) -> dict[str, dict[str, float]]:
+def summarise(
+    sid_ranks: Sequence[int | None], item_ranks: Sequence[int | None], longest: int
+) -> dict[str, dict[str, float]]:
     """{"item": {"HR@1": ..., "NDCG@1": ...}, "sid": {...}} at the CUTOFFS up to `longest`, the length of the lists."""
     return {
         level: {

@@ -3,6 +3,7 @@
 Method: GRPO (arXiv 2402.03300) as used by arXiv 2510.24431, with rollouts that are constrained beam searches or constrained
 samples over the catalogue, so that every completion is an item.
 """
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -79,7 +80,11 @@ class GroupTrainer(QuietSaves, Trainer):
         callbacks=None,
     ):
         super().__init__(
-            model=model, args=args, train_dataset=train_dataset, callbacks=callbacks, data_collator=list,
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            callbacks=callbacks,
+            data_collator=list,
             eval_dataset=train_dataset if validate else None,
         )
         self.reference, self.trie, self.sid_of_sequence, self.reward = reference, trie, sid_of_sequence, reward
@@ -160,9 +165,8 @@ class GroupTrainer(QuietSaves, Trainer):
         self._note(
             reward=sum(sum(group) / len(group) for group in rewards) / len(rewards),
             zero_advantage_share=sum(silent) / len(silent),
-            rollout_hit_rate=sum(
-                self.sequence_of_sid[example.sid] in group for example, group in zip(inputs, groups)
-            ) / len(groups),
+            rollout_hit_rate=sum(self.sequence_of_sid[example.sid] in group for example, group in zip(inputs, groups))
+            / len(groups),
             kl=(divergence * weight).sum().item() / max(weight.sum().item(), 1e-12),
         )
         return loss
@@ -174,7 +178,9 @@ class GroupTrainer(QuietSaves, Trainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if self._counted and "loss" in logs:
-            means = torch.tensor([self._sums[name] / self._counted for name in sorted(self._sums)], device=self.args.device)
+            means = torch.tensor(
+                [self._sums[name] / self._counted for name in sorted(self._sums)], device=self.args.device
+            )
             means = self.accelerator.reduce(means, reduction="mean").tolist()
             logs = {**logs, **{name: round(value, 5) for name, value in zip(sorted(self._sums), means)}}
             self._sums.clear()

@@ -1,4 +1,5 @@
 """Models and tokenizers: loading, building from a config, adding SID tokens, and writing a checkpoint folder."""
+
 from __future__ import annotations
 
 import json
@@ -66,7 +67,9 @@ def load_model(path: str, flag: str) -> tuple[PreTrainedModel, PreTrainedTokeniz
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
         check_tree_attention(model)
     except (OSError, ValueError) as error:
-        raise InputError(f"--{flag} {path}: cannot be used as a causal LM with a tokenizer ({str(error).splitlines()[0]})") from None
+        raise InputError(
+            f"--{flag} {path}: cannot be used as a causal LM with a tokenizer ({str(error).splitlines()[0]})"
+        ) from None
     return model, tokenizer
 
 
@@ -91,8 +94,12 @@ def model_from_config(path: str, texts: Iterable[str], seed: int) -> tuple[PreTr
         tokenizer = train_tokenizer(texts, vocab_size)
         try:
             config = AutoConfig.for_model(
-                model_type, **settings, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                model_type,
+                **settings,
+                vocab_size=len(tokenizer),
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
             )
         except ValueError as error:
             raise InputError(f"--base_model {path}: no usable config ({str(error).splitlines()[0][:100]})") from None
@@ -102,7 +109,9 @@ def model_from_config(path: str, texts: Iterable[str], seed: int) -> tuple[PreTr
         try:
             tokenizer, config = AutoTokenizer.from_pretrained(path), AutoConfig.from_pretrained(path)
         except (OSError, ValueError) as error:
-            raise InputError(f"--base_model {path}: no config and tokenizer there ({str(error).splitlines()[0]})") from None
+            raise InputError(
+                f"--base_model {path}: no config and tokenizer there ({str(error).splitlines()[0]})"
+            ) from None
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     try:
@@ -118,16 +127,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[PAD, BOS, EOS], show_progress=False,
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
 
 
 def _sid_order(token: str) -> tuple:
-    level, number = re.fullmatch(r"<(\D*?)_?(\d*)>", token).groups() if re.fullmatch(r"<(\D*?)_?(\d*)>", token) else (token, "")
+    level, number = (
+        re.fullmatch(r"<(\D*?)_?(\d*)>", token).groups() if re.fullmatch(r"<(\D*?)_?(\d*)>", token) else (token, "")
+    )
     return level, int(number or 0), token
 
 
@@ -171,14 +186,18 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
 
     try:
         layers = model.get_decoder().layers
-        targets = [model.get_input_embeddings()] + [part for layer in layers for part in (layer.self_attn.o_proj, layer.mlp)]
+        targets = [model.get_input_embeddings()] + [
+            part for layer in layers for part in (layer.self_attn.o_proj, layer.mlp)
+        ]
     except AttributeError as error:
         raise InputError(f"--dropout: this architecture has no place for it ({error})") from None
     for module in targets:
         module.register_forward_hook(drop)
 
 
-def save_checkpoint_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, path: str | Path) -> None:
+def save_checkpoint_folder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, path: str | Path
+) -> None:
     """Write weights, tokenizer and prompts as one HF folder that appears whole or not at all. Main process only."""
     with atomic(path) as folder, without_file_bars():
         model.save_pretrained(folder)
@@ -189,7 +208,8 @@ def save_checkpoint_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenize
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """The newest complete `checkpoint-N` folder; the trainer writes trainer_state.json last."""
     found = [
-        path for path in Path(output_dir).glob("checkpoint-*")
+        path
+        for path in Path(output_dir).glob("checkpoint-*")
         if path.name.split("-")[-1].isdigit() and _is_json(path / "trainer_state.json")
     ]
     return str(max(found, key=lambda path: int(path.name.split("-")[-1]))) if found else None

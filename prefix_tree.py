@@ -4,6 +4,7 @@ The tokens of a prefix tree stand in depth-first order in one row; `position_ids
 and `end[k]` is the index after the subtree of node k. Query q sees key k iff k <= q < end[k]: its own ancestors and itself.
 Causal attention makes a token's hidden state a function of its prefix alone, so nothing else changes.
 """
+
 from __future__ import annotations
 
 from contextlib import contextmanager
@@ -163,8 +164,12 @@ def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
             label_token.append(np.asarray(target))
     nodes = torch.from_numpy(np.concatenate(label_node))
     return TreeBatch(
-        torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(end),
-        nodes, torch.from_numpy(np.concatenate(label_token)), torch.ones(len(nodes)),
+        torch.from_numpy(input_ids),
+        torch.from_numpy(position_ids),
+        torch.from_numpy(end),
+        nodes,
+        torch.from_numpy(np.concatenate(label_token)),
+        torch.ones(len(nodes)),
     )
 
 

@@ -2,6 +2,7 @@
 
 `completions` are the SIDs a prompt produced, in rank order for beam rollouts; `target` is the SID of the prompt's own row.
 """
+
 from __future__ import annotations
 
 import math

@@ -1,7 +1,8 @@
 """Reinforcement learning: GRPO on top of an SFT checkpoint, with rollouts that are items of the catalogue by construction.
 
-    python rl.py --model_path output/sft/final_checkpoint --train_file ... --eval_file ... --info_file ... --output_dir output/rl
+python rl.py --model_path output/sft/final_checkpoint --train_file ... --eval_file ... --info_file ... --output_dir output/rl
 """
+
 from __future__ import annotations
 
 import copy
@@ -21,14 +22,13 @@ from data import (
     RLTitle2SidDataset,
     SidDataset,
     checkpoint_prompts,
-    read_info,
-    read_rows,
 )
 from evaluate import build_trie, rank_sids
 from fileio import InputError
 from metrics import hit_ratio, ndcg, rank_of
 from minionerec_trainer import GroupTrainer
 from model_io import checkpoint_to_resume, load_model, process_state, save_checkpoint_folder
+from records import read_info, read_rows
 from rewards import REWARDS
 
 TASKS = ("next_sid", "title_history2sid", "title2sid")
@@ -93,7 +93,9 @@ def rl(
     if num_generations < 2:
         raise InputError(f"--num_generations {num_generations}: a group needs at least 2 completions")
     if train_batch_size % num_generations or train_batch_size < num_generations:
-        raise InputError(f"--train_batch_size {train_batch_size}: must be a multiple of num_generations {num_generations}")
+        raise InputError(
+            f"--train_batch_size {train_batch_size}: must be a multiple of num_generations {num_generations}"
+        )
     if eval_batch_size < test_beam:
         raise InputError(f"--eval_batch_size {eval_batch_size}: must hold at least test_beam {test_beam} completions")
     if temperature <= 0:
@@ -118,7 +120,9 @@ def rl(
         for number, row in enumerate(rows, 1):
             if row.sid not in known:
                 raise InputError(f"{path}, row {number}: SID {row.sid} is not in {info_file}")
-        splits.append([rows[i] for i in sorted(generator.sample(range(len(rows)), count))] if 0 <= count < len(rows) else rows)
+        splits.append(
+            [rows[i] for i in sorted(generator.sample(range(len(rows)), count))] if 0 <= count < len(rows) else rows
+        )
     prompt_set = checkpoint_prompts(model_path, prompts)
     tasks = list(tasks or [task for task in TASKS if task in prompt_set.templates])
     for task in tasks:
@@ -141,8 +145,13 @@ def rl(
     def validate() -> dict[str, float]:
         with trainer.compute_loss_context_manager():
             ranked = rank_sids(
-                trainer.accelerator.unwrap_model(trainer.model), trie, sid_of_sequence, validation,
-                test_beam, max(1, eval_batch_size // test_beam), progress=False,
+                trainer.accelerator.unwrap_model(trainer.model),
+                trie,
+                sid_of_sequence,
+                validation,
+                test_beam,
+                max(1, eval_batch_size // test_beam),
+                progress=False,
             )
         ranks = [rank_of(example.sid, best) for example, best in zip(validation, ranked)]
         return {"HR@10": hit_ratio(ranks, 10), "NDCG@10": ndcg(ranks, 10)}
@@ -157,7 +166,9 @@ def rl(
     per_step = train_batch_size // num_generations * gradient_accumulation_steps * world
     steps = max_steps if max_steps > 0 else max(1, round(num_train_epochs * len(train_set) / per_step))
     interval = max(1, round(eval_step * steps) if eval_step < 1 else int(eval_step))
-    cli.say(f"[rl] {len(train_set):,} prompts, about {steps:,} steps of {per_step} prompts x {num_generations} completions")
+    cli.say(
+        f"[rl] {len(train_set):,} prompts, about {steps:,} steps of {per_step} prompts x {num_generations} completions"
+    )
     trainer = GroupTrainer(
         model=model,
         reference=reference,
@@ -209,7 +220,10 @@ def rl(
     )
     start = validate() if test_during_training else {}
     if start:
-        cli.say(f"[rl] validation before the first step: " + ", ".join(f"{name} {value:.4f}" for name, value in start.items()))
+        cli.say(
+            "[rl] validation before the first step: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in start.items())
+        )
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # Phase 3: keep the best validated weights, the start included.

@@ -3,6 +3,7 @@
     python sft.py --base_model Qwen/Qwen2.5-0.5B --train_file ... --eval_file ... --sid_index_path X.index.json \
         --item_meta_path X.item.json --output_dir output/sft
 """
+
 from __future__ import annotations
 
 import os
@@ -13,18 +14,7 @@ import torch
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 import cli
-from data import (
-    Catalogue,
-    Encoder,
-    Row,
-    SidItemFeatDataset,
-    SidSFTDataset,
-    TitleHistory2SidSFTDataset,
-    check_rows_against_index,
-    load_prompts,
-    read_index,
-    read_rows,
-)
+from data import Encoder, SidItemFeatDataset, SidSFTDataset, TitleHistory2SidSFTDataset, load_prompts
 from fileio import InputError, read_json
 from model_io import (
     add_dropout,
@@ -36,12 +26,15 @@ from model_io import (
     process_state,
     save_checkpoint_folder,
 )
+from records import Catalogue, Row, check_rows_against_index, read_index, read_rows
 from sft_trainer import TreeBatches, TreeTrainer
 
 TASKS = ("next_sid", "title_history2sid", "title2sid", "sid2title")
 
 
-def build_dataset(task: str, rows: list[Row], catalogue: Catalogue, encoder: Encoder, cutoff_len: int, cut_histories: bool, seed: int):
+def build_dataset(
+    task: str, rows: list[Row], catalogue: Catalogue, encoder: Encoder, cutoff_len: int, cut_histories: bool, seed: int
+):
     """The SFT dataset of one task."""
     if task == "next_sid":
         return SidSFTDataset(rows, encoder, cutoff_len, cut_histories, seed)
@@ -130,7 +123,9 @@ def sft(
 
     settings = dict(locals())
     settings = {key: settings[key] for key in sft.__annotations__ if key not in ("force", "return")}
-    inputs = [train_file, eval_file, sid_index_path, item_meta_path] + ([base_model] if Path(base_model).exists() else [])
+    inputs = [train_file, eval_file, sid_index_path, item_meta_path] + (
+        [base_model] if Path(base_model).exists() else []
+    )
     final = Path(output_dir) / "final_checkpoint"
     with process_state().main_process_first():
         stage = cli.Stage("sft", settings, inputs, [final], Path(output_dir) / "sft.stage.json", force)
@@ -164,16 +159,22 @@ def sft(
         add_dropout(model, dropout)
     encoder = Encoder(tokenizer, prompt_set)
     accumulation = batch_size // (micro_batch_size * world)
-    train_parts = [build_dataset(task, splits[0], catalogue, encoder, cutoff_len, cut_histories, seed) for task in tasks]
+    train_parts = [
+        build_dataset(task, splits[0], catalogue, encoder, cutoff_len, cut_histories, seed) for task in tasks
+    ]
     eval_parts = [build_dataset("next_sid", splits[1], catalogue, encoder, cutoff_len, False, seed)]
     try:
         train_set = TreeBatches(train_parts, batch_size, accumulation * world, encoder.pad_token_id, seed)
         eval_batches = max(world, -(-len(splits[1]) // micro_batch_size // world) * world)
-        eval_set = TreeBatches(eval_parts, len(splits[1]), min(eval_batches, len(splits[1])), encoder.pad_token_id, None)
+        eval_set = TreeBatches(
+            eval_parts, len(splits[1]), min(eval_batches, len(splits[1])), encoder.pad_token_id, None
+        )
     except ValueError as error:
         raise InputError(f"--batch_size {batch_size}: {error}") from None
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    cli.say(f"[sft] {parameters:,} parameters, {added} new SID tokens, {train_set.rows:,} training rows, {train_set.steps} steps an epoch")
+    cli.say(
+        f"[sft] {parameters:,} parameters, {added} new SID tokens, {train_set.rows:,} training rows, {train_set.steps} steps an epoch"
+    )
 
     # Phase 3: train.
     if wandb_project:

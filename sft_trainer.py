@@ -1,4 +1,5 @@
 """Supervised training over prefix trees: the loss and gradients of separate rows, every distinct prefix computed once."""
+
 from __future__ import annotations
 
 import random
@@ -25,7 +26,9 @@ class TreeBatches(Dataset):
         seed: of the shuffling; None keeps the order (evaluation).
     """
 
-    def __init__(self, datasets: Sequence[Dataset], batch_size: int, micro_batches: int, pad_token_id: int, seed: int | None):
+    def __init__(
+        self, datasets: Sequence[Dataset], batch_size: int, micro_batches: int, pad_token_id: int, seed: int | None
+    ):
         self.datasets, self.micro_batches = list(datasets), micro_batches
         self.pad_token_id, self.seed = pad_token_id, seed
         self.rows = sum(len(dataset) for dataset in self.datasets)
@@ -80,7 +83,9 @@ def _shared(first: list[int], second: list[int]) -> int:
     """Length of the common prefix."""
     if second[: len(first)] == first:
         return len(first)
-    return next((place for place, pair in enumerate(zip(first, second)) if pair[0] != pair[1]), min(len(first), len(second)))
+    return next(
+        (place for place, pair in enumerate(zip(first, second)) if pair[0] != pair[1]), min(len(first), len(second))
+    )
 
 
 class TreeTrainer(QuietSaves, Trainer):

@@ -5,6 +5,7 @@ line is JSON with `ratio` = textbook seconds / tree seconds (medians).
 
     python benchmarks/bench_decode.py --shape llama-135m --num_beams 50 --prompt_length 100
 """
+
 from __future__ import annotations
 
 import json
@@ -25,12 +26,23 @@ END = 1
 SHAPES = {
     # The shape of a 135M-parameter Llama.
     "llama-135m": lambda vocab: LlamaConfig(
-        vocab_size=vocab, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True,
+        vocab_size=vocab,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
     ),
     "qwen3-small": lambda vocab: Qwen3Config(
-        vocab_size=vocab, hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, tie_word_embeddings=True,
+        vocab_size=vocab,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        tie_word_embeddings=True,
     ),
 }
 
@@ -56,15 +68,24 @@ class PrefixDictionary(LogitsProcessor):
 def textbook(model, sequences, prompts: torch.Tensor, num_beams: int) -> list[list[tuple[tuple[int, ...], float]]]:
     """[(tokens, score)] per prompt by HF `generate`."""
     out = model.generate(
-        input_ids=prompts, attention_mask=torch.ones_like(prompts), num_beams=num_beams, num_return_sequences=num_beams,
-        do_sample=False, max_new_tokens=max(map(len, sequences)), length_penalty=0.0, eos_token_id=END, pad_token_id=0,
+        input_ids=prompts,
+        attention_mask=torch.ones_like(prompts),
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        max_new_tokens=max(map(len, sequences)),
+        length_penalty=0.0,
+        eos_token_id=END,
+        pad_token_id=0,
         logits_processor=LogitsProcessorList([PrefixDictionary(sequences, prompts.shape[1])]),
-        return_dict_in_generate=True, output_scores=True,
+        return_dict_in_generate=True,
+        output_scores=True,
     )
     tokens = out.sequences[:, prompts.shape[1] :].view(len(prompts), num_beams, -1).tolist()
     scores = out.sequences_scores.view(len(prompts), num_beams).tolist()
     return [
-        [(tuple(row[: row.index(END) + 1]), score) for row, score in zip(*pair) if score > -1e6] for pair in zip(tokens, scores)
+        [(tuple(row[: row.index(END) + 1]), score) for row, score in zip(*pair) if score > -1e6]
+        for pair in zip(tokens, scores)
     ]
 
 
@@ -119,7 +140,9 @@ def bench(
     # A wider spread than usual, so that the random model has preferences and rankings are not decided by rounding.
     config.initializer_range = 0.06
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    catalogue = {tuple(vocab_size + level * codes + rng.randrange(codes) for level in range(levels)) for _ in range(items)}
+    catalogue = {
+        tuple(vocab_size + level * codes + rng.randrange(codes) for level in range(levels)) for _ in range(items)
+    }
     sequences = [[*sid, END] for sid in sorted(catalogue)]
     trie = SidTrie(sequences)
     batch = torch.randint(2, vocab_size, (prompts, prompt_length))
@@ -143,9 +166,16 @@ def bench(
     print(
         json.dumps(
             {
-                "benchmark": "decode", "shape": shape, "num_beams": num_beams, "prompt_length": prompt_length, "prompts": prompts,
-                "items": len(sequences), "threads": torch.get_num_threads(), "agree": same,
-                "tree_s": round(medians["tree"], 4), "textbook_s": round(medians["textbook"], 4),
+                "benchmark": "decode",
+                "shape": shape,
+                "num_beams": num_beams,
+                "prompt_length": prompt_length,
+                "prompts": prompts,
+                "items": len(sequences),
+                "threads": torch.get_num_threads(),
+                "agree": same,
+                "tree_s": round(medians["tree"], 4),
+                "textbook_s": round(medians["textbook"], 4),
                 "ratio": round(medians["textbook"] / medians["tree"], 1),
             }
         )

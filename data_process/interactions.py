@@ -3,6 +3,7 @@
 An interaction table is a pandas DataFrame with the columns `user`, `item` (original ids, any hashable) and `timestamp`
 (seconds since 1970-01-01 UTC). Times are never turned into local time, so results do not depend on the machine's zone.
 """
+
 from __future__ import annotations
 
 import calendar
@@ -155,7 +156,11 @@ def _write_rows(path: Path, header: list[str], rows: list[str]) -> None:
 
 
 def write_dataset(
-    table: pd.DataFrame, items: dict[str, dict[str, str]], output_path: str | Path, dataset: str, split: str,
+    table: pd.DataFrame,
+    items: dict[str, dict[str, str]],
+    output_path: str | Path,
+    dataset: str,
+    split: str,
     max_history: int,
 ) -> dict[str, int]:
     """Write the six files of a dataset (DESIGN §4) and return the counts to report.
@@ -186,7 +191,9 @@ def write_dataset(
         _write_rows(folder / f"{dataset}.{kind}2id", [f"original_{kind}", f"{kind}_id"], rows)
     write_json(folder / f"{dataset}.item.json", {str(i): items[str(name)] for i, name in enumerate(item_names)})
     return {
-        "users": len(user_names), "items": len(item_names), "interactions": len(mapped),
+        "users": len(user_names),
+        "items": len(item_names),
+        "interactions": len(mapped),
         **{f"{name}_rows": len(part) for name, part in parts.items()},
     }
 
@@ -195,13 +202,13 @@ def read_items(path: str | Path, flag: str | None = None) -> dict[str, dict[str,
     """`{ds}.item.json`, checked: ids are the texts 0..N-1 and every item is an object with a `title`."""
     items = read_json(path, flag)
     if not isinstance(items, dict) or not items:
-        raise InputError(f"{path}: expected an object of items, {{\"0\": {{\"title\": ...}}, ...}}")
+        raise InputError(f'{path}: expected an object of items, {{"0": {{"title": ...}}, ...}}')
     if set(items) != {str(i) for i in range(len(items))}:
         stray = sorted(set(items) - {str(i) for i in range(len(items))})[:1]
         raise InputError(f"{path}: item ids must be 0..{len(items) - 1}, found {stray[0]!r}")
     for item_id, item in items.items():
         if not isinstance(item, dict) or not isinstance(item.get("title"), str):
-            raise InputError(f"{path}, item {item_id}: expected an object with a text \"title\"")
+            raise InputError(f'{path}, item {item_id}: expected an object with a text "title"')
     return {str(i): items[str(i)] for i in range(len(items))}
 
 
@@ -213,8 +220,10 @@ def read_inter(path: str | Path, n_items: int) -> tuple[list[str], list[list[int
     for number, line in read_lines(path):
         fields = line.split("\t")
         if len(fields) != 3:
-            raise InputError(f"{path}, line {number}: expected user, history and target separated by tabs, "
-                             f"got {len(fields)} field{'s' if len(fields) != 1 else ''}")
+            raise InputError(
+                f"{path}, line {number}: expected user, history and target separated by tabs, "
+                f"got {len(fields)} field{'s' if len(fields) != 1 else ''}"
+            )
         if number == 1:
             if any(field.strip().isdigit() for field in fields[1:]):
                 raise InputError(f"{path}, line 1: expected a header line such as {' '.join(INTER_COLUMNS)}")

@@ -1,7 +1,8 @@
 """RecBole atomic files (`NAME.inter`, `NAME.item`, typed header) into items and next-item samples.
 
-    python -m data_process.recbole_data_process --dataset ml-100k --input_dir DIR --output_path DIR
+python -m data_process.recbole_data_process --dataset ml-100k --input_dir DIR --output_path DIR
 """
+
 from __future__ import annotations
 
 import csv
@@ -43,8 +44,15 @@ def read_atomic(path: str | Path) -> tuple[pd.DataFrame, dict[str, str]]:
         raise InputError(f"{path}, line {line + 1}: expected {fields[0]} tab-separated fields, got {fields[line]}")
     try:
         table = pd.read_csv(
-            io.BytesIO(content), sep="\t", dtype=str, quoting=csv.QUOTE_NONE, keep_default_na=False, encoding="utf-8",
-            skip_blank_lines=False, index_col=False, lineterminator="\n",
+            io.BytesIO(content),
+            sep="\t",
+            dtype=str,
+            quoting=csv.QUOTE_NONE,
+            keep_default_na=False,
+            encoding="utf-8",
+            skip_blank_lines=False,
+            index_col=False,
+            lineterminator="\n",
         )
     except UnicodeDecodeError as error:
         # pandas reports a position within its own block.
@@ -60,7 +68,7 @@ def read_atomic(path: str | Path) -> tuple[pd.DataFrame, dict[str, str]]:
     table.columns = [name for name, _, _ in columns]
     if table.columns.has_duplicates:
         raise InputError(f"{path}, line 1: a column is named twice: {', '.join(table.columns)}")
-    table = table[filled[1:len(table) + 1]]
+    table = table[filled[1 : len(table) + 1]]
     return table, {name: kind for name, _, kind in columns}
 
 
@@ -76,8 +84,10 @@ def numbers(path: str | Path, table: pd.DataFrame, name: str) -> pd.Series:
     values = pd.to_numeric(table[name], errors="coerce")
     wrong = values.isna() | values.abs().eq(float("inf"))
     if wrong.any():
-        raise InputError(f"{path}, line {wrong.idxmax() + 2}, column {name}: expected a number, "
-                         f"got {table.loc[wrong.idxmax(), name]!r}")
+        raise InputError(
+            f"{path}, line {wrong.idxmax() + 2}, column {name}: expected a number, "
+            f"got {table.loc[wrong.idxmax(), name]!r}"
+        )
     return values.astype("float64")
 
 
@@ -126,7 +136,9 @@ def item_records(
             else:
                 sentences.append(f"{_label(column)}: {text}.")
         records[row[item_field]] = {
-            "title": " ".join(row[title_field].split()), "description": " ".join(sentences), "brand": brand,
+            "title": " ".join(row[title_field].split()),
+            "description": " ".join(sentences),
+            "brand": brand,
             "categories": categories,
         }
     return records
@@ -176,8 +188,12 @@ def main(
     inter_file = require_file(Path(input_dir) / f"{dataset}.inter", "input_dir")
     item_file = require_file(Path(input_dir) / f"{dataset}.item", "input_dir")
     stage = cli.Stage(
-        "data_process", settings, [inter_file, item_file], output_files(output_path, dataset),
-        Path(output_path) / f"{dataset}.data_process.stage.json", force,
+        "data_process",
+        settings,
+        [inter_file, item_file],
+        output_files(output_path, dataset),
+        Path(output_path) / f"{dataset}.data_process.stage.json",
+        force,
     )
     if stage.finished:
         return
@@ -186,8 +202,10 @@ def main(
     require_columns(item_file, raw_items, [item_field])
     title = pick(item_file, raw_items, title_field, TITLE_FIELDS, "title_field")
     if title is None:
-        raise InputError(f"{item_file}: no title column ({', '.join(TITLE_FIELDS)}); its columns are "
-                         f"{', '.join(raw_items.columns)}; name one with --title_field")
+        raise InputError(
+            f"{item_file}: no title column ({', '.join(TITLE_FIELDS)}); its columns are "
+            f"{', '.join(raw_items.columns)}; name one with --title_field"
+        )
     twice = raw_items[item_field].duplicated()
     if twice.any():
         row = twice.idxmax()
@@ -198,9 +216,13 @@ def main(
     raw, _ = read_atomic(inter_file)
     rating = [] if min_rating is None else [rating_field]
     require_columns(inter_file, raw, [user_field, item_field, time_field, *rating])
-    table = pd.DataFrame({
-        "user": raw[user_field], "item": raw[item_field], "timestamp": numbers(inter_file, raw, time_field),
-    })
+    table = pd.DataFrame(
+        {
+            "user": raw[user_field],
+            "item": raw[item_field],
+            "timestamp": numbers(inter_file, raw, time_field),
+        }
+    )
     total = len(table)
     if min_rating is not None:
         table = table[numbers(inter_file, raw, rating_field) >= min_rating]

@@ -3,6 +3,7 @@
 Codes are integer arrays [n, levels]; the first levels - 1 columns are an item's prefix. Distances are to the last
 level's codes, [items asked for, K], smaller is nearer.
 """
+
 from __future__ import annotations
 
 from typing import Callable
@@ -63,7 +64,7 @@ def sinkhorn_repair(
             # At most about 16 million plan entries (128 MB of float64) at a time.
             step = max(1, 16_000_000 // (size * n_codes))
             for start in range(0, len(together), step):
-                part = together[start:start + step]
+                part = together[start : start + step]
                 problem = distances(part.reshape(-1)).reshape(len(part), size, -1)
                 codes[part, -1] = sinkhorn(problem, epsilon, iterations).argmax(-1).cpu().numpy()
         if collision_rate(codes) < fewest:
@@ -73,9 +74,7 @@ def sinkhorn_repair(
     return best, rounds
 
 
-def relocate(
-    codes: np.ndarray, distances: Callable[[np.ndarray], torch.Tensor]
-) -> tuple[np.ndarray, np.ndarray]:
+def relocate(codes: np.ndarray, distances: Callable[[np.ndarray], torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Give colliding items free last-level codes of their prefix. Returns (codes, rows moved).
 
     In each bucket the item nearest to the shared code keeps it (the lower row on a tie); the others of a prefix go to
@@ -89,7 +88,7 @@ def relocate(
     by_prefix = np.argsort(prefix, kind="stable")
     bounds = np.searchsorted(prefix[by_prefix], np.arange(prefix.max() + 2))
     for number in np.unique(prefix[colliding]):
-        members = by_prefix[bounds[number]:bounds[number + 1]]
+        members = by_prefix[bounds[number] : bounds[number + 1]]
         table = distances(members).double().cpu().numpy()
         own = table[np.arange(len(members)), codes[members, -1]]
         # Nearest first within a code: all but the first of each code are displaced.

@@ -3,6 +3,7 @@
     python -m rq.generate_indices --ckpt_path DIR/best_collision_model.pth --data_path DIR/NAME.emb-PLM-td.npy \
         --output_file DIR/NAME.index.json
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 import cli
 from fileio import InputError, write_json
-from rq.collisions import collision_rate, colliding_rows, extra_level, relocate, sid_tokens, sinkhorn_repair
+from rq.collisions import colliding_rows, collision_rate, extra_level, relocate, sid_tokens, sinkhorn_repair
 from rq.models.rqvae import RQVAE
 from rq.models.vq import squared_distances
 from rq.rqvae import pick_device
@@ -58,8 +59,12 @@ def main(
     chosen = pick_device(device)
     output = Path(output_file)
     stage = cli.Stage(
-        "generate_indices", settings, [ckpt_path, data_path, side_file(data_path)], [output],
-        output.with_name(f"{output.name}.stage.json"), force,
+        "generate_indices",
+        settings,
+        [ckpt_path, data_path, side_file(data_path)],
+        [output],
+        output.with_name(f"{output.name}.stage.json"),
+        force,
     )
     if stage.finished:
         return
@@ -86,7 +91,8 @@ def main(
     shared = len(colliding_rows(codes)) if extra is None else 0
     used = [f"{len(np.unique(codes[:, level]))}/{size}" for level, size in enumerate(model.config["num_emb_list"])]
     results |= {
-        "collision_rate_final": round(1 - len(set(map(tuple, sids))) / len(sids), 6), "items_sharing_a_sid": shared,
+        "collision_rate_final": round(1 - len(set(map(tuple, sids))) / len(sids), 6),
+        "items_sharing_a_sid": shared,
         "codes_used_per_level": " ".join(used),
     }
     # Numeric ids in numeric order, whatever the order of the embedding rows.

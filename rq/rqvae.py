@@ -1,7 +1,8 @@
 """Train an RQ-VAE on item embeddings.
 
-    python -m rq.rqvae --data_path DIR/NAME.emb-PLM-td.npy --ckpt_dir DIR/rqvae
+python -m rq.rqvae --data_path DIR/NAME.emb-PLM-td.npy --ckpt_dir DIR/rqvae
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -68,8 +69,18 @@ def main(
     layers = [2048, 1024, 512, 256, 128, 64] if layers is None else layers
     settings = dict(locals())
     trainer_settings = TrainerSettings(
-        ckpt_dir, lr, epochs, batch_size, eval_step, learner, lr_scheduler_type, warmup_epochs, weight_decay, max_norm,
-        save_limit, seed,
+        ckpt_dir,
+        lr,
+        epochs,
+        batch_size,
+        eval_step,
+        learner,
+        lr_scheduler_type,
+        warmup_epochs,
+        weight_decay,
+        max_norm,
+        save_limit,
+        seed,
     )
     trainer_settings.check()
     if min([*num_emb_list, *layers, e_dim, kmeans_iters, sk_iters]) < 1:
@@ -86,15 +97,30 @@ def main(
         raise InputError("--bn: the last batch would hold one item; choose another --batch_size")
     folder = Path(ckpt_dir)
     stage = cli.Stage(
-        "rqvae", settings, [data_path, side_file(data_path)], [folder / BEST_LOSS, folder / BEST_COLLISION],
-        folder / "rqvae.stage.json", force,
+        "rqvae",
+        settings,
+        [data_path, side_file(data_path)],
+        [folder / BEST_LOSS, folder / BEST_COLLISION],
+        folder / "rqvae.stage.json",
+        force,
     )
     if stage.finished:
         return
     torch.manual_seed(seed)
     model = RQVAE(
-        array.shape[1], num_emb_list, e_dim, layers, dropout_prob, bn, loss_type, quant_loss_weight, beta, kmeans_init,
-        kmeans_iters, sk_epsilons, sk_iters,
+        array.shape[1],
+        num_emb_list,
+        e_dim,
+        layers,
+        dropout_prob,
+        bn,
+        loss_type,
+        quant_loss_weight,
+        beta,
+        kmeans_init,
+        kmeans_iters,
+        sk_epsilons,
+        sk_iters,
     ).to(chosen)
     trainer = Trainer(model, trainer_settings, stage.tick)
     if stage.resuming and trainer.resume():

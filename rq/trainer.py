@@ -1,4 +1,5 @@
 """Training of an RQ-VAE on one tensor of embeddings, with checkpoints that continue exactly."""
+
 from __future__ import annotations
 
 import math
@@ -16,7 +17,10 @@ from fileio import InputError, atomic
 from rq.models.rqvae import RQVAE
 
 LEARNERS = {
-    "adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad,
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
     "rmsprop": torch.optim.RMSprop,
 }
 SCHEDULES = ("constant", "linear", "cosine")
@@ -119,7 +123,7 @@ class Trainer:
         shuffled = data[torch.randperm(n, generator=self.order).to(data.device)]
         totals = torch.zeros(2, dtype=torch.float64, device=data.device)
         for start in range(0, n, size):
-            batch = shuffled[start:start + size]
+            batch = shuffled[start : start + size]
             for group in self.optimizer.param_groups:
                 group["lr"] = self._lr(steps)
             output, quant_loss, _ = self.model(batch, use_sk=True)
@@ -132,8 +136,9 @@ class Trainer:
             totals += len(batch) * torch.stack([loss.detach(), reconstruction.detach()]).double()
         mean_loss, mean_reconstruction = (totals / n).tolist()
         if not math.isfinite(mean_loss):
-            raise InputError(f"the loss is {mean_loss} in epoch {self.epoch + 1}; "
-                             "a lower --lr or longer --warmup_epochs may help")
+            raise InputError(
+                f"the loss is {mean_loss} in epoch {self.epoch + 1}; a lower --lr or longer --warmup_epochs may help"
+            )
         return mean_loss, mean_reconstruction
 
     @torch.no_grad()
@@ -146,14 +151,21 @@ class Trainer:
     def _save_checkpoint(self, name: str, loss: float, collision: float, full: bool) -> None:
         """Write `name` in the checkpoint folder; `full` adds what is needed to continue the training."""
         state: dict[str, Any] = {
-            "config": self.model.config, "state_dict": self.model.state_dict(), "epoch": self.epoch, "loss": loss,
+            "config": self.model.config,
+            "state_dict": self.model.state_dict(),
+            "epoch": self.epoch,
+            "loss": loss,
             "collision_rate": collision,
         }
         if full:
             state |= {
-                "settings": asdict(self.settings), "optimizer": self.optimizer.state_dict(), "step": self.step,
-                "best_loss": self.best_loss, "best_collision": list(self.best_collision),
-                "order": self.order.get_state(), "random": torch.get_rng_state(),
+                "settings": asdict(self.settings),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "best_loss": self.best_loss,
+                "best_collision": list(self.best_collision),
+                "order": self.order.get_state(),
+                "random": torch.get_rng_state(),
                 "random_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             }
         with atomic(self.folder / name) as temporary:
@@ -195,7 +207,11 @@ class Trainer:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         progress = tqdm(
-            total=self.settings.epochs, initial=self.epoch, desc="rqvae", unit="epoch", mininterval=1.0,
+            total=self.settings.epochs,
+            initial=self.epoch,
+            desc="rqvae",
+            unit="epoch",
+            mininterval=1.0,
             disable=not cli.is_main_process(),
         )
         while self.epoch < self.settings.epochs:
@@ -213,7 +229,7 @@ class Trainer:
                 self.best_collision = (collision, loss)
                 self._save_checkpoint(BEST_COLLISION, loss, collision, full=False)
             self._save_checkpoint(f"checkpoint_{self.epoch:08d}.pth", loss, collision, full=True)
-            for path in self._checkpoints()[:-self.settings.save_limit]:
+            for path in self._checkpoints()[: -self.settings.save_limit]:
                 path.unlink()
             if self.on_checkpoint:
                 self.on_checkpoint()

@@ -1,7 +1,8 @@
 """Prints what a run folder holds: one table of metrics, the time and memory of every stage, the paths of all outputs.
 
-    python scripts/summary.py --run_dir output/quickstart
+python scripts/summary.py --run_dir output/quickstart
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -30,13 +31,18 @@ def summary(run_dir: str) -> None:
     cli.say(f"\nTest split, {next(iter(found.values()))['rows']:,} rows\n\n{table(found)}\n")
     cli.say(f"{'stage':<44}{'seconds':>9}{'peak MB':>9}")
     for path, record in stages:
-        cli.say(f"{record['stage'] + ' (' + str(path.parent) + ')':<44}{record['seconds']:>9.1f}{record['peak_memory_mb']:>9}")
+        cli.say(
+            f"{record['stage'] + ' (' + str(path.parent) + ')':<44}{record['seconds']:>9.1f}{record['peak_memory_mb']:>9}"
+        )
     cli.say(f"{'total':<44}{sum(record['seconds'] for _, record in stages):>9.1f}\n")
     for output in sorted({output for _, record in stages for output in record["outputs"]}):
         cli.say(f"  {output}")
     write_json(
         root / "summary.json",
-        {"metrics": found, "stages": {str(path): {k: r[k] for k in ("seconds", "peak_memory_mb")} for path, r in stages}},
+        {
+            "metrics": found,
+            "stages": {str(path): {k: r[k] for k in ("seconds", "peak_memory_mb")} for path, r in stages},
+        },
     )
     cli.say(f"  {root / 'summary.json'}")
 

@@ -1,4 +1,5 @@
 """A small dataset with SIDs of three and four tokens, and a model fine-tuned on it, for tests that only read them."""
+
 import os
 from types import SimpleNamespace
 
@@ -18,8 +19,16 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     paths = make_dataset(folder / "data", deep=True)
     sft(
-        write_config(folder), paths["train_file"], paths["eval_file"], str(folder / "sft"), paths["sid_index_path"],
-        paths["item_meta_path"], train_from_scratch=True, batch_size=16, micro_batch_size=16, num_epochs=6,
+        write_config(folder),
+        paths["train_file"],
+        paths["eval_file"],
+        str(folder / "sft"),
+        paths["sid_index_path"],
+        paths["item_meta_path"],
+        train_from_scratch=True,
+        batch_size=16,
+        micro_batch_size=16,
+        num_epochs=6,
         learning_rate=1e-2,
     )
     return SimpleNamespace(paths=paths, folder=folder, checkpoint=str(folder / "sft" / "final_checkpoint"))

@@ -1,4 +1,5 @@
 """The two floors against naive twins that score every item of the catalogue in loops."""
+
 import json
 import math
 import random
@@ -8,9 +9,9 @@ import pytest
 from tiny import make_dataset
 
 from baselines import baselines, popularity_order, rank_by_transitions, transition_counts
-from data import Row, read_info, read_rows
 from fileio import InputError
 from metrics import popularity
+from records import Row, read_info, read_rows
 
 
 def row(history, target):
@@ -81,7 +82,8 @@ def test_the_command_on_a_dataset(tmp_path, shared):
     for name in ("popularity", "transitions"):
         predictions = json.loads((output / f"{name}.json").read_text())
         expected = [
-            naive_popularity(train, catalogue.item_ids, 20) if name == "popularity"
+            naive_popularity(train, catalogue.item_ids, 20)
+            if name == "popularity"
             else naive_transitions(train, r.history_ids, catalogue.item_ids, 20)
             for r in test
         ]

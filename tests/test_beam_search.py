@@ -41,8 +41,11 @@ def test_equals_hf_generate(kind, seed):
         rng, rng.choice([1, 3, 60, 700]), rng.randint(2, 5), rng.choice([2, 6, 30]), vocab_size, mixed=seed % 2 == 0
     )
     assert_equal_to_hf(
-        tiny_model(kind, vocab_size, seed), sequences, random_prompts(rng, rng.randint(1, 5), vocab_size),
-        rng.choice([2, 5, 16, 50]), rng.choice([0.0, 0.0, 1.0, -0.5]),
+        tiny_model(kind, vocab_size, seed),
+        sequences,
+        random_prompts(rng, rng.randint(1, 5), vocab_size),
+        rng.choice([2, 5, 16, 50]),
+        rng.choice([0.0, 0.0, 1.0, -0.5]),
     )
 
 
@@ -97,7 +100,9 @@ def test_exhaustive_beams_rank_the_whole_catalogue():
         exact = []
         for sequence in sequences:
             log_probs = model(torch.tensor([prompt + sequence])).logits[0].log_softmax(-1)
-            exact.append((sequence, sum(log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(sequence))))
+            exact.append(
+                (sequence, sum(log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(sequence)))
+            )
         exact.sort(key=lambda pair: -pair[1])
         assert [tokens for tokens, _ in found] == [tokens for tokens, _ in exact]
         assert [score for _, score in found] == pytest.approx([score for _, score in exact], abs=1e-4)
@@ -107,7 +112,9 @@ def test_legal_without_duplicates_and_full_lists():
     rng = random.Random(6)
     model = tiny_model("llama", 60)
     for _ in range(40):
-        sequences = random_catalogue(rng, rng.choice([1, 5, 50, 300]), rng.randint(1, 4), rng.choice([2, 9, 50]), 60, False)
+        sequences = random_catalogue(
+            rng, rng.choice([1, 5, 50, 300]), rng.randint(1, 4), rng.choice([2, 9, 50]), 60, False
+        )
         trie = SidTrie(sequences)
         beams = rng.choice([1, 4, 20])
         for found in as_lists(trie, beam_search(model, trie, random_prompts(rng, 2, 60), beams)):
@@ -135,7 +142,9 @@ def test_generation_config_is_never_read():
     trie = SidTrie(random_catalogue(rng, 60, 3, 8, 40, False))
     prompts = random_prompts(rng, 3, 40)
     before = beam_search(model, trie, prompts, 10)
-    model.generation_config.update(do_sample=True, temperature=0.2, top_k=2, repetition_penalty=5.0, num_beams=3, max_length=7)
+    model.generation_config.update(
+        do_sample=True, temperature=0.2, top_k=2, repetition_penalty=5.0, num_beams=3, max_length=7
+    )
     after = beam_search(model, trie, prompts, 10)
     assert torch.equal(before.sequence, after.sequence) and torch.equal(before.score, after.score)
 
@@ -156,7 +165,9 @@ def test_forced_tokens_are_scored_in_one_pass(monkeypatch):
     prompts = random_prompts(rng, 2, 60)
     calls = []
     extend = module._PromptRows.extend
-    monkeypatch.setattr(module._PromptRows, "extend", lambda self, *args: calls.append(args[0].shape) or extend(self, *args))
+    monkeypatch.setattr(
+        module._PromptRows, "extend", lambda self, *args: calls.append(args[0].shape) or extend(self, *args)
+    )
     assert_equal_to_hf(model, sequences, prompts, 4)
     assert calls == [(2, 4 * 6)]
 

@@ -1,4 +1,5 @@
 """Strict flags, stages that are not redone, atomic files, and list cells that are data and never code."""
+
 import json
 import os
 import subprocess
@@ -80,23 +81,26 @@ def test_dashes_in_names_are_underscores():
     cli.run(function, ["--train-file", "x"])
 
 
-@pytest.mark.parametrize("argv, said", [
-    (["--path", "x", "--bogus", "1"], "--bogus"),
-    (["--path", "x", "--nmaes", "1"], "--names"),  # all known flags are shown where none begins alike
-    (["--path", "x", "--rat", "1"], "--rate"),
-    ([], "--path"),
-    (["--K", "4"], "--path"),
-    (["--path"], "--path"),
-    (["--path", "x", "--K", "four"], "--K"),
-    (["--path", "x", "--K", "1.5"], "--K"),
-    (["--path", "x", "--rate", "fast"], "--rate"),
-    (["--path", "x", "--on", "yes"], "--on"),
-    (["--path", "x", "--on", "1"], "--on"),
-    (["--path", "x", "--sizes", "1,two"], "--sizes"),
-    (["--path", "x", "--K", "1", "2"], "--K"),
-    (["x"], "'x'"),
-    (["--path", "x", "-K", "3"], "--path"),
-])
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--path", "x", "--bogus", "1"], "--bogus"),
+        (["--path", "x", "--nmaes", "1"], "--names"),  # all known flags are shown where none begins alike
+        (["--path", "x", "--rat", "1"], "--rate"),
+        ([], "--path"),
+        (["--K", "4"], "--path"),
+        (["--path"], "--path"),
+        (["--path", "x", "--K", "four"], "--K"),
+        (["--path", "x", "--K", "1.5"], "--K"),
+        (["--path", "x", "--rate", "fast"], "--rate"),
+        (["--path", "x", "--on", "yes"], "--on"),
+        (["--path", "x", "--on", "1"], "--on"),
+        (["--path", "x", "--sizes", "1,two"], "--sizes"),
+        (["--path", "x", "--K", "1", "2"], "--K"),
+        (["x"], "'x'"),
+        (["--path", "x", "-K", "3"], "--path"),
+    ],
+)
 def test_wrong_flags_are_one_line_and_status_2(capsys, argv, said):
     assert said in refusal(capsys, *argv)
 
@@ -125,8 +129,12 @@ def work(tmp_path):
 
     def stage(force=False, **settings):
         made = Stage(
-            "toy", {"rate": 0.1, "layers": [1, 2], "note": None, **settings}, [tmp_path / "in.txt"], [tmp_path / "out"],
-            tmp_path / "toy.stage.json", force,
+            "toy",
+            {"rate": 0.1, "layers": [1, 2], "note": None, **settings},
+            [tmp_path / "in.txt"],
+            [tmp_path / "out"],
+            tmp_path / "toy.stage.json",
+            force,
         )
         return made
 
@@ -262,22 +270,46 @@ def test_json_keeps_letters_and_names_the_broken_line(tmp_path):
         read_json(tmp_path / "c.json", "index")
 
 
-@pytest.mark.parametrize("text, value", [
-    ("['a', 'b']", ["a", "b"]), ('["a", "b"]', ["a", "b"]), ("[]", []), ("[1, 2]", [1, 2]),
-    ("[null, true]", [None, True]),
-    ("[None, True]", [None, True]), ('["it\'s", \'6"\']', ["it's", '6"']),
-    (json.dumps(["\U0001f980 é \u2028"]), ["\U0001f980 é \u2028"]),
-    (r"['\x41\n\\']", ["A\n\\"]), (r'["a\/b"]', ["a/b"]), ("['a' 'b',]", ["ab"]), (" ['a'] ", ["a"]),
-])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("['a', 'b']", ["a", "b"]),
+        ('["a", "b"]', ["a", "b"]),
+        ("[]", []),
+        ("[1, 2]", [1, 2]),
+        ("[null, true]", [None, True]),
+        ("[None, True]", [None, True]),
+        ("[\"it's\", '6\"']", ["it's", '6"']),
+        (json.dumps(["\U0001f980 é \u2028"]), ["\U0001f980 é \u2028"]),
+        (r"['\x41\n\\']", ["A\n\\"]),
+        (r'["a\/b"]', ["a/b"]),
+        ("['a' 'b',]", ["ab"]),
+        (" ['a'] ", ["a"]),
+    ],
+)
 def test_list_literals(text, value):
     assert parse_list(text, "x.csv, line 1") == value
 
 
-@pytest.mark.parametrize("text", [
-    "__import__('os').system('true')", "[__import__('os').getcwd()]", "['a', open('x')]", "[i for i in range(3)]",
-    "['a'", "'a'", "{'a': 1}", "('a', 'b')", "", "3", "nan", "['a\0']", "[" * 100_000 + "]" * 100_000,
-    "[" + "9" * 5000 + "]",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true')",
+        "[__import__('os').getcwd()]",
+        "['a', open('x')]",
+        "[i for i in range(3)]",
+        "['a'",
+        "'a'",
+        "{'a': 1}",
+        "('a', 'b')",
+        "",
+        "3",
+        "nan",
+        "['a\0']",
+        "[" * 100_000 + "]" * 100_000,
+        "[" + "9" * 5000 + "]",
+    ],
+)
 def test_what_is_no_list_literal_is_refused_with_its_place(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^x.csv, line 7, column ids: expected a list literal") as error:

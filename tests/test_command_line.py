@@ -2,6 +2,7 @@
 
 A process of its own takes seconds to load torch and transformers: two cases get one, the others run the script in here.
 """
+
 import json
 import os
 import runpy
@@ -41,15 +42,21 @@ def flags(trained, tmp_path):
     return {
         "sft.py": {
             **pick("train_file", "eval_file", "sid_index_path", "item_meta_path"),
-            "base_model": trained.folder / "tiny.json", "train_from_scratch": True, "output_dir": tmp_path / "sft",
+            "base_model": trained.folder / "tiny.json",
+            "train_from_scratch": True,
+            "output_dir": tmp_path / "sft",
         },
         "rl.py": {
-            **pick("train_file", "eval_file", "info_file"), "model_path": trained.checkpoint,
+            **pick("train_file", "eval_file", "info_file"),
+            "model_path": trained.checkpoint,
             "output_dir": tmp_path / "rl",
         },
         "evaluate.py": {
-            **pick("train_file", "info_file", "test_data_path"), "base_model": trained.checkpoint, "num_beams": 10,
-            "K": 10, "result_json_data": tmp_path / "test.json",
+            **pick("train_file", "info_file", "test_data_path"),
+            "base_model": trained.checkpoint,
+            "num_beams": 10,
+            "K": 10,
+            "result_json_data": tmp_path / "test.json",
         },
         "baselines.py": {**pick("train_file", "info_file", "test_data_path"), "output_dir": tmp_path / "floors"},
     }
@@ -72,17 +79,25 @@ def test_in_a_process_of_its_own(flags, tmp_path):
     assert not (tmp_path / "sft").exists() and not (tmp_path / "test.json").exists()
 
 
-@pytest.mark.parametrize("script, flag, value, said", [
-    ("sft.py", "train_file", "nowhere.csv", ["nowhere.csv: no such file"]),
-    ("sft.py", "num_epochs", "many", ["--num_epochs: expected int, got 'many'"]),
-    ("sft.py", "sid_index_path", "less.index.json", ["less.index.json: item 7 is missing", "train.csv, row "]),
-    ("sft.py", "train_file", "broken.csv", ["broken.csv, line 3, column history_item_title: expected a list literal"]),
-    ("rl.py", "info_file", "twice.txt", ["twice.txt, line 31: SID", "line 4 already", "--shared_sids True"]),
-    ("evaluate.py", "info_file", "twice.txt", ["twice.txt, line 31: SID", "line 4 already", "--shared_sids True"]),
-    ("evaluate.py", "K", "11", ["--K 11: cannot exceed --num_beams 10"]),
-    ("baselines.py", "info_file", "twice.txt", ["twice.txt, line 31"]),
-    ("baselines.py", "sid_index_path", "less.index.json", ["unknown flag --sid_index_path"]),
-])
+@pytest.mark.parametrize(
+    "script, flag, value, said",
+    [
+        ("sft.py", "train_file", "nowhere.csv", ["nowhere.csv: no such file"]),
+        ("sft.py", "num_epochs", "many", ["--num_epochs: expected int, got 'many'"]),
+        ("sft.py", "sid_index_path", "less.index.json", ["less.index.json: item 7 is missing", "train.csv, row "]),
+        (
+            "sft.py",
+            "train_file",
+            "broken.csv",
+            ["broken.csv, line 3, column history_item_title: expected a list literal"],
+        ),
+        ("rl.py", "info_file", "twice.txt", ["twice.txt, line 31: SID", "line 4 already", "--shared_sids True"]),
+        ("evaluate.py", "info_file", "twice.txt", ["twice.txt, line 31: SID", "line 4 already", "--shared_sids True"]),
+        ("evaluate.py", "K", "11", ["--K 11: cannot exceed --num_beams 10"]),
+        ("baselines.py", "info_file", "twice.txt", ["twice.txt, line 31"]),
+        ("baselines.py", "sid_index_path", "less.index.json", ["unknown flag --sid_index_path"]),
+    ],
+)
 def test_wrong_input(flags, tmp_path, monkeypatch, capfd, script, flag, value, said):
     value = tmp_path / value if (tmp_path / value).exists() else value
     monkeypatch.setattr(sys, "argv", [script, *arguments({**flags[script], flag: value})])

@@ -1,4 +1,5 @@
 """CSV splits and info file from interactions and SIDs, and every input that must stop the command."""
+
 import ast
 import csv
 import json
@@ -11,11 +12,15 @@ import pytest
 import convert_dataset
 from fileio import InputError
 
-ITEMS = {str(i): {"title": title, "description": "", "brand": "", "categories": ""}
-         for i, title in enumerate(["Plain", "It's a \"quote\", really", "Tab\there\nand line", "ünïcode ,"])}
+ITEMS = {
+    str(i): {"title": title, "description": "", "brand": "", "categories": ""}
+    for i, title in enumerate(["Plain", 'It\'s a "quote", really', "Tab\there\nand line", "ünïcode ,"])
+}
 INDEX = {
-    "0": ["<a_1>", "<b_2>"], "1": ["<a_1>", "<b_3>"],
-    "2": ["<a_0>", "<b_0>", "<c_0>"], "3": ["<a_0>", "<b_0>", "<c_1>"],
+    "0": ["<a_1>", "<b_2>"],
+    "1": ["<a_1>", "<b_3>"],
+    "2": ["<a_0>", "<b_0>", "<c_0>"],
+    "3": ["<a_0>", "<b_0>", "<c_1>"],
 }
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
 ROWS = {"train": "u1\t0\t1\nu1\t0 1\t2\nu2\t3\t3\n", "valid": "u1\t0 1 2\t3\n", "test": "007\t2 2\t0\n"}
@@ -92,19 +97,22 @@ def test_shared_sids_only_on_request(tmp_path):
     assert read(tmp_path / "csv" / "train" / "toy.csv")[2]["item_sid"] == "<a_1><b_2>"
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"index": {key: INDEX[key] for key in "013"}}, "toy.index.json: item 2 has no SID"),
-    ({"index": {**INDEX, "2": []}}, "toy.index.json, item 2: expected a list of tokens"),
-    ({"index": {**INDEX, "2": "<a_1>"}}, "item 2: expected a list of tokens"),
-    ({"index": {**INDEX, "2": ["<a _1>"]}}, "item 2: expected a list of tokens"),
-    ({"index": {**INDEX, "4": ["<a_9>"]}}, "item '4' is not among the 4 items"),
-    ({"index": []}, "toy.index.json: expected an object"),
-    ({"items": {key: ITEMS[key] for key in "013"}}, "toy.item.json: item ids must be 0..2, found '3'"),
-    ({"train": "u1\t0\n"}, "toy.train.inter, line 2: expected user, history and target"),
-    ({"valid": "u1\t0\t9\n"}, "toy.valid.inter, line 2: item 9 is not among the 4 items"),
-    ({"valid": "u1\t0, 1\t2\n"}, "toy.valid.inter, line 2: item ids must be integers"),
-    ({"test": ""}, "toy.test.inter: the split is empty"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"index": {key: INDEX[key] for key in "013"}}, "toy.index.json: item 2 has no SID"),
+        ({"index": {**INDEX, "2": []}}, "toy.index.json, item 2: expected a list of tokens"),
+        ({"index": {**INDEX, "2": "<a_1>"}}, "item 2: expected a list of tokens"),
+        ({"index": {**INDEX, "2": ["<a _1>"]}}, "item 2: expected a list of tokens"),
+        ({"index": {**INDEX, "4": ["<a_9>"]}}, "item '4' is not among the 4 items"),
+        ({"index": []}, "toy.index.json: expected an object"),
+        ({"items": {key: ITEMS[key] for key in "013"}}, "toy.item.json: item ids must be 0..2, found '3'"),
+        ({"train": "u1\t0\n"}, "toy.train.inter, line 2: expected user, history and target"),
+        ({"valid": "u1\t0\t9\n"}, "toy.valid.inter, line 2: item 9 is not among the 4 items"),
+        ({"valid": "u1\t0, 1\t2\n"}, "toy.valid.inter, line 2: item ids must be integers"),
+        ({"test": ""}, "toy.test.inter: the split is empty"),
+    ],
+)
 def test_bad_inputs_stop_before_anything_is_written(tmp_path, changes, message):
     flags = write(tmp_path, **changes)
     with pytest.raises(InputError, match="^[^\n]*$") as error:
@@ -118,6 +126,9 @@ def test_the_command_ends_with_one_line_and_status_2(tmp_path):
     root = Path(convert_dataset.__file__).parent
     for arguments in ([f"--{name}={value}" for name, value in flags.items()], ["--dataset", "toy"]):
         run = subprocess.run(
-            [sys.executable, str(root / "convert_dataset.py"), *arguments], capture_output=True, text=True, cwd=root,
+            [sys.executable, str(root / "convert_dataset.py"), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=root,
         )
         assert run.returncode == 2 and len(run.stderr.splitlines()) == 1 and run.stderr.startswith("error: ")

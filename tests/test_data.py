@@ -1,4 +1,5 @@
 """Reading rows, indexes and catalogues, and turning rows into prompts: the same ones for SFT, RL and evaluation."""
+
 import csv
 import io
 import json
@@ -14,28 +15,30 @@ from tokenizers import processors
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from data import (
-    CSV_COLUMNS,
-    SID_TOKEN,
-    Catalogue,
     Encoder,
     EvalSidDataset,
     RLSeqTitle2SidDataset,
     RLTitle2SidDataset,
-    Row,
     SidDataset,
     SidItemFeatDataset,
     SidSFTDataset,
     TitleHistory2SidSFTDataset,
-    _list_cell,
-    check_rows_against_index,
     checkpoint_prompts,
     load_prompts,
+)
+from fileio import InputError
+from model_io import BOS, EOS, train_tokenizer
+from records import (
+    CSV_COLUMNS,
+    SID_TOKEN,
+    Catalogue,
+    Row,
+    _list_cell,
+    check_rows_against_index,
     read_index,
     read_info,
     read_rows,
 )
-from fileio import InputError
-from model_io import BOS, EOS, train_tokenizer
 
 SIDS = [f"<a_{item}><b_{item % 3}>" for item in range(40)]
 
@@ -65,7 +68,12 @@ def encoder(prompts="compact", tokenizer=TOKENIZER):
 def make_row(history, target, user="U", titles=None):
     title = titles or (lambda item: f"Thing {item}")
     return Row(
-        user, tuple(map(title, history)), tuple(history), tuple(SIDS[item] for item in history), title(target), target,
+        user,
+        tuple(map(title, history)),
+        tuple(history),
+        tuple(SIDS[item] for item in history),
+        title(target),
+        target,
         SIDS[target],
     )
 
@@ -82,17 +90,32 @@ def write_rows(path, rows, columns=CSV_COLUMNS, cell=repr):
         writer.writerow(columns)
         for row in rows:
             record = dict(
-                user_id=row.user_id, history_item_title=cell(list(row.history_titles)), item_title=row.title,
-                history_item_id=cell(list(row.history_ids)), item_id=row.item_id,
-                history_item_sid=cell(list(row.history_sids)), item_sid=row.sid,
+                user_id=row.user_id,
+                history_item_title=cell(list(row.history_titles)),
+                item_title=row.title,
+                history_item_id=cell(list(row.history_ids)),
+                item_id=row.item_id,
+                history_item_sid=cell(list(row.history_sids)),
+                item_sid=row.sid,
             )
             writer.writerow([record[column] for column in columns])
     return path
 
 
 NASTY = [
-    "it's", '6" nail', "a, b", "back\\slash", "\\'", "\"'", "Ünïcode 牛 \U0001f980", "line\nbreak\ttab", "['x']", "",
-    "\u2028", "#", "','",
+    "it's",
+    '6" nail',
+    "a, b",
+    "back\\slash",
+    "\\'",
+    "\"'",
+    "Ünïcode 牛 \U0001f980",
+    "line\nbreak\ttab",
+    "['x']",
+    "",
+    "\u2028",
+    "#",
+    "','",
 ]
 
 
@@ -144,8 +167,13 @@ def test_the_fast_way_never_differs_from_the_literal_parser(inner):
 
 def csv_text(**changes):
     cells = dict(
-        user_id="U1", history_item_title="['T1', 'T2']", item_title="T3", history_item_id="[1, 2]", item_id="3",
-        history_item_sid="['<a_1>', '<a_2>']", item_sid="<a_3>",
+        user_id="U1",
+        history_item_title="['T1', 'T2']",
+        item_title="T3",
+        history_item_id="[1, 2]",
+        item_id="3",
+        history_item_sid="['<a_1>', '<a_2>']",
+        item_sid="<a_3>",
     )
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, CSV_COLUMNS)
@@ -155,24 +183,30 @@ def csv_text(**changes):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("text, said", [
-    (csv_text().replace("history_item_sid", "sids"), "line 1: missing column history_item_sid"),
-    ("", "line 1: missing column user_id"),
-    (csv_text().splitlines()[0] + "\n", "no rows"),
-    (csv_text(history_item_id="[1, 2"), "line 3, column history_item_id: expected a list literal"),
-    (csv_text(history_item_title="__import__('os').system('true')"), "line 3, column history_item_title"),
-    (csv_text(history_item_sid="['<a_1>', chr(60)]"), "line 3, column history_item_sid: expected a list literal"),
-    (csv_text(history_item_id="{1: 2}"), "line 3, column history_item_id: expected a list literal"),
-    (csv_text(history_item_id="[1]"), "line 3: histories of different length: 2 titles, 1 ids, 2 SIDs"),
-    (csv_text(history_item_title="[]", history_item_id="[]", history_item_sid="[]"), "line 3: the history is empty"),
-    (csv_text(item_id="three"), "line 3: item ids must be whole numbers"),
-    (csv_text(item_id="3.5"), "line 3: item ids must be whole numbers"),
-    (csv_text(history_item_id="[1, 2.5]"), "line 3: item ids must be whole numbers"),
-    (csv_text(history_item_id="[1, 1e999]"), "line 3: item ids must be whole numbers"),
-    (csv_text(history_item_id="[1, None]"), "line 3: item ids must be whole numbers"),
-    (csv_text().rstrip() + ",more\n", "line 3: expected 7 fields"),
-    (csv_text() + "U1,['T1']\n", "line 4: expected 7 fields"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (csv_text().replace("history_item_sid", "sids"), "line 1: missing column history_item_sid"),
+        ("", "line 1: missing column user_id"),
+        (csv_text().splitlines()[0] + "\n", "no rows"),
+        (csv_text(history_item_id="[1, 2"), "line 3, column history_item_id: expected a list literal"),
+        (csv_text(history_item_title="__import__('os').system('true')"), "line 3, column history_item_title"),
+        (csv_text(history_item_sid="['<a_1>', chr(60)]"), "line 3, column history_item_sid: expected a list literal"),
+        (csv_text(history_item_id="{1: 2}"), "line 3, column history_item_id: expected a list literal"),
+        (csv_text(history_item_id="[1]"), "line 3: histories of different length: 2 titles, 1 ids, 2 SIDs"),
+        (
+            csv_text(history_item_title="[]", history_item_id="[]", history_item_sid="[]"),
+            "line 3: the history is empty",
+        ),
+        (csv_text(item_id="three"), "line 3: item ids must be whole numbers"),
+        (csv_text(item_id="3.5"), "line 3: item ids must be whole numbers"),
+        (csv_text(history_item_id="[1, 2.5]"), "line 3: item ids must be whole numbers"),
+        (csv_text(history_item_id="[1, 1e999]"), "line 3: item ids must be whole numbers"),
+        (csv_text(history_item_id="[1, None]"), "line 3: item ids must be whole numbers"),
+        (csv_text().rstrip() + ",more\n", "line 3: expected 7 fields"),
+        (csv_text() + "U1,['T1']\n", "line 4: expected 7 fields"),
+    ],
+)
 def test_wrong_rows_are_named_by_file_and_line(tmp_path, text, said):
     path = tmp_path / "train.csv"
     path.write_text(text, newline="")
@@ -189,17 +223,20 @@ def test_a_missing_file_is_named_with_its_flag(tmp_path):
         read_info(tmp_path / "nothing.x")
 
 
-@pytest.mark.parametrize("text, said", [
-    ('{"0": ["<a_1>"],\n "1": ["<a_2>"', "line 2: not valid JSON"),
-    ("{}", "expected an object"),
-    ('[["<a_1>"]]', "expected an object"),
-    ('{"0": ["<a_1>"], "1": []}', "item 1: expected a list of tokens"),
-    ('{"0": ["<a_1>"], "1": "<a_1>"}', "item 1: expected a list of tokens"),
-    ('{"0": ["<a_1>", "b"]}', "item 0: expected a list of tokens"),
-    ('{"0": ["<a_1><b_2>"]}', "item 0: expected a list of tokens"),
-    ('{"0": ["<a_1>", 3]}', "item 0: expected a list of tokens"),
-    ('{"zero": ["<a_1>"]}', "item id 'zero' is not a whole number"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('{"0": ["<a_1>"],\n "1": ["<a_2>"', "line 2: not valid JSON"),
+        ("{}", "expected an object"),
+        ('[["<a_1>"]]', "expected an object"),
+        ('{"0": ["<a_1>"], "1": []}', "item 1: expected a list of tokens"),
+        ('{"0": ["<a_1>"], "1": "<a_1>"}', "item 1: expected a list of tokens"),
+        ('{"0": ["<a_1>", "b"]}', "item 0: expected a list of tokens"),
+        ('{"0": ["<a_1><b_2>"]}', "item 0: expected a list of tokens"),
+        ('{"0": ["<a_1>", 3]}', "item 0: expected a list of tokens"),
+        ('{"zero": ["<a_1>"]}', "item id 'zero' is not a whole number"),
+    ],
+)
 def test_wrong_indexes(tmp_path, text, said):
     path = tmp_path / "toy.index.json"
     path.write_text(text)
@@ -226,19 +263,22 @@ def test_rows_must_agree_with_the_index():
         check_rows_against_index(rows, {**index, 2: ("<a_9>",)}, "x.csv", "x.index.json")
 
 
-@pytest.mark.parametrize("text, said", [
-    ("<a_1>\tOne\t1\n<a_2>\tTwo\n", "line 2: expected sid<TAB>title<TAB>item_id"),
-    ("<a_1> One 1\n", "line 1: expected"),
-    ("<a_1>\tOne\t1\n<a_2>\tTwo\ttwo\n", "line 2: expected"),
-    ("<a_1>\tOne\t\u00b2\n", "line 1: expected"),  # a digit that is no number
-    ("a_1\tOne\t1\n", "line 1: expected"),
-    ("<a_1>x\tOne\t1\n", "line 1: expected"),
-    ("\tOne\t1\n", "line 1: expected"),
-    ("<a_1>\tOne\t1\n\n<a_1>\tTwo\t2\n", "line 3: SID <a_1> belongs to the item of line 1 already"),
-    ("<a_1>\tOne\t1\n<a_2>\tTwo\t1\n", "line 2: item 1 stands on line 1 already"),
-    ("", "no items"),
-    ("\n", "no items"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("<a_1>\tOne\t1\n<a_2>\tTwo\n", "line 2: expected sid<TAB>title<TAB>item_id"),
+        ("<a_1> One 1\n", "line 1: expected"),
+        ("<a_1>\tOne\t1\n<a_2>\tTwo\ttwo\n", "line 2: expected"),
+        ("<a_1>\tOne\t\u00b2\n", "line 1: expected"),  # a digit that is no number
+        ("a_1\tOne\t1\n", "line 1: expected"),
+        ("<a_1>x\tOne\t1\n", "line 1: expected"),
+        ("\tOne\t1\n", "line 1: expected"),
+        ("<a_1>\tOne\t1\n\n<a_1>\tTwo\t2\n", "line 3: SID <a_1> belongs to the item of line 1 already"),
+        ("<a_1>\tOne\t1\n<a_2>\tTwo\t1\n", "line 2: item 1 stands on line 1 already"),
+        ("", "no items"),
+        ("\n", "no items"),
+    ],
+)
 def test_wrong_info_files(tmp_path, text, said):
     path = tmp_path / "info.txt"
     path.write_text(text, encoding="utf-8")
@@ -325,17 +365,20 @@ def test_targets_travel_in_the_row():
         assert [e.target_ids for e in examples] == encoder().target_ids([r.sid for r in rows])
 
 
-@pytest.mark.parametrize("content, said", [
-    ({"mine": {"next_sid": {"prompt": "{history}"}}}, "task next_sid: expected the keys prompt and target"),
-    ({"mine": {"next_sid": {"prompt": "{history}", "target": "{sid}", "more": ""}}}, "next_sid: expected the keys"),
-    ({"mine": {"next_sid": "{history}"}}, "task next_sid: expected the keys prompt and target"),
-    ({"mine": {"next_sid": {"prompt": "{history} {sid}", "target": "{sid}"}}}, "contains its own target {sid}"),
-    ({"mine": {"sid2title": {"prompt": "{title}?", "target": "It is {title}"}}}, "contains its own target {title}"),
-    ({"mine": {"next_sid": {"prompt": "{histroy}", "target": "{sid}"}}}, "task next_sid: unknown field {histroy}"),
-    ({"one": {}, "two": {}}, "exactly one prompt set"),
-    (["next_sid"], "exactly one prompt set"),
-    ({"mine": "next_sid"}, "expected the prompt set"),
-])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ({"mine": {"next_sid": {"prompt": "{history}"}}}, "task next_sid: expected the keys prompt and target"),
+        ({"mine": {"next_sid": {"prompt": "{history}", "target": "{sid}", "more": ""}}}, "next_sid: expected the keys"),
+        ({"mine": {"next_sid": "{history}"}}, "task next_sid: expected the keys prompt and target"),
+        ({"mine": {"next_sid": {"prompt": "{history} {sid}", "target": "{sid}"}}}, "contains its own target {sid}"),
+        ({"mine": {"sid2title": {"prompt": "{title}?", "target": "It is {title}"}}}, "contains its own target {title}"),
+        ({"mine": {"next_sid": {"prompt": "{histroy}", "target": "{sid}"}}}, "task next_sid: unknown field {histroy}"),
+        ({"one": {}, "two": {}}, "exactly one prompt set"),
+        (["next_sid"], "exactly one prompt set"),
+        ({"mine": "next_sid"}, "expected the prompt set"),
+    ],
+)
 def test_wrong_prompt_sets(tmp_path, content, said):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -448,8 +491,12 @@ def test_alignment_leaves_out_what_has_no_answer():
 
 def cut_rows():
     rng = random.Random(0)
-    timelines = {"long": [rng.randrange(40) for _ in range(37)], "short": list(range(8)), "exact": list(range(11)),
-                 "other": [rng.randrange(40) for _ in range(23)]}
+    timelines = {
+        "long": [rng.randrange(40) for _ in range(37)],
+        "short": list(range(8)),
+        "exact": list(range(11)),
+        "other": [rng.randrange(40) for _ in range(23)],
+    }
     return [row for user, items in timelines.items() for row in timeline(user, items)]
 
 

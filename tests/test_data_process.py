@@ -1,4 +1,5 @@
 """Windows, k-core, samples, splits and the files of data_process, each against a slow obvious twin."""
+
 import json
 import os
 import subprocess
@@ -13,8 +14,17 @@ from hypothesis import strategies as st
 
 from data_process import recbole_data_process
 from data_process.interactions import (
-    k_core, month_start, next_item_samples, read_inter, read_items, remap, split_chronological, split_leave_one_out,
-    time_window, window_bounds, write_dataset,
+    k_core,
+    month_start,
+    next_item_samples,
+    read_inter,
+    read_items,
+    remap,
+    split_chronological,
+    split_leave_one_out,
+    time_window,
+    window_bounds,
+    write_dataset,
 )
 from fileio import InputError
 
@@ -42,7 +52,7 @@ def slow_samples(log, max_history):
     for position, (user, item, _) in enumerate(ordered):
         past = seen.setdefault(user, [])
         if past:
-            after = sum(row[0] == user for row in ordered[position + 1:])
+            after = sum(row[0] == user for row in ordered[position + 1 :])
             samples.append((user, past[-max_history:], item, after))
         past.append(item)
     return samples
@@ -61,8 +71,12 @@ def test_samples_and_splits_equal_a_loop(log, max_history):
     table, users, items = remap(frame(log))
     samples = next_item_samples(table, max_history)
     fast = [
-        (users[samples.user[i]], [items[k] for k in samples.log[samples.begin[i]:samples.end[i]]],
-         items[samples.target[i]], samples.after[i])
+        (
+            users[samples.user[i]],
+            [items[k] for k in samples.log[samples.begin[i] : samples.end[i]]],
+            items[samples.target[i]],
+            samples.after[i],
+        )
         for i in range(len(samples))
     ]
     slow = slow_samples(log, max_history)
@@ -169,28 +183,34 @@ def test_filters_and_leave_one_out(tmp_path):
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 
 
-@pytest.mark.parametrize("inter, message", [
-    ("user_id:token\titem_id:token\nu1\tm1\n", "toy.inter: no column timestamp; its columns are user_id, item_id"),
-    ("user_id\titem_id:token\nu1\tm1\n", "line 1: expected a typed header"),
-    (HEADER + "u1\tm1\t1\t5\nu1\tm1\t1\n", "line 3: expected 4 tab-separated fields, got 3"),
-    (HEADER + "u1\tm1\t1\t5\nu1\tm1\t1\t2\t3\n", "line 3: expected 4 tab-separated fields, got 5"),
-    (HEADER + "u1\tm1\t1\t5\n\nu1\tm1\t1\tsoon\n", "line 4, column timestamp: expected a number, got 'soon'"),
-    (HEADER + "u1\tm1\t1\tnan\n", "line 2, column timestamp"),
-    ("", "the file is empty"),
-    (HEADER + "u1\tm1\t1\t5\nu2\tm1\t1\t6\n", "no interaction is left"),
-    (HEADER + "u1\tm1\t1\t5\nu1\tm1\t1\t6\nu1\tm1\t1\t6\n", "split is empty"),
-])
+@pytest.mark.parametrize(
+    "inter, message",
+    [
+        ("user_id:token\titem_id:token\nu1\tm1\n", "toy.inter: no column timestamp; its columns are user_id, item_id"),
+        ("user_id\titem_id:token\nu1\tm1\n", "line 1: expected a typed header"),
+        (HEADER + "u1\tm1\t1\t5\nu1\tm1\t1\n", "line 3: expected 4 tab-separated fields, got 3"),
+        (HEADER + "u1\tm1\t1\t5\nu1\tm1\t1\t2\t3\n", "line 3: expected 4 tab-separated fields, got 5"),
+        (HEADER + "u1\tm1\t1\t5\n\nu1\tm1\t1\tsoon\n", "line 4, column timestamp: expected a number, got 'soon'"),
+        (HEADER + "u1\tm1\t1\tnan\n", "line 2, column timestamp"),
+        ("", "the file is empty"),
+        (HEADER + "u1\tm1\t1\t5\nu2\tm1\t1\t6\n", "no interaction is left"),
+        (HEADER + "u1\tm1\t1\t5\nu1\tm1\t1\t6\nu1\tm1\t1\t6\n", "split is empty"),
+    ],
+)
 def test_bad_interactions_stop_with_one_line(tmp_path, inter, message):
     with pytest.raises(InputError, match="^[^\n]*$") as error:
         recbole_data_process.main(**write_atomic_files(tmp_path / "raw", inter))
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("item, message", [
-    (ITEMS.replace("movie_title", "film"), "toy.item: no title column"),
-    (ITEMS.replace("item_id", "id"), "toy.item: no column item_id; its columns are id, movie_title, release_year,"),
-    (ITEMS + "m1\tAgain\t2000\tDrama\n", "line 5: item 'm1' is here twice"),
-])
+@pytest.mark.parametrize(
+    "item, message",
+    [
+        (ITEMS.replace("movie_title", "film"), "toy.item: no title column"),
+        (ITEMS.replace("item_id", "id"), "toy.item: no column item_id; its columns are id, movie_title, release_year,"),
+        (ITEMS + "m1\tAgain\t2000\tDrama\n", "line 5: item 'm1' is here twice"),
+    ],
+)
 def test_bad_items_stop_with_one_line(tmp_path, item, message):
     with pytest.raises(InputError) as error:
         recbole_data_process.main(**write_atomic_files(tmp_path / "raw", item=item))
@@ -214,20 +234,26 @@ def test_files_do_not_depend_on_the_time_zone(tmp_path):
         flags |= {"st_year": 2005, "st_month": 3, "ed_year": 2005, "ed_month": 4}
         subprocess.run(
             [sys.executable, "-m", "data_process.recbole_data_process", *(f"--{k}={v}" for k, v in flags.items())],
-            check=True, env={**os.environ, "TZ": zone}, cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL,
+            check=True,
+            env={**os.environ, "TZ": zone},
+            cwd=Path(__file__).parent.parent,
+            stdout=subprocess.DEVNULL,
         )
         files = sorted(path for path in (folder / "out").iterdir() if not path.name.endswith("stage.json"))
         contents.append([path.read_bytes() for path in files])
     assert len(contents[0]) == 6 and contents[0] == contents[1] == contents[2]
 
 
-@pytest.mark.parametrize("line, message", [
-    ("0\t1", "line 2: expected user, history and target"),
-    ("0\t1 x\t2", "line 2: item ids must be integers"),
-    ("0\t\t2", "line 2: the history is empty"),
-    ("0\t1 7\t2", "line 2: item 7 is not among the 3 items"),
-    ("0\t1\t-1", "line 2: item -1 is not among"),
-])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("0\t1", "line 2: expected user, history and target"),
+        ("0\t1 x\t2", "line 2: item ids must be integers"),
+        ("0\t\t2", "line 2: the history is empty"),
+        ("0\t1 7\t2", "line 2: item 7 is not among the 3 items"),
+        ("0\t1\t-1", "line 2: item -1 is not among"),
+    ],
+)
 def test_bad_inter_lines(tmp_path, line, message):
     path = tmp_path / "x.train.inter"
     path.write_text(f"user_id:token\titem_id_list:token_seq\titem_id:token\n{line}\n")
@@ -247,7 +273,8 @@ def test_inter_without_header_or_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", '{"1": {"title": "a"}}', '{"0": {"title": 3}}', '{"0": {"title": "a"', '{"0": "a"}'],
+    "content",
+    ["[]", '{"1": {"title": "a"}}', '{"0": {"title": 3}}', '{"0": {"title": "a"', '{"0": "a"}'],
 )
 def test_bad_item_files(tmp_path, content):
     path = tmp_path / "x.item.json"

@@ -1,4 +1,5 @@
 """Evaluation end to end: files and their contract, numbers recomputed naively, legal lists, wrong input."""
+
 import json
 import math
 from pathlib import Path
@@ -7,10 +8,11 @@ import pytest
 import torch
 from tiny import make_dataset, write_config
 
-from data import Encoder, checkpoint_prompts, read_info, read_rows
+from data import Encoder, checkpoint_prompts
 from evaluate import evaluate
 from fileio import InputError, read_json
 from model_io import load_model
+from records import read_info, read_rows
 from sft import sft
 
 
@@ -18,8 +20,11 @@ def run(trained, output, **changes):
     """(predictions, metrics) of an evaluation on the test split; changes may name other paths."""
     paths = trained.paths
     flags = dict(
-        base_model=trained.checkpoint, **{key: paths[key] for key in ("train_file", "info_file", "test_data_path")},
-        result_json_data=str(output / "test.json"), num_beams=20, K=10,
+        base_model=trained.checkpoint,
+        **{key: paths[key] for key in ("train_file", "info_file", "test_data_path")},
+        result_json_data=str(output / "test.json"),
+        num_beams=20,
+        K=10,
     )
     evaluate(**{**flags, **changes})
     return read_json(output / "test.json"), read_json(output / "test.metrics.json")
@@ -113,13 +118,24 @@ def test_items_that_share_a_sid(tmp_path):
     """Only on request; then one of them counts at item level, the most popular first."""
     paths = make_dataset(tmp_path / "data", items=12, users=14, deep=True, shared=True)
     sft(
-        write_config(tmp_path), paths["train_file"], paths["eval_file"], str(tmp_path / "sft"), paths["sid_index_path"],
-        paths["item_meta_path"], train_from_scratch=True, batch_size=16, num_epochs=1, learning_rate=1e-2,
+        write_config(tmp_path),
+        paths["train_file"],
+        paths["eval_file"],
+        str(tmp_path / "sft"),
+        paths["sid_index_path"],
+        paths["item_meta_path"],
+        train_from_scratch=True,
+        batch_size=16,
+        num_epochs=1,
+        learning_rate=1e-2,
     )
     flags = dict(
         **{key: paths[key] for key in ("train_file", "info_file")},
         base_model=str(tmp_path / "sft" / "final_checkpoint"),
-        test_data_path=paths["eval_file"], result_json_data=str(tmp_path / "test.json"), num_beams=10, K=10,
+        test_data_path=paths["eval_file"],
+        result_json_data=str(tmp_path / "test.json"),
+        num_beams=10,
+        K=10,
     )
     with pytest.raises(InputError, match=r"info.txt, line 3: SID .* belongs to the item of line 2 already"):
         evaluate(**flags)

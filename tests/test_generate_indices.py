@@ -1,4 +1,5 @@
 """Collision handling against plain twins, the no-shared-SID guarantee as a property, and the command."""
+
 import json
 from collections import Counter
 
@@ -11,7 +12,12 @@ from hypothesis import strategies as st
 from fileio import InputError, read_json
 from rq import generate_indices
 from rq.collisions import (
-    colliding_rows, collision_rate, extra_level, relocate, sid_tokens, sinkhorn_repair,
+    colliding_rows,
+    collision_rate,
+    extra_level,
+    relocate,
+    sid_tokens,
+    sinkhorn_repair,
 )
 from rq.models.rqvae import RQVAE
 from rq.text2emb.amazon_text2emb import save_embeddings, side_file
@@ -76,9 +82,15 @@ def test_items_on_their_own_are_left_alone(table):
 
 def test_relocation_keeps_the_nearest_and_takes_the_nearest_free_code():
     codes = np.array([[0, 1], [0, 1], [0, 1], [0, 2], [3, 1]])
-    distances = torch.tensor([
-        [9.0, 0.5, 1.0, 0.6], [9.0, 0.1, 1.0, 5.0], [2.0, 0.9, 1.0, 3.0], [0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0],
-    ])
+    distances = torch.tensor(
+        [
+            [9.0, 0.5, 1.0, 0.6],
+            [9.0, 0.1, 1.0, 5.0],
+            [2.0, 0.9, 1.0, 3.0],
+            [0.0, 9.0, 0.0, 0.0],
+            [0.0, 0.0, 0.0, 0.0],
+        ]
+    )
     moved_codes, moved = relocate(codes, lookup(distances))
     assert moved_codes.tolist() == [[0, 3], [0, 1], [0, 0], [0, 2], [3, 1]] and moved.tolist() == [0, 2]
 
@@ -123,7 +135,9 @@ def make(folder, n=50, dim=6, ids=None, copies=1):
     model.train()(torch.from_numpy(array))
     torch.save({"config": model.config, "state_dict": model.state_dict()}, folder / "model.pth")
     flags = {
-        "ckpt_path": str(folder / "model.pth"), "data_path": str(data), "output_file": str(folder / "toy.index.json"),
+        "ckpt_path": str(folder / "model.pth"),
+        "data_path": str(data),
+        "output_file": str(folder / "toy.index.json"),
         "device": "cpu",
     }
     return flags, model, array

@@ -1,4 +1,5 @@
 """Tables of hand-computed numbers for metrics and rewards, and slow twins for the GRPO formulas."""
+
 import math
 
 import pytest
@@ -12,10 +13,16 @@ RANKS = [1, 3, None, 11]
 
 
 # -------------------------------------------------------------------------------------------------------------- metrics
-@pytest.mark.parametrize("k, hits, gain", [
-    (1, 0.25, 0.25), (2, 0.25, 0.25), (3, 0.5, 0.375), (10, 0.5, 0.375),
-    (11, 0.75, (1 + 1 / 2 + 1 / math.log2(12)) / 4),
-])
+@pytest.mark.parametrize(
+    "k, hits, gain",
+    [
+        (1, 0.25, 0.25),
+        (2, 0.25, 0.25),
+        (3, 0.5, 0.375),
+        (10, 0.5, 0.375),
+        (11, 0.75, (1 + 1 / 2 + 1 / math.log2(12)) / 4),
+    ],
+)
 def test_hit_ratio_and_ndcg(k, hits, gain):
     assert hit_ratio(RANKS, k) == hits
     assert ndcg(RANKS, k) == pytest.approx(gain)
@@ -43,15 +50,18 @@ def test_items_that_share_a_sid_stand_by_popularity_then_id():
     assert items_by_sid(SIDS, ITEMS, {})["x"] == [2, 5, 7]
 
 
-@pytest.mark.parametrize("item, ranked, rank", [
-    (7, ["x", "y"], 1),
-    (5, ["x", "y"], 3),
-    (9, ["x", "y"], 4),  # the three items of x stand before it
-    (9, ["y", "x"], 1),
-    (2, ["y", "x"], 3),
-    (1, ["y", "x"], None),
-    (9, ["not in the catalogue", "y"], 2),  # an illegal recommendation takes a place
-])
+@pytest.mark.parametrize(
+    "item, ranked, rank",
+    [
+        (7, ["x", "y"], 1),
+        (5, ["x", "y"], 3),
+        (9, ["x", "y"], 4),  # the three items of x stand before it
+        (9, ["y", "x"], 1),
+        (2, ["y", "x"], 3),
+        (1, ["y", "x"], None),
+        (9, ["not in the catalogue", "y"], 2),  # an illegal recommendation takes a place
+    ],
+)
 def test_item_rank(item, ranked, rank):
     assert item_rank(item, ranked, items_by_sid(SIDS, ITEMS, {7: 3, 2: 1, 5: 1})) == rank
 
@@ -59,7 +69,10 @@ def test_item_rank(item, ranked, rank):
 def test_summarise_stops_at_the_length_of_the_lists():
     assert set(summarise([1], [2], 5)["sid"]) == {"HR@1", "HR@3", "HR@5", "NDCG@1", "NDCG@3", "NDCG@5"}
     assert summarise([1, None], [2, None], 3)["item"] == {
-        "HR@1": 0, "HR@3": 0.5, "NDCG@1": 0, "NDCG@3": pytest.approx(0.31546, abs=1e-5)
+        "HR@1": 0,
+        "HR@3": 0.5,
+        "NDCG@1": 0,
+        "NDCG@3": pytest.approx(0.31546, abs=1e-5),
     }
 
 
@@ -73,16 +86,23 @@ def test_score_predictions():
         predictions(
             ("x", 2, ["x", "y", "z"]), ("y", 9, ["x", "y", "bad"]), ("z", 1, ["y", "y"]), ("y", 9, ["y"]), ("z", 1, [])
         ),
-        SIDS, ITEMS, {7: 3, 2: 1, 5: 1}, 3,
+        SIDS,
+        ITEMS,
+        {7: 3, 2: 1, 5: 1},
+        3,
     )
-    assert scores["sid"] == pytest.approx({
-        "HR@1": 0.4, "HR@3": 0.6, "NDCG@1": 0.4, "NDCG@3": (1 + 1 / math.log2(3) + 1) / 5
-    }, abs=1e-6)
-    assert scores["item"] == pytest.approx({
-        "HR@1": 0.2, "HR@3": 0.4, "NDCG@1": 0.2, "NDCG@3": (1 + 1 / math.log2(3)) / 5
-    }, abs=1e-6)
+    assert scores["sid"] == pytest.approx(
+        {"HR@1": 0.4, "HR@3": 0.6, "NDCG@1": 0.4, "NDCG@3": (1 + 1 / math.log2(3) + 1) / 5}, abs=1e-6
+    )
+    assert scores["item"] == pytest.approx(
+        {"HR@1": 0.2, "HR@3": 0.4, "NDCG@1": 0.2, "NDCG@3": (1 + 1 / math.log2(3)) / 5}, abs=1e-6
+    )
     assert {key: scores[key] for key in ("rows", "illegal", "duplicates", "short_lists", "items_sharing_a_sid")} == {
-        "rows": 5, "illegal": 1, "duplicates": 1, "short_lists": 3, "items_sharing_a_sid": 3
+        "rows": 5,
+        "illegal": 1,
+        "duplicates": 1,
+        "short_lists": 3,
+        "items_sharing_a_sid": 3,
     }
 
 
@@ -100,14 +120,17 @@ def test_table_shows_what_was_measured():
 W = [1, 1 / math.log2(3), 1 / 2, 1 / math.log2(5)]  # 1 / log2(rank + 1)
 
 
-@pytest.mark.parametrize("completions, target, hits, penalties", [
-    (["a", "b", "c"], "a", [1, 0, 0], [0, -W[1] / sum(W[:3]), -W[2] / sum(W[:3])]),
-    (["a", "b", "c"], "b", [0, 1, 0], [-W[0] / sum(W[:3]), 0, -W[2] / sum(W[:3])]),
-    (["a", "b", "c", "d"], "d", [0, 0, 0, 1], [-W[0] / sum(W), -W[1] / sum(W), -W[2] / sum(W), 0]),
-    (["a", "b", "c"], "e", [0, 0, 0], [0, 0, 0]),
-    (["a", "a", "b"], "a", [1, 1, 0], [0, 0, -W[2] / sum(W[:3])]),  # sampled groups repeat themselves
-    (["a", "b"], "ab", [0, 0], [0, 0]),  # equal, not contained
-])
+@pytest.mark.parametrize(
+    "completions, target, hits, penalties",
+    [
+        (["a", "b", "c"], "a", [1, 0, 0], [0, -W[1] / sum(W[:3]), -W[2] / sum(W[:3])]),
+        (["a", "b", "c"], "b", [0, 1, 0], [-W[0] / sum(W[:3]), 0, -W[2] / sum(W[:3])]),
+        (["a", "b", "c", "d"], "d", [0, 0, 0, 1], [-W[0] / sum(W), -W[1] / sum(W), -W[2] / sum(W), 0]),
+        (["a", "b", "c"], "e", [0, 0, 0], [0, 0, 0]),
+        (["a", "a", "b"], "a", [1, 1, 0], [0, 0, -W[2] / sum(W[:3])]),  # sampled groups repeat themselves
+        (["a", "b"], "ab", [0, 0], [0, 0]),  # equal, not contained
+    ],
+)
 def test_rewards(completions, target, hits, penalties):
     assert rule(completions, target) == hits
     assert ranking_only(completions, target) == pytest.approx(penalties)

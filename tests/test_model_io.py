@@ -22,14 +22,21 @@ def test_a_bf16_checkpoint_trains_in_float32(tmp_path):
 
 def test_a_sliding_window_model_is_refused_at_loading(tmp_path):
     tokenizer = train_tokenizer(["some words to learn from"], 300)
-    tiny_model("qwen2", len(tokenizer), use_sliding_window=True, sliding_window=4, max_window_layers=0).save_pretrained(tmp_path)
+    tiny_model("qwen2", len(tokenizer), use_sliding_window=True, sliding_window=4, max_window_layers=0).save_pretrained(
+        tmp_path
+    )
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="prefix trees need full attention"):
         load_model(str(tmp_path), "base_model")
 
 
 def test_half_written_checkpoints_are_not_resumed(tmp_path):
-    for step, state in ((5, json.dumps({"global_step": 5})), (12, json.dumps({"global_step": 12})), (20, '{"global'), (30, None)):
+    for step, state in (
+        (5, json.dumps({"global_step": 5})),
+        (12, json.dumps({"global_step": 12})),
+        (20, '{"global'),
+        (30, None),
+    ):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         if state is not None:
@@ -46,8 +53,14 @@ def test_the_index_is_read_by_its_full_name(tmp_path):
     dotted = tmp_path / "toy.v2.10-2018.index.json"
     dotted.write_text(open(paths["sid_index_path"]).read())
     arguments = dict(
-        base_model=write_config(tmp_path), train_from_scratch=True, train_file=paths["train_file"], eval_file=paths["eval_file"],
-        item_meta_path=paths["item_meta_path"], batch_size=64, micro_batch_size=64, num_epochs=1,
+        base_model=write_config(tmp_path),
+        train_from_scratch=True,
+        train_file=paths["train_file"],
+        eval_file=paths["eval_file"],
+        item_meta_path=paths["item_meta_path"],
+        batch_size=64,
+        micro_batch_size=64,
+        num_epochs=1,
     )
     sft(**arguments, sid_index_path=str(dotted), output_dir=str(tmp_path / "out"))
     assert (tmp_path / "out" / "final_checkpoint" / "model.safetensors").is_file()

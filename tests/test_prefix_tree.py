@@ -14,7 +14,12 @@ def random_rows(rng, vocab_size):
     rows = []
     for _ in range(rng.randint(1, 7)):
         cut = rng.randint(1, len(base) - 1)
-        rows.append((base[:cut], base[cut : cut + rng.randint(1, 3)] if rng.random() < 0.5 else [rng.randint(2, vocab_size - 1)]))
+        rows.append(
+            (
+                base[:cut],
+                base[cut : cut + rng.randint(1, 3)] if rng.random() < 0.5 else [rng.randint(2, vocab_size - 1)],
+            )
+        )
     rows.append(([rng.randint(2, vocab_size - 1) for _ in range(4)], [3, 4]))
     return rows + rows[:1]
 

@@ -1,4 +1,5 @@
 """GRPO: loss and gradients against a row-by-row twin, rollouts, whole runs for every reward, wrong input."""
+
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +34,23 @@ def make_trainer(tmp_path, beta=0.5, reward="ranking", generations=6, prompts=5,
         for prompt, target in zip(random_prompts(rng, prompts, 30), rng.choices(range(len(sequences)), k=prompts))
     ]
     trainer = GroupTrainer(
-        model=model, reference=reference.requires_grad_(False) if beta else None, train_dataset=examples, trie=trie,
-        sid_of_sequence=names, reward=REWARDS[reward], pad_token_id=0,
+        model=model,
+        reference=reference.requires_grad_(False) if beta else None,
+        train_dataset=examples,
+        trie=trie,
+        sid_of_sequence=names,
+        reward=REWARDS[reward],
+        pad_token_id=0,
         args=GRPOConfig(
-            output_dir=str(tmp_path), per_device_train_batch_size=generations * prompts, num_generations=generations,
-            beta=beta, per_device_eval_batch_size=generations, gradient_checkpointing=False, bf16=False,
-            report_to="none", max_steps=1,
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=generations * prompts,
+            num_generations=generations,
+            beta=beta,
+            per_device_eval_batch_size=generations,
+            gradient_checkpointing=False,
+            bf16=False,
+            report_to="none",
+            max_steps=1,
         ),
         **options,
     )
@@ -176,9 +188,17 @@ def test_a_catalogue_smaller_than_a_group(tmp_path):
 def run(trained, output, **changes):
     paths = trained.paths
     flags = dict(
-        model_path=trained.checkpoint, **{key: paths[key] for key in ("train_file", "eval_file", "info_file")},
-        output_dir=str(output), num_generations=4, train_batch_size=16, max_steps=3, learning_rate=1e-3,
-        warmup_ratio=0.0, test_beam=10, eval_batch_size=80, test_during_training=False,
+        model_path=trained.checkpoint,
+        **{key: paths[key] for key in ("train_file", "eval_file", "info_file")},
+        output_dir=str(output),
+        num_generations=4,
+        train_batch_size=16,
+        max_steps=3,
+        learning_rate=1e-3,
+        warmup_ratio=0.0,
+        test_beam=10,
+        eval_batch_size=80,
+        test_during_training=False,
     )
     rl_module.rl(**{**flags, **changes})
     return output
@@ -214,9 +234,14 @@ def test_a_second_call_does_nothing(trained, tmp_path):
     assert (output / "rl.stage.json").stat().st_mtime_ns != written[output / "rl.stage.json"]
 
 
-@pytest.mark.parametrize("course, best", [
-    ([0.5, 0.1, 0.2, 0.3], 0), ([0.5, 0.1, 0.7, 0.6], 2), ([0.1, 0.2, 0.3, 0.4], 3),
-])
+@pytest.mark.parametrize(
+    "course, best",
+    [
+        ([0.5, 0.1, 0.2, 0.3], 0),
+        ([0.5, 0.1, 0.7, 0.6], 2),
+        ([0.1, 0.2, 0.3, 0.4], 3),
+    ],
+)
 def test_validation_keeps_the_best_weights_the_start_included(trained, tmp_path, monkeypatch, course, best):
     """HR@10 at the start and after each of three steps is prescribed; the weights kept are those of the best."""
     values, measured = iter(course), []
@@ -251,9 +276,16 @@ def test_gradient_accumulation_is_one_larger_batch(trained, tmp_path):
     found = [
         weights(
             run(
-                trained, tmp_path / str(size), train_batch_size=4 * size, gradient_accumulation_steps=4 // size,
-                max_steps=1, max_grad_norm=1e-3, learning_rate=1e-4, add_gt=True,
-            ) / "final_checkpoint"
+                trained,
+                tmp_path / str(size),
+                train_batch_size=4 * size,
+                gradient_accumulation_steps=4 // size,
+                max_steps=1,
+                max_grad_norm=1e-3,
+                learning_rate=1e-4,
+                add_gt=True,
+            )
+            / "final_checkpoint"
         )
         for size in (4, 2)
     ]
@@ -287,9 +319,18 @@ def test_a_killed_run_goes_on(trained, tmp_path, monkeypatch):
 def test_all_tasks_of_a_worded_model(trained, tmp_path, capsys):
     paths = trained.paths
     sft(
-        str(trained.folder / "tiny.json"), paths["train_file"], paths["eval_file"], str(tmp_path / "sft"),
-        paths["sid_index_path"], paths["item_meta_path"], train_from_scratch=True, prompts="worded", sample=16,
-        eval_sample=4, batch_size=32, num_epochs=1,
+        str(trained.folder / "tiny.json"),
+        paths["train_file"],
+        paths["eval_file"],
+        str(tmp_path / "sft"),
+        paths["sid_index_path"],
+        paths["item_meta_path"],
+        train_from_scratch=True,
+        prompts="worded",
+        sample=16,
+        eval_sample=4,
+        batch_size=32,
+        num_epochs=1,
     )
     run(trained, tmp_path / "rl", model_path=str(tmp_path / "sft" / "final_checkpoint"), sample_train=8, max_steps=2)
     assert "[rl] 46 prompts" in capsys.readouterr().out  # 8 histories of SIDs, 8 of titles, 30 items by their title
@@ -297,17 +338,20 @@ def test_all_tasks_of_a_worded_model(trained, tmp_path, capsys):
 
 
 # ---------------------------------------------------------------------------------------------------------- wrong input
-@pytest.mark.parametrize("changes, said", [
-    (dict(reward_type="rank"), "--reward_type rank: expected one of rule, ranking, ranking_only"),
-    (dict(num_generations=1), "--num_generations 1: a group needs at least 2"),
-    (dict(train_batch_size=18), "--train_batch_size 18: must be a multiple of num_generations 4"),
-    (dict(train_batch_size=0), "--train_batch_size 0: must be a multiple"),
-    (dict(eval_batch_size=9), "--eval_batch_size 9: must hold at least test_beam 10"),
-    (dict(temperature=0.0), "--temperature 0.0: must be positive"),
-    (dict(tasks=["sid2title"]), "--tasks: unknown task 'sid2title'"),
-    (dict(tasks=["title2sid"]), "has no task 'title2sid'"),
-    (dict(train_file="nowhere.csv"), "nowhere.csv: no such file"),
-])
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(reward_type="rank"), "--reward_type rank: expected one of rule, ranking, ranking_only"),
+        (dict(num_generations=1), "--num_generations 1: a group needs at least 2"),
+        (dict(train_batch_size=18), "--train_batch_size 18: must be a multiple of num_generations 4"),
+        (dict(train_batch_size=0), "--train_batch_size 0: must be a multiple"),
+        (dict(eval_batch_size=9), "--eval_batch_size 9: must hold at least test_beam 10"),
+        (dict(temperature=0.0), "--temperature 0.0: must be positive"),
+        (dict(tasks=["sid2title"]), "--tasks: unknown task 'sid2title'"),
+        (dict(tasks=["title2sid"]), "has no task 'title2sid'"),
+        (dict(train_file="nowhere.csv"), "nowhere.csv: no such file"),
+    ],
+)
 def test_wrong_settings(trained, tmp_path, changes, said):
     with pytest.raises(InputError) as error:
         run(trained, tmp_path / "rl", **changes)

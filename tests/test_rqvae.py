@@ -1,4 +1,5 @@
 """The RQ-VAE's parts against plain twins, and its training: resume, NaN stop, checkpoints, the command."""
+
 import json
 import math
 
@@ -243,7 +244,8 @@ def test_only_the_newest_checkpoints_stay_and_the_best_model_loads(tmp_path):
     codes = [tuple(row) for row in model.get_indices(clusters()).tolist()]
     assert best_collision == pytest.approx(1 - len(set(codes)) / len(codes))
     assert trainer._valid_epoch(clusters()) == pytest.approx(
-        1 - len({tuple(row) for row in trainer.model.get_indices(clusters()).tolist()}) / 60)
+        1 - len({tuple(row) for row in trainer.model.get_indices(clusters()).tolist()}) / 60
+    )
 
 
 def test_training_lowers_the_loss_and_clips_the_gradient(tmp_path):
@@ -259,9 +261,14 @@ def test_training_lowers_the_loss_and_clips_the_gradient(tmp_path):
     assert norm == pytest.approx(1e-6, rel=1e-2)
 
 
-@pytest.mark.parametrize("kind, at_start, at_half, at_end", [
-    ("constant", 1.0, 1.0, 1.0), ("linear", 1.0, 0.5, 0.0), ("cosine", 1.0, 0.5, 0.0),
-])
+@pytest.mark.parametrize(
+    "kind, at_start, at_half, at_end",
+    [
+        ("constant", 1.0, 1.0, 1.0),
+        ("linear", 1.0, 0.5, 0.0),
+        ("cosine", 1.0, 0.5, 0.0),
+    ],
+)
 def test_learning_rate_schedule(tmp_path, kind, at_start, at_half, at_end):
     trainer = build(tmp_path, epochs=12, warmup_epochs=2, lr=1.0, lr_scheduler_type=kind)
     rates = []
@@ -278,10 +285,21 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
     assert not list(tmp_path.glob("best_*"))
 
 
-@pytest.mark.parametrize("wrong", [
-    {"learner": "lion"}, {"lr_scheduler_type": "step"}, {"epochs": 0}, {"batch_size": 0}, {"eval_step": 0}, {"lr": 0.0},
-    {"lr": float("nan")}, {"max_norm": 0.0}, {"warmup_epochs": -1}, {"save_limit": 0},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learner": "lion"},
+        {"lr_scheduler_type": "step"},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"eval_step": 0},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"max_norm": 0.0},
+        {"warmup_epochs": -1},
+        {"save_limit": 0},
+    ],
+)
 def test_wrong_settings_are_refused(tmp_path, wrong):
     with pytest.raises(InputError, match=f"--{next(iter(wrong))}"):
         build(tmp_path, **wrong)
@@ -307,8 +325,15 @@ def command(folder, **changes):
     if not data.exists():
         save_embeddings(data, clusters().numpy(), [str(i) for i in range(60)], "x", ["title"])
     flags = {
-        "data_path": str(data), "ckpt_dir": str(folder / "ck"), "epochs": 6, "eval_step": 2, "num_emb_list": [6, 4],
-        "layers": [16], "e_dim": 4, "warmup_epochs": 1, "device": "cpu",
+        "data_path": str(data),
+        "ckpt_dir": str(folder / "ck"),
+        "epochs": 6,
+        "eval_step": 2,
+        "num_emb_list": [6, 4],
+        "layers": [16],
+        "e_dim": 4,
+        "warmup_epochs": 1,
+        "device": "cpu",
     }
     rqvae.main(**{**flags, **changes})
 
@@ -341,15 +366,18 @@ def test_command_runs_once_redoes_on_force_and_resumes(tmp_path, capsys, monkeyp
     assert sorted(path.name for path in (tmp_path / "ck").glob("checkpoint_*")) == ["checkpoint_00000002.pth"]
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"sk_epsilons": [0.0]}, "--sk_epsilons: expected 2 numbers"),
-    ({"num_emb_list": [0, 4]}, "--num_emb_list"),
-    ({"loss_type": "huber"}, "--loss_type huber"),
-    ({"dropout_prob": 1.0}, "--dropout_prob"),
-    ({"device": "cuda:99"}, "--device cuda:99"),
-    ({"bn": True, "batch_size": 59}, "--bn"),
-    ({"data_path": "/nowhere.npy"}, "--data_path: /nowhere.npy: no such file"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"sk_epsilons": [0.0]}, "--sk_epsilons: expected 2 numbers"),
+        ({"num_emb_list": [0, 4]}, "--num_emb_list"),
+        ({"loss_type": "huber"}, "--loss_type huber"),
+        ({"dropout_prob": 1.0}, "--dropout_prob"),
+        ({"device": "cuda:99"}, "--device cuda:99"),
+        ({"bn": True, "batch_size": 59}, "--bn"),
+        ({"data_path": "/nowhere.npy"}, "--data_path: /nowhere.npy: no such file"),
+    ],
+)
 def test_command_refuses_wrong_flags(tmp_path, wrong, message):
     with pytest.raises(InputError) as error:
         command(tmp_path, **wrong)

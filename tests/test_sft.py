@@ -1,4 +1,5 @@
 """SFT: how rows fall into steps, gradients against a slow twin, whole runs, resuming, worded prompts, wrong input."""
+
 import copy
 import json
 import random
@@ -9,9 +10,10 @@ import torch
 from tiny import make_dataset, tiny_model, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
-from data import Encoder, EvalSidDataset, Example, load_prompts, read_index, read_rows
+from data import Encoder, EvalSidDataset, Example, load_prompts
 from fileio import InputError, read_json
 from model_io import add_sid_tokens, last_checkpoint, load_model, model_from_config, train_tokenizer
+from records import read_index, read_rows
 from sft import sft
 from sft_trainer import TreeBatches, TreeTrainer
 
@@ -29,10 +31,20 @@ def random_examples(rng, rows, users):
     return examples
 
 
-@pytest.mark.parametrize("rows, batch_size, micro_batches", [
-    (100, 100, 4), (100, 32, 2), (7, 64, 3), (110, 100, 5), (149, 100, 1), (150, 100, 100), (40, 16, 16), (1, 1, 1),
-    (45, 8, 3),
-])
+@pytest.mark.parametrize(
+    "rows, batch_size, micro_batches",
+    [
+        (100, 100, 4),
+        (100, 32, 2),
+        (7, 64, 3),
+        (110, 100, 5),
+        (149, 100, 1),
+        (150, 100, 100),
+        (40, 16, 16),
+        (1, 1, 1),
+        (45, 8, 3),
+    ],
+)
 def test_every_row_stands_in_one_micro_batch_of_even_steps(rows, batch_size, micro_batches):
     examples = random_examples(random.Random(rows), rows, 9)
     batches = TreeBatches([examples[: rows // 3], examples[rows // 3 :]], batch_size, micro_batches, 0, seed=1)
@@ -77,12 +89,21 @@ def test_one_step_follows_the_mean_over_all_label_tokens(tmp_path, micro_batches
     twin = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     trainer = TreeTrainer(
-        model=model, train_dataset=TreeBatches([examples], 30, micro_batches, 0, seed=1),
+        model=model,
+        train_dataset=TreeBatches([examples], 30, micro_batches, 0, seed=1),
         optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
         args=TrainingArguments(
-            output_dir=str(tmp_path), per_device_train_batch_size=1, gradient_accumulation_steps=micro_batches,
-            max_steps=1, max_grad_norm=0.0, save_strategy="no", report_to="none", remove_unused_columns=False,
-            logging_steps=1, disable_tqdm=True, dataloader_pin_memory=False,
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=micro_batches,
+            max_steps=1,
+            max_grad_norm=0.0,
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            logging_steps=1,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
         ),
     )
     trainer.train()
@@ -110,8 +131,13 @@ def train(toy, output, **changes):
     paths, config = toy
     flags = dict(
         **{key: paths[key] for key in ("train_file", "eval_file", "sid_index_path", "item_meta_path")},
-        base_model=config, output_dir=str(output), train_from_scratch=True, batch_size=16, micro_batch_size=16,
-        num_epochs=2, learning_rate=1e-2,
+        base_model=config,
+        output_dir=str(output),
+        train_from_scratch=True,
+        batch_size=16,
+        micro_batch_size=16,
+        num_epochs=2,
+        learning_rate=1e-2,
     )
     sft(**{**flags, **changes})
     return Path(output)
@@ -233,7 +259,13 @@ def test_worded_prompts_and_alignment_on_a_pretrained_base(toy, tmp_path, kind, 
     paths, _ = toy
     base = pretrained(tmp_path / "base", kind, paths)
     output = train(
-        toy, tmp_path / "sft", base_model=base, train_from_scratch=False, sample=24, eval_sample=8, num_epochs=1,
+        toy,
+        tmp_path / "sft",
+        base_model=base,
+        train_from_scratch=False,
+        sample=24,
+        eval_sample=8,
+        num_epochs=1,
         learning_rate=1e-3,
     )
     # next_sid and title_history2sid on 24 rows each, title2sid and sid2title on 20 items each
@@ -275,18 +307,21 @@ def test_only_the_rows_of_new_tokens_change(tied, padded):
 
 
 # ---------------------------------------------------------------------------------------------------------- wrong input
-@pytest.mark.parametrize("changes, said", [
-    (dict(batch_size=20), "--batch_size 20: must be a multiple of micro_batch_size 16"),
-    (dict(batch_size=8), "--batch_size 8: must be a multiple"),
-    (dict(train_from_scratch=False), "a config file has no weights; add --train_from_scratch True"),
-    (dict(tasks=["next_sid", "next_item"]), "--tasks: unknown task 'next_item'"),
-    (dict(tasks=["title2sid"]), "has no task 'title2sid'"),
-    (dict(prompts="nowhere.yaml"), "--prompts: nowhere.yaml: no such file"),
-    (dict(train_file="nowhere.csv"), "nowhere.csv: no such file"),
-    (dict(base_model="nowhere.json"), "--base_model nowhere.json"),
-    (dict(batch_size=2**20, micro_batch_size=1), "--batch_size 1048576: "),
-    (dict(cutoff_len=6), "--cutoff_len 6: row"),
-])
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(batch_size=20), "--batch_size 20: must be a multiple of micro_batch_size 16"),
+        (dict(batch_size=8), "--batch_size 8: must be a multiple"),
+        (dict(train_from_scratch=False), "a config file has no weights; add --train_from_scratch True"),
+        (dict(tasks=["next_sid", "next_item"]), "--tasks: unknown task 'next_item'"),
+        (dict(tasks=["title2sid"]), "has no task 'title2sid'"),
+        (dict(prompts="nowhere.yaml"), "--prompts: nowhere.yaml: no such file"),
+        (dict(train_file="nowhere.csv"), "nowhere.csv: no such file"),
+        (dict(base_model="nowhere.json"), "--base_model nowhere.json"),
+        (dict(batch_size=2**20, micro_batch_size=1), "--batch_size 1048576: "),
+        (dict(cutoff_len=6), "--cutoff_len 6: row"),
+    ],
+)
 def test_wrong_settings(toy, tmp_path, changes, said, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no search for nowhere.json on the hub
     with pytest.raises(InputError) as error:
@@ -326,15 +361,20 @@ def test_an_empty_validation_split(toy, tmp_path, no_training):
         train(toy, tmp_path / "sft", eval_file=str(tmp_path / "empty.csv"))
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda config: config.pop("model_type"), "lacks 'model_type'"),
-    (lambda config: config.pop("tokenizer_vocab_size"), "lacks 'tokenizer_vocab_size'"),
-    (lambda config: config.update(model_type="no such model"), "no such model"),
-    (
-        lambda config: config.update(layer_types=["sliding_attention"] * 2, sliding_window=4, use_sliding_window=True),
-        "full attention",
-    ),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda config: config.pop("model_type"), "lacks 'model_type'"),
+        (lambda config: config.pop("tokenizer_vocab_size"), "lacks 'tokenizer_vocab_size'"),
+        (lambda config: config.update(model_type="no such model"), "no such model"),
+        (
+            lambda config: config.update(
+                layer_types=["sliding_attention"] * 2, sliding_window=4, use_sliding_window=True
+            ),
+            "full attention",
+        ),
+    ],
+)
 def test_wrong_model_configs(toy, tmp_path, change, said):
     config = read_json(toy[1])
     change(config)

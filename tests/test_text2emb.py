@@ -1,4 +1,5 @@
 """Item texts, TF-IDF embeddings, the sentence encoder, and the embedding file with its ids."""
+
 import json
 
 import numpy as np
@@ -14,8 +15,12 @@ WORDS = "red blue green small large steel wood glass saw drill screw nail".split
 def items(n=40):
     random = np.random.default_rng(0)
     return {
-        str(i): {"title": " ".join(random.choice(WORDS, 3)), "description": f"['{random.choice(WORDS)} tool', 'b']",
-                 "brand": "", "categories": ""}
+        str(i): {
+            "title": " ".join(random.choice(WORDS, 3)),
+            "description": f"['{random.choice(WORDS)} tool', 'b']",
+            "brand": "",
+            "categories": "",
+        }
         for i in range(n)
     }
 
@@ -25,11 +30,21 @@ def write_items(folder, n=40):
     return {"dataset": "toy", "root": str(folder)}
 
 
-@pytest.mark.parametrize("value, text", [
-    ("a  b\n c", "a b c"), ("['one', 'two <br> three']", "one two three"), (["x", "y"], "x y"), ("[broken", "[broken"),
-    ("[not, a literal]", "[not, a literal]"), ("", ""), (None, ""), ("[]", ""), ("5 < 6 &amp; 7 > 2", "5 < 6 & 7 > 2"),
-    ("<b>bold</b> it", "bold it"),
-])
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        ("a  b\n c", "a b c"),
+        ("['one', 'two <br> three']", "one two three"),
+        (["x", "y"], "x y"),
+        ("[broken", "[broken"),
+        ("[not, a literal]", "[not, a literal]"),
+        ("", ""),
+        (None, ""),
+        ("[]", ""),
+        ("5 < 6 &amp; 7 > 2", "5 < 6 & 7 > 2"),
+        ("<b>bold</b> it", "bold it"),
+    ],
+)
 def test_clean(value, text):
     assert clean(value) == text
 
@@ -43,7 +58,12 @@ def test_item_texts_join_what_is_there():
 def test_tfidf_is_the_plain_latent_semantic_analysis():
     """With all components kept, cosine similarities equal those of the TF-IDF rows, computed here by hand."""
     texts = [
-        "saw drill", "drill saw saw", "nail screw", "screw nail drill", "saw nail", "screw drill nail nail",
+        "saw drill",
+        "drill saw saw",
+        "nail screw",
+        "screw nail drill",
+        "saw nail",
+        "screw drill nail nail",
         "saw drill",
     ]
     terms = sorted({term for text in texts for term in grams(text)})
@@ -105,14 +125,23 @@ def test_a_plain_hugging_face_folder_is_mean_pooled(tmp_path):
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64,
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_max_length=64,
     )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    model = BertModel(BertConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=64,
-    )).eval()
+    model = BertModel(
+        BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=64,
+        )
+    ).eval()
     model.save_pretrained(folder)
     flags = write_items(tmp_path, n=5)
     text2emb.main(**flags, plm_name="tiny", plm_checkpoint=str(folder), batch_size=2, max_sent_len=4, device="cpu")
@@ -125,13 +154,16 @@ def test_a_plain_hugging_face_folder_is_mean_pooled(tmp_path):
         np.testing.assert_allclose(row, hidden.mean(0).numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"plm_name": "qwen"}, "--plm_checkpoint must name"),
-    ({"plm_checkpoint": "x"}, "tfidf takes no --plm_checkpoint"),
-    ({"dim": 0}, "--dim"),
-    ({"text_fields": ["colour"]}, "--text_fields colour"),
-    ({"dataset": "none"}, "none.item.json"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"plm_name": "qwen"}, "--plm_checkpoint must name"),
+        ({"plm_checkpoint": "x"}, "tfidf takes no --plm_checkpoint"),
+        ({"dim": 0}, "--dim"),
+        ({"text_fields": ["colour"]}, "--text_fields colour"),
+        ({"dataset": "none"}, "none.item.json"),
+    ],
+)
 def test_command_refuses_wrong_flags(tmp_path, changes, message):
     with pytest.raises(InputError) as error:
         text2emb.main(**{**write_items(tmp_path), **changes})

@@ -18,7 +18,9 @@ def walk(trie, prefix):
 @pytest.mark.parametrize("seed", range(8))
 def test_trie_equals_prefix_dictionary(seed):
     rng = random.Random(seed)
-    sequences = random_catalogue(rng, rng.choice([1, 2, 40, 800]), rng.randint(1, 5), rng.choice([2, 6, 30]), 64, seed % 2 == 0)
+    sequences = random_catalogue(
+        rng, rng.choice([1, 2, 40, 800]), rng.randint(1, 5), rng.choice([2, 6, 30]), 64, seed % 2 == 0
+    )
     duplicated = sequences + sequences[: len(sequences) // 2]
     trie = SidTrie(duplicated)
     twin = PrefixDictionary(sequences, 0).allowed
@@ -70,8 +72,14 @@ def test_processor_with_sampling_is_always_legal():
     sequences = random_catalogue(rng, 30, 3, 5, 40, True)
     ids, mask = left_pad(random_prompts(rng, 4, 40))
     out = model.generate(
-        input_ids=ids, attention_mask=mask, do_sample=True, num_return_sequences=8, max_new_tokens=4, eos_token_id=END,
-        pad_token_id=0, logits_processor=LogitsProcessorList([ConstrainedLogitsProcessor(SidTrie(sequences), ids.shape[1], END)]),
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=True,
+        num_return_sequences=8,
+        max_new_tokens=4,
+        eos_token_id=END,
+        pad_token_id=0,
+        logits_processor=LogitsProcessorList([ConstrainedLogitsProcessor(SidTrie(sequences), ids.shape[1], END)]),
     )
     legal = {tuple(sequence) for sequence in sequences}
     for row in out[:, ids.shape[1] :].tolist():

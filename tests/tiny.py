@@ -1,4 +1,5 @@
 """Tiny random models, catalogues and datasets for the tests, and the textbook twins of the fast parts."""
+
 from __future__ import annotations
 
 import csv
@@ -7,7 +8,14 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LogitsProcessor, LogitsProcessorList, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 END = 1
@@ -17,15 +25,25 @@ def tiny_model(kind: str, vocab_size: int, seed: int = 0, **changes):
     """A random two-layer model whose logits differ enough for rankings to be unambiguous."""
     torch.manual_seed(seed)
     settings = dict(
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.3, bos_token_id=None, eos_token_id=END,
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=END,
         pad_token_id=0,
     )
     config = CONFIGS[kind](**{**settings, **changes})
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
 
-def random_catalogue(rng: random.Random, size: int, depth: int, codes: int, vocab_size: int, mixed: bool) -> list[list[int]]:
+def random_catalogue(
+    rng: random.Random, size: int, depth: int, codes: int, vocab_size: int, mixed: bool
+) -> list[list[int]]:
     """Up to `size` distinct sequences that share prefixes, each closed by END; with `mixed`, of 1..depth tokens."""
     found = set()
     for _ in range(size):
@@ -72,9 +90,18 @@ def hf_beam_search(model, sequences, prompts, num_beams, length_penalty=0.0, pro
     ids, mask = left_pad(prompts)
     processor = processor or PrefixDictionary(sequences, ids.shape[1])
     out = model.generate(
-        input_ids=ids, attention_mask=mask, num_beams=num_beams, num_return_sequences=num_beams, do_sample=False,
-        max_new_tokens=max(map(len, sequences)), length_penalty=length_penalty, eos_token_id=END, pad_token_id=0,
-        logits_processor=LogitsProcessorList([processor]), return_dict_in_generate=True, output_scores=True,
+        input_ids=ids,
+        attention_mask=mask,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        max_new_tokens=max(map(len, sequences)),
+        length_penalty=length_penalty,
+        eos_token_id=END,
+        pad_token_id=0,
+        logits_processor=LogitsProcessorList([processor]),
+        return_dict_in_generate=True,
+        output_scores=True,
     )
     results = []
     for row in range(len(prompts)):
@@ -98,16 +125,27 @@ def make_dataset(
     rng = random.Random(seed)
     index, meta = {}, {}
     for item in range(items):
-        index[str(item)] = [f"<a_{item % 5}>", f"<b_{item // 5}>", f"<c_{item % 3}>"] + ([f"<d_{item}>"] if deep and item % 2 else [])
-        meta[str(item)] = {"title": f"Item number {item}, 'quoted'", "description": f"Thing {item % 7}", "brand": "", "categories": ""}
+        index[str(item)] = [f"<a_{item % 5}>", f"<b_{item // 5}>", f"<c_{item % 3}>"] + (
+            [f"<d_{item}>"] if deep and item % 2 else []
+        )
+        meta[str(item)] = {
+            "title": f"Item number {item}, 'quoted'",
+            "description": f"Thing {item % 7}",
+            "brand": "",
+            "categories": "",
+        }
     if shared:
         index["2"], index["7"] = index["1"], index["4"]
     sid = {item: "".join(index[str(item)]) for item in range(items)}
     title = {item: meta[str(item)]["title"] for item in range(items)}
     folder.mkdir(parents=True, exist_ok=True)
     paths = {
-        "sid_index_path": folder / "toy.index.json", "item_meta_path": folder / "toy.item.json", "info_file": folder / "info.txt",
-        "train_file": folder / "train.csv", "eval_file": folder / "valid.csv", "test_data_path": folder / "test.csv",
+        "sid_index_path": folder / "toy.index.json",
+        "item_meta_path": folder / "toy.item.json",
+        "info_file": folder / "info.txt",
+        "train_file": folder / "train.csv",
+        "eval_file": folder / "valid.csv",
+        "test_data_path": folder / "test.csv",
     }
     paths["sid_index_path"].write_text(json.dumps(index))
     paths["item_meta_path"].write_text(json.dumps(meta))
@@ -116,24 +154,49 @@ def make_dataset(
     for user in range(users):
         start = rng.randrange(items)
         timeline = [(start + step * (1 + user % 2)) % items for step in range(rng.randint(4, 16))]
-        samples += [(f"U{user}", timeline[max(0, place - 10) : place], timeline[place]) for place in range(1, len(timeline))]
+        samples += [
+            (f"U{user}", timeline[max(0, place - 10) : place], timeline[place]) for place in range(1, len(timeline))
+        ]
     cuts = [0, int(len(samples) * 0.7), int(len(samples) * 0.85), len(samples)]
     for name, low, high in zip(("train_file", "eval_file", "test_data_path"), cuts, cuts[1:]):
         with paths[name].open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(
-                ["user_id", "history_item_title", "item_title", "history_item_id", "item_id", "history_item_sid", "item_sid"]
+                [
+                    "user_id",
+                    "history_item_title",
+                    "item_title",
+                    "history_item_id",
+                    "item_id",
+                    "history_item_sid",
+                    "item_sid",
+                ]
             )
             for user, history, target in samples[low:high]:
                 writer.writerow(
-                    [user, [title[i] for i in history], title[target], history, target, [sid[i] for i in history], sid[target]]
+                    [
+                        user,
+                        [title[i] for i in history],
+                        title[target],
+                        history,
+                        target,
+                        [sid[i] for i in history],
+                        sid[target],
+                    ]
                 )
     return {name: str(path) for name, path in paths.items()}
 
 
 TINY_CONFIG = {
-    "model_type": "qwen3", "tokenizer_vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256,
+    "model_type": "qwen3",
+    "tokenizer_vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
 

@@ -1,4 +1,5 @@
 """Multi-layer perceptron used as encoder and decoder."""
+
 from __future__ import annotations
 
 import torch

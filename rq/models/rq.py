@@ -1,4 +1,5 @@
 """Codebooks in a row, each quantising what the ones before left over."""
+
 from __future__ import annotations
 
 import torch
@@ -14,8 +15,14 @@ class ResidualVectorQuantizer(nn.Module):
     """
 
     def __init__(
-        self, n_e_list: list[int], e_dim: int, sk_epsilons: list[float] | None = None, beta: float = 0.25,
-        kmeans_init: bool = False, kmeans_iters: int = 10, sk_iters: int = 100,
+        self,
+        n_e_list: list[int],
+        e_dim: int,
+        sk_epsilons: list[float] | None = None,
+        beta: float = 0.25,
+        kmeans_init: bool = False,
+        kmeans_iters: int = 10,
+        sk_iters: int = 100,
     ):
         super().__init__()
         sk_epsilons = sk_epsilons or [0.0] * len(n_e_list)

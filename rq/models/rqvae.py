@@ -1,4 +1,5 @@
 """The autoencoder whose bottleneck is residual-quantised."""
+
 from __future__ import annotations
 
 import torch
@@ -18,9 +19,19 @@ class RQVAE(nn.Module):
     """
 
     def __init__(
-        self, in_dim: int, num_emb_list: list[int], e_dim: int = 32, layers: list[int] | None = None,
-        dropout_prob: float = 0.0, bn: bool = False, loss_type: str = "mse", quant_loss_weight: float = 1.0,
-        beta: float = 0.25, kmeans_init: bool = True, kmeans_iters: int = 100, sk_epsilons: list[float] | None = None,
+        self,
+        in_dim: int,
+        num_emb_list: list[int],
+        e_dim: int = 32,
+        layers: list[int] | None = None,
+        dropout_prob: float = 0.0,
+        bn: bool = False,
+        loss_type: str = "mse",
+        quant_loss_weight: float = 1.0,
+        beta: float = 0.25,
+        kmeans_init: bool = True,
+        kmeans_iters: int = 100,
+        sk_epsilons: list[float] | None = None,
         sk_iters: int = 50,
     ):
         super().__init__()
@@ -28,10 +39,19 @@ class RQVAE(nn.Module):
             raise ValueError(f"loss_type {loss_type!r}: expected one of {', '.join(LOSSES)}")
         layers = [2048, 1024, 512, 256, 128, 64] if layers is None else list(layers)
         self.config = {
-            "in_dim": in_dim, "num_emb_list": list(num_emb_list), "e_dim": e_dim, "layers": layers,
-            "dropout_prob": dropout_prob, "bn": bn, "loss_type": loss_type, "quant_loss_weight": quant_loss_weight,
+            "in_dim": in_dim,
+            "num_emb_list": list(num_emb_list),
+            "e_dim": e_dim,
+            "layers": layers,
+            "dropout_prob": dropout_prob,
+            "bn": bn,
+            "loss_type": loss_type,
+            "quant_loss_weight": quant_loss_weight,
             "beta": beta,
-            "kmeans_init": kmeans_init, "kmeans_iters": kmeans_iters, "sk_epsilons": sk_epsilons, "sk_iters": sk_iters,
+            "kmeans_init": kmeans_init,
+            "kmeans_iters": kmeans_iters,
+            "sk_epsilons": sk_epsilons,
+            "sk_iters": sk_iters,
         }
         self.loss_type, self.quant_loss_weight = loss_type, quant_loss_weight
         widths = [in_dim, *layers, e_dim]

@@ -1,4 +1,5 @@
 """One codebook: nearest-code and Sinkhorn assignment, k-means start, straight-through gradients."""
+
 from __future__ import annotations
 
 import math
@@ -68,8 +69,14 @@ class VectorQuantizer(nn.Module):
     """
 
     def __init__(
-        self, n_e: int, e_dim: int, beta: float = 0.25, kmeans_init: bool = False, kmeans_iters: int = 10,
-        sk_epsilon: float = 0.0, sk_iters: int = 100,
+        self,
+        n_e: int,
+        e_dim: int,
+        beta: float = 0.25,
+        kmeans_init: bool = False,
+        kmeans_iters: int = 10,
+        sk_epsilon: float = 0.0,
+        sk_iters: int = 100,
     ):
         super().__init__()
         self.n_e, self.e_dim, self.beta = n_e, e_dim, beta

@@ -1,8 +1,9 @@
 """Item texts into embeddings: TF-IDF + truncated SVD, or any sentence-transformers or Hugging Face encoder.
 
-    python -m rq.text2emb.amazon_text2emb --dataset NAME --root DIR --plm_name tfidf
-    python -m rq.text2emb.amazon_text2emb --dataset NAME --root DIR --plm_name qwen --plm_checkpoint FOLDER
+python -m rq.text2emb.amazon_text2emb --dataset NAME --root DIR --plm_name tfidf
+python -m rq.text2emb.amazon_text2emb --dataset NAME --root DIR --plm_name qwen --plm_checkpoint FOLDER
 """
+
 from __future__ import annotations
 
 import ast
@@ -91,7 +92,8 @@ def save_embeddings(path: str | Path, array: np.ndarray, item_ids: list[str], en
     """Write float32 [N, dim] and the side file with the encoder, the text fields and the item id of every row."""
     write_json(
         side_file(path),
-        {"encoder": encoder, "text_fields": fields, "shape": list(array.shape), "item_ids": item_ids}, indent=None,
+        {"encoder": encoder, "text_fields": fields, "shape": list(array.shape), "item_ids": item_ids},
+        indent=None,
     )
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.save(file, array.astype(np.float32))
@@ -154,8 +156,14 @@ def main(
     settings = dict(locals())
     fields = text_fields or TEXT_FIELDS
     if (plm_checkpoint is None) != (plm_name == "tfidf"):
-        raise InputError(f"--plm_name {plm_name}: " + (
-            "tfidf takes no --plm_checkpoint" if plm_checkpoint else "--plm_checkpoint must name the encoder's folder"))
+        raise InputError(
+            f"--plm_name {plm_name}: "
+            + (
+                "tfidf takes no --plm_checkpoint"
+                if plm_checkpoint
+                else "--plm_checkpoint must name the encoder's folder"
+            )
+        )
     if dim < 1 or batch_size < 1 or max_sent_len < 1:
         raise InputError("--dim, --batch_size and --max_sent_len must be at least 1")
     item_file = Path(root) / f"{dataset}.item.json"
