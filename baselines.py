@@ -65,14 +65,17 @@ def item_predictions(rows: Sequence[Row], ranked_items: Sequence[Sequence[int]],
     ]
 
 
-def score_item_lists(predictions: list[dict], catalogue: Catalogue, counts: dict[int, int], k: int) -> dict:
+def score_item_lists(
+    predictions: list[dict], rows: Sequence[Row], catalogue: Catalogue, counts: dict[int, int], k: int
+) -> dict:
     """Metrics of rankings made over items: the item level is read off the item ids, not through shared SIDs."""
     by_item = [
         {**row, "predict": [str(item) for item in row["predict_items"]], "output": str(row["item_id"])}
         for row in predictions
     ]
     names = [str(item) for item in catalogue.item_ids]
-    return score_predictions(by_item, names, catalogue.item_ids, counts, k)
+    histories = [[str(item) for item in row.history_ids] for row in rows]
+    return score_predictions(by_item, names, catalogue.item_ids, counts, k, histories)
 
 
 def baselines(
@@ -119,7 +122,7 @@ def baselines(
     results = {}
     for name, output in zip(names, outputs):
         predictions = item_predictions(test, rankings[name], sid_of)
-        results[name] = score_item_lists(predictions, catalogue, counts, K)
+        results[name] = score_item_lists(predictions, test, catalogue, counts, K)
         write_json(Path(output_dir) / f"{name}.json", predictions, indent=None)
         write_json(output, results[name])
     cli.say(table(results))

@@ -133,7 +133,8 @@ def evaluate(
         }
         for row, example, best in zip(rows, examples, ranked)
     ]
-    results = score_predictions(predictions, catalogue.sids, catalogue.item_ids, counts, K)
+    histories = [row.history_sids for row in rows]
+    results = score_predictions(predictions, catalogue.sids, catalogue.item_ids, counts, K, histories)
     write_json(output, predictions, indent=None)
     write_json(metrics_file, results)
     cli.say(table({base_model: results}))

@@ -64,13 +64,23 @@ def summarise(
 
 
 def score_predictions(
-    predictions: Sequence[dict], sids: Sequence[str], item_ids: Sequence[int], counts: dict[int, int], longest: int
+    predictions: Sequence[dict],
+    sids: Sequence[str],
+    item_ids: Sequence[int],
+    counts: dict[int, int],
+    longest: int,
+    histories: Sequence[Sequence[str]],
 ) -> dict:
     """Metrics and counts of a predictions list (each with `output`, `item_id`, `predict`).
 
     Item level is the honest one: a hit on a SID shared by several items counts for one of them only, the most popular
     first. `illegal` counts recommendations outside the catalogue, `duplicates` repeated ones, `short_lists` the rows with
-    fewer recommendations than asked for.
+    fewer recommendations than asked for. `item_unseen` is the item level of the same lists with the SIDs of the row's
+    history left out, at the cutoffs that the shortened lists still fill: where users never take an item twice, a repeat
+    is a lost place. `seen_in_top_10` counts those repeats.
+
+    Args:
+        histories: SIDs of each row's history.
     """
     items = items_by_sid(sids, item_ids, counts)
     predicted = [row["predict"] for row in predictions]
@@ -79,8 +89,15 @@ def score_predictions(
         [item_rank(row["item_id"], row["predict"], items) for row in predictions],
         longest,
     )
+    seen = [set(history) for history in histories]
+    unseen = [
+        item_rank(target, [sid for sid in ranked if sid not in known], items)
+        for target, ranked, known in zip((row["item_id"] for row in predictions), predicted, seen, strict=True)
+    ]
     return {
         **summary,
+        "item_unseen": summarise(unseen, unseen, longest - max(map(len, seen)))["item"],
+        "seen_in_top_10": sum(sid in known for ranked, known in zip(predicted, seen) for sid in ranked[:10]),
         "rows": len(predictions),
         "illegal": sum(sid not in items for ranked in predicted for sid in ranked),
         "duplicates": sum(len(ranked) - len(set(ranked)) for ranked in predicted),
@@ -90,10 +107,22 @@ def score_predictions(
 
 
 def table(columns: dict[str, dict], keys: Sequence[str] = ("HR@1", "HR@3", "HR@5", "HR@10", "HR@50", "NDCG@10")) -> str:
-    """A text table, one line per model: item-level metrics and the number of illegal recommendations."""
+    """A text table, one line per model: item-level metrics, and the number of illegal recommendations.
+
+    The last two columns are those of the lists without the history's items (`item_unseen`).
+    """
     width = max(len(name) for name in (*columns, "item level"))
-    lines = [f"{'item level':<{width}}" + "".join(f"{key:>9}" for key in keys) + "  illegal"]
+    unseen = ("HR@10", "NDCG@10")
+    lines = [
+        f"{'item level':<{width}}"
+        + "".join(f"{key:>9}" for key in keys)
+        + "  illegal"
+        + "".join(f"{key + ' unseen':>16}" for key in unseen)
+    ]
     for name, result in columns.items():
-        cells = "".join(f"{result['item'][key]:>9.4f}" if key in result["item"] else f"{'-':>9}" for key in keys)
-        lines.append(f"{name:<{width}}{cells}{result['illegal']:>9}")
+        cells = [f"{result['item'][key]:>9.4f}" if key in result["item"] else f"{'-':>9}" for key in keys]
+        more = [
+            f"{result['item_unseen'][key]:>16.4f}" if key in result["item_unseen"] else f"{'-':>16}" for key in unseen
+        ]
+        lines.append(f"{name:<{width}}{''.join(cells)}{result['illegal']:>9}{''.join(more)}")
     return "\n".join(lines)

@@ -36,7 +36,7 @@ TRAIN="$CSV/train/$DS.csv" VALID="$CSV/valid/$DS.csv" TEST="$CSV/test/$DS.csv" I
 "$PYTHON" sft.py --base_model config/mini_qwen3.json --train_from_scratch True --seed "$SEED" \
     --train_file "$TRAIN" --eval_file "$VALID" --eval_sample 1000 \
     --sid_index_path "$DATA/$DS.index.json" --item_meta_path "$DATA/$DS.item.json" --output_dir "$OUT/sft" \
-    --batch_size 320 --micro_batch_size 320 --num_epochs 18 --learning_rate 4e-3 --weight_decay 0.1 --dropout 0.1
+    --batch_size 160 --micro_batch_size 160 --num_epochs 10 --learning_rate 3e-3 --weight_decay 0.1
 "$PYTHON" evaluate.py --base_model "$CHECKPOINT" --train_file "$TRAIN" --info_file "$INFO" --test_data_path "$TEST" \
     --result_json_data "$OUT/sft/test.json"
 "$PYTHON" rl.py --model_path "$CHECKPOINT" --train_file "$TRAIN" --eval_file "$VALID" --info_file "$INFO" --seed "$SEED" \

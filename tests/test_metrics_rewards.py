@@ -90,7 +90,11 @@ def test_score_predictions():
         ITEMS,
         {7: 3, 2: 1, 5: 1},
         3,
+        [["y"], ["x"], [], ["z", "z"], ["x"]],
     )
+    # Row 1 loses nothing before its target, row 2 the x before it; the others stay.
+    assert scores["item_unseen"] == pytest.approx({"HR@1": 0.4, "NDCG@1": 0.4}, abs=1e-6)
+    assert scores["seen_in_top_10"] == 2
     assert scores["sid"] == pytest.approx(
         {"HR@1": 0.4, "HR@3": 0.6, "NDCG@1": 0.4, "NDCG@3": (1 + 1 / math.log2(3) + 1) / 5}, abs=1e-6
     )
@@ -107,13 +111,16 @@ def test_score_predictions():
 
 
 def test_a_list_as_long_as_the_catalogue_is_not_short():
-    scores = score_predictions(predictions(("x", 2, ["x", "y", "z"]), ("x", 2, ["x", "y"])), SIDS, ITEMS, {}, 50)
+    scores = score_predictions(
+        predictions(("x", 2, ["x", "y", "z"]), ("x", 2, ["x", "y"])), SIDS, ITEMS, {}, 50, [[], []]
+    )
     assert scores["short_lists"] == 1 and scores["illegal"] == scores["duplicates"] == 0
 
 
 def test_table_shows_what_was_measured():
-    lines = table({"model": {"item": {"HR@1": 0.25, "NDCG@10": 0.5}, "illegal": 3}}).splitlines()
-    assert lines[1].split() == ["model", "0.2500", "-", "-", "-", "-", "0.5000", "3"]
+    result = {"item": {"HR@1": 0.25, "NDCG@10": 0.5}, "item_unseen": {"HR@10": 0.75}, "illegal": 3}
+    lines = table({"model": result}).splitlines()
+    assert lines[1].split() == ["model", "0.2500", "-", "-", "-", "-", "0.5000", "3", "0.7500", "-"]
 
 
 # -------------------------------------------------------------------------------------------------------------- rewards
