@@ -359,7 +359,7 @@ def test_command_runs_once_redoes_on_force_and_resumes(tmp_path, capsys, monkeyp
     monkeypatch.undo()
     command(tmp_path)
     output = capsys.readouterr().out
-    assert "going on where" in output and "from epoch 4" in output
+    assert "an earlier run was cut off" in output and "from epoch 4" in output
     for name, tensor in load_checkpoint(tmp_path / "ck" / "checkpoint_00000006.pth")["state_dict"].items():
         assert torch.equal(tensor, weights[name])
     command(tmp_path, epochs=2)
