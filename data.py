@@ -224,43 +224,16 @@ class SidSFTDataset(PromptDataset):
             share one prefix, and a prefix tree computes it once: for users with long timelines an epoch costs a small
             part of what sliding windows cost. Users whose timeline fits one history are not touched.
         seed: of the random places.
-        predict_first: also learn the first item of every user's first history from an empty history. No row has it as its
-            target, and in a small catalogue with short timelines it is a good part of what is known of many items.
-
-    Raises:
-        InputError: predict_first with a tokenizer that sets no start token (an empty prompt predicts nothing).
     """
 
     def __init__(
-        self,
-        rows: Sequence[Row],
-        encoder: Encoder,
-        cutoff_len: int = 512,
-        cut_histories: bool = False,
-        seed: int = 42,
-        predict_first: bool = False,
+        self, rows: Sequence[Row], encoder: Encoder, cutoff_len: int = 512, cut_histories: bool = False, seed: int = 42
     ):
         super().__init__(rows, encoder, cutoff_len)
         self.cut_histories, self.seed, self._whole = cut_histories, seed, self.examples
-        self._first = self._first_items() if predict_first else []
-        self.examples = [*self._whole, *self._first]
         if cut_histories:
             self._prepare_parts()
             self.set_epoch(0)
-
-    def _first_items(self) -> list[Example]:
-        first: dict[str, Row] = {}
-        for row in self.rows:
-            first.setdefault(row.user_id, row)
-        texts = [self.encoder.prompts.render(self.task, history="", sid=row.history_sids[0]) for row in first.values()]
-        prompt_ids = self.encoder.prompt_ids([prompt for prompt, _ in texts])
-        target_ids = self.encoder.target_ids([target for _, target in texts])
-        if not prompt_ids[0]:
-            raise InputError("--predict_first: this tokenizer sets no start token, so an empty history is no prompt")
-        return [
-            Example(texts[n][0], prompt_ids[n], target_ids[n], user, user, row.history_sids[0], row.history_ids[0])
-            for n, (user, row) in enumerate(first.items())
-        ]
 
     def _prepare_parts(self) -> None:
         """Token ids of the parts of a prompt, so that an epoch's cuts are lists put together, not texts tokenised again.
@@ -301,7 +274,7 @@ class SidSFTDataset(PromptDataset):
         rows_of_user = Counter(row.user_id for row in self.rows)
         phase: dict[str, int] = {}
         position: Counter[str] = Counter()
-        self.examples = list(self._first)
+        self.examples = []
         for row, whole, fitting in zip(self.rows, self._whole, self.fitting):
             user = row.user_id
             if rows_of_user[user] <= longest:

@@ -32,10 +32,12 @@ from sft_trainer import TreeBatches, TreeTrainer
 TASKS = ("next_sid", "title_history2sid", "title2sid", "sid2title")
 
 
-def build_dataset(task: str, rows: list[Row], catalogue: Catalogue, encoder: Encoder, cutoff_len: int, **next_sid):
-    """The SFT dataset of one task; `next_sid` goes to `SidSFTDataset`."""
+def build_dataset(
+    task: str, rows: list[Row], catalogue: Catalogue, encoder: Encoder, cutoff_len: int, cut_histories: bool, seed: int
+):
+    """The SFT dataset of one task."""
     if task == "next_sid":
-        return SidSFTDataset(rows, encoder, cutoff_len, **next_sid)
+        return SidSFTDataset(rows, encoder, cutoff_len, cut_histories, seed)
     if task == "title_history2sid":
         return TitleHistory2SidSFTDataset(rows, encoder, cutoff_len)
     return SidItemFeatDataset(catalogue, encoder, cutoff_len, (task,))
@@ -68,7 +70,6 @@ def sft(
     prompts: str | None = None,
     tasks: list[str] | None = None,
     cut_histories: bool | None = None,
-    predict_first: bool = False,
     sample: int = -1,
     eval_sample: int = -1,
     seed: int = 42,
@@ -97,7 +98,6 @@ def sft(
         prompts: compact, worded or a YAML file; default compact from scratch, else worded.
         tasks: of next_sid, title_history2sid, title2sid, sid2title; default next_sid with compact prompts, else all.
         cut_histories: let a long user's targets share pieces of the timeline (`SidSFTDataset`); default: with compact prompts.
-        predict_first: also learn every user's first item, from an empty history; needs a tokenizer with a start token.
         sample, eval_sample: use that many random rows; -1 is all.
         batch_size: rows per optimizer step over all processes; micro_batch_size: rows per forward pass of one process.
         dropout: on embeddings and residual branches, for training from scratch.
@@ -160,19 +160,9 @@ def sft(
     encoder = Encoder(tokenizer, prompt_set)
     accumulation = batch_size // (micro_batch_size * world)
     train_parts = [
-        build_dataset(
-            task,
-            splits[0],
-            catalogue,
-            encoder,
-            cutoff_len,
-            cut_histories=cut_histories,
-            seed=seed,
-            predict_first=predict_first,
-        )
-        for task in tasks
+        build_dataset(task, splits[0], catalogue, encoder, cutoff_len, cut_histories, seed) for task in tasks
     ]
-    eval_parts = [build_dataset("next_sid", splits[1], catalogue, encoder, cutoff_len)]
+    eval_parts = [build_dataset("next_sid", splits[1], catalogue, encoder, cutoff_len, False, seed)]
     try:
         train_set = TreeBatches(train_parts, batch_size, accumulation * world, encoder.pad_token_id, seed)
         eval_batches = max(world, -(-len(splits[1]) // micro_batch_size // world) * world)

@@ -566,20 +566,3 @@ def test_the_toy_dataset_reads_back(tmp_path):
     assert dict(zip(catalogue.item_ids, catalogue.sids)) == {item: "".join(tokens) for item, tokens in index.items()}
     for name in ("train_file", "eval_file", "test_data_path"):
         check_rows_against_index(read_rows(paths[name]), index, paths[name], paths["sid_index_path"])
-
-
-@pytest.mark.parametrize("cut", [False, True])
-def test_predict_first_adds_every_users_first_item_once(cut):
-    rows = timeline("A", list(range(5))) + timeline("B", [7, 3, 7]) + timeline("C", [(3 * i) % 8 for i in range(25)])
-    coder = encoder("compact")
-    plain = SidSFTDataset(rows, coder, cut_histories=cut)
-    more = SidSFTDataset(rows, coder, cut_histories=cut, predict_first=True)
-    added = [example for example in more.examples if example.prompt == ""]
-    assert len(more) == len(plain) + 3
-    assert {example.user_id: example.sid for example in added} == {
-        user: next(row for row in rows if row.user_id == user).history_sids[0] for user in "ABC"
-    }
-    for example in added:
-        assert example.prompt_ids == coder.start and example.target_ids == coder.sid_ids([example.sid])[0]
-    with pytest.raises(InputError, match="start token"):
-        SidSFTDataset(rows, encoder("compact", make_tokenizer(bos=False)), predict_first=True)
