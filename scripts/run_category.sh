@@ -49,8 +49,8 @@ INDEX=$(only "index/$CATEGORY*.index.json")
 ITEMS=$(only "index/$CATEGORY*.item.json")
 
 if [ -z "$BASE_MODEL" ]; then
-    MODEL=(--base_model config/tiny_qwen3.json --train_from_scratch True --batch_size 64 --micro_batch_size 64
-        --num_epochs 16 --learning_rate 1e-3 --weight_decay 0.1 --dropout 0.2)
+    MODEL=(--base_model config/tiny_qwen3.json --train_from_scratch True --batch_size 96 --micro_batch_size 96
+        --num_epochs 16 --learning_rate 1e-3 --weight_decay 0.1 --dropout 0.3)
     RL=(--max_steps 100 --train_batch_size 256 --learning_rate 3e-5)
 else
     MODEL=(--base_model "$BASE_MODEL")
