@@ -11,16 +11,7 @@ from pathlib import Path
 import cli
 from data_process.interactions import SPLITS, read_inter, read_items
 from fileio import InputError, atomic, read_json
-
-COLUMNS = (
-    "user_id",
-    "history_item_title",
-    "item_title",
-    "history_item_id",
-    "item_id",
-    "history_item_sid",
-    "item_sid",
-)
+from records import CSV_COLUMNS
 
 
 def read_sids(path: str | Path, n_items: int, shared_sids: bool) -> list[str]:
@@ -99,7 +90,7 @@ def main(
     for split, (users, histories, targets) in splits.items():
         with atomic(tables[split]) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
+            writer.writerow(CSV_COLUMNS)
             for user, history, target in zip(users, histories, targets):
                 writer.writerow(
                     (

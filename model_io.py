@@ -21,10 +21,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    TrainerCallback,
 )
 from transformers.utils import logging as transformers_logging
 
-from cli import is_main_process
+from cli import Stage, is_main_process
 from data import PROMPTS_FILE, PromptSet
 from fileio import InputError, atomic, read_json
 from prefix_tree import check_tree_attention
@@ -42,6 +43,16 @@ def without_file_bars() -> Iterator[None]:
         yield
     finally:
         transformers_logging.enable_progress_bar()
+
+
+class TimeKeeper(TrainerCallback):
+    """Notes the time a stage has taken with every checkpoint, so that a resumed run counts what came before."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+
+    def on_save(self, args, state, control, **kwargs):
+        self.stage.tick()
 
 
 class QuietSaves:

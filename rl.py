@@ -27,7 +27,7 @@ from evaluate import build_trie, rank_sids
 from fileio import InputError
 from metrics import hit_ratio, ndcg, rank_of
 from minionerec_trainer import GroupTrainer
-from model_io import checkpoint_to_resume, load_model, process_state, save_checkpoint_folder
+from model_io import TimeKeeper, checkpoint_to_resume, load_model, process_state, save_checkpoint_folder
 from records import read_info, read_rows
 from rewards import REWARDS
 
@@ -181,6 +181,7 @@ def rl(
         add_gt=add_gt,
         mask_all_zero=mask_all_zero,
         validate=validate if test_during_training else None,
+        callbacks=[TimeKeeper(stage)],
         args=GRPOConfig(
             output_dir=output_dir,
             per_device_train_batch_size=train_batch_size,

@@ -17,6 +17,7 @@ import cli
 from data import Encoder, SidItemFeatDataset, SidSFTDataset, TitleHistory2SidSFTDataset, load_prompts
 from fileio import InputError, read_json
 from model_io import (
+    TimeKeeper,
     add_dropout,
     add_sid_tokens,
     checkpoint_to_resume,
@@ -183,7 +184,7 @@ def sft(
         model=model,
         train_dataset=train_set,
         eval_dataset=eval_set,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience)],
+        callbacks=[EarlyStoppingCallback(early_stopping_patience), TimeKeeper(stage)],
         args=TrainingArguments(
             output_dir=output_dir,
             per_device_train_batch_size=1,

@@ -45,7 +45,7 @@ def test_rows_equal_a_loop_over_the_inter_lines(tmp_path):
     sids = ["".join(tokens) for tokens in INDEX.values()]
     for split, text in ROWS.items():
         rows = read(tmp_path / "csv" / split / "toy.csv")
-        assert list(rows[0]) == list(convert_dataset.COLUMNS)
+        assert list(rows[0]) == list(convert_dataset.CSV_COLUMNS)
         for row, line in zip(rows, text.splitlines(), strict=True):
             user, history, target = line.split("\t")
             history, target = [int(item) for item in history.split()], int(target)
