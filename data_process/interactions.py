@@ -7,8 +7,10 @@ An interaction table is a pandas DataFrame with the columns `user`, `item` (orig
 from __future__ import annotations
 
 import calendar
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterable
 
 import numpy as np
 import pandas as pd
@@ -150,9 +152,9 @@ def output_files(output_path: str | Path, dataset: str) -> list[Path]:
     return [Path(output_path) / f"{dataset}.{end}" for end in ends]
 
 
-def _write_rows(path: Path, header: list[str], rows: list[str]) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text("\n".join(["\t".join(header), *rows]) + "\n", encoding="utf-8")
+def _write_rows(path: Path, header: list[str], rows: Iterable[str]) -> None:
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{row}\n" for row in itertools.chain(["\t".join(header)], rows))
 
 
 def write_dataset(
@@ -184,10 +186,10 @@ def write_dataset(
     texts = samples.log.astype(str).tolist()
     for name, part in parts.items():
         columns = (column[part].tolist() for column in (samples.user, samples.begin, samples.end, samples.target))
-        rows = [f"{user}\t{' '.join(texts[begin:end])}\t{target}" for user, begin, end, target in zip(*columns)]
+        rows = (f"{user}\t{' '.join(texts[begin:end])}\t{target}" for user, begin, end, target in zip(*columns))
         _write_rows(folder / f"{dataset}.{name}.inter", list(INTER_COLUMNS), rows)
     for kind, names in (("user", user_names), ("item", item_names)):
-        rows = [f"{name}\t{number}" for number, name in enumerate(names)]
+        rows = (f"{name}\t{number}" for number, name in enumerate(names))
         _write_rows(folder / f"{dataset}.{kind}2id", [f"original_{kind}", f"{kind}_id"], rows)
     write_json(folder / f"{dataset}.item.json", {str(i): items[str(name)] for i, name in enumerate(item_names)})
     return {

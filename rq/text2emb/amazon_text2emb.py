@@ -6,31 +6,16 @@ python -m rq.text2emb.amazon_text2emb --dataset NAME --root DIR --plm_name qwen 
 
 from __future__ import annotations
 
-import ast
-import html
-import re
 from pathlib import Path
 
 import numpy as np
 
 import cli
 from data_process.interactions import read_items
+from data_process.text import clean
 from fileio import InputError, atomic, read_json, require_file, write_json
 
 TEXT_FIELDS = ["title", "description"]
-
-
-def clean(value: object) -> str:
-    """One line of plain text; Amazon writes descriptions as a list, or as the text of a list literal, with HTML."""
-    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            pass
-    if isinstance(value, list):
-        value = " ".join(clean(part) for part in value)
-    text = re.sub(r"</?[A-Za-z][^<>]*>", " ", html.unescape(str(value or "")))
-    return " ".join(text.split())
 
 
 def item_texts(items: dict[str, dict], fields: list[str]) -> list[str]:

@@ -1,0 +1,256 @@
+"""Amazon Reviews dumps of 2014, 2018 and 2023 read as streams: one record a line, JSON or a Python literal, plain or gzip.
+
+The fields of each line tell its form, so no flag does:
+
+           user        item         time                   rating   metadata
+2014       reviewerID  asin         unixReviewTime in s    overall  title, description, brand, categories (list of lists)
+2018       reviewerID  asin         unixReviewTime in s    overall  title, description (list), brand, category (list)
+2023       user_id     parent_asin  timestamp in ms        rating   title, description (list), store, categories (list)
+
+In 2023 `asin` is a variant (size, colour) of the item `parent_asin`. 2014 metadata are Python literals, read as data only.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import html
+import io
+import json
+import math
+import re
+import zlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pandas as pd
+from tqdm import tqdm
+
+import cli
+from data_process.text import clean
+from fileio import InputError, require_file
+
+BLOCK = 1 << 20  # bytes read at a time
+SHOWN = 5  # malformed lines of a file that are reported one by one
+YEAR_10000 = 253_402_300_800  # in seconds; a time behind it is in another unit
+
+# Names of user, item, time and rating, and the time's ticks per second.
+FIELDS_2014 = ("reviewerID", "asin", "unixReviewTime", "overall", 1)
+FIELDS_2023 = ("user_id", "parent_asin", "timestamp", "rating", 1000)
+
+_PAGE = re.compile(r"<(?:span|div|script|style|img|table|iframe|input)\b|getTime\(|function\s*\(\)", re.IGNORECASE)
+_OPEN_TAG = re.compile(r"<[/!]?[A-Za-z]")
+
+
+def plain_title(value: object, max_words: int) -> str:
+    """The cleaned title, or "" when the item is to be left out:
+
+    - it is no text, or empty once cleaned;
+    - it is a piece of a web page: it has a page tag (<span, <div, <script, <style, <img, <table, <iframe, <input) or page
+      script (getTime(, function ()), or an unclosed tag is left after cleaning. Formatting such as <b> is just removed;
+    - it has more than `max_words` words.
+    """
+    if not isinstance(value, str) or _PAGE.search(html.unescape(value)):
+        return ""
+    title = clean(value)
+    return "" if _OPEN_TAG.search(title) or len(title.split()) > max_words else title
+
+
+def parse_line(line: bytes) -> object:
+    """The value of a line of JSON or of a Python literal; None if it is neither."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            # orjson refuses half of a surrogate pair, which JSON can name and no UTF-8 file can hold: "?" takes its place.
+            # The way through JSON also leaves texts, numbers, lists and objects only.
+            plain = json.dumps(parse(text), ensure_ascii=False, allow_nan=False)
+            return json.loads(plain.encode("utf-8", "replace"))
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    return None
+
+
+class Dump:
+    """A dump file that is read line by line, as often as asked for. Malformed lines are left out and counted.
+
+    bad_lines: malformed lines so far. lines: lines of the last complete pass, blank ones not counted.
+    """
+
+    def __init__(self, path: str | Path, flag: str, max_bad_lines: int):
+        self.path = require_file(path, flag)
+        self.max_bad_lines = max_bad_lines
+        self.lines = self.bad_lines = 0
+        self._first_bad: str | None = None
+
+    def bad(self, number: int, what: str) -> None:
+        """Count line `number` as malformed and report the first few; InputError when there are more than allowed."""
+        message = f"{self.path}, line {number}: {what}"
+        self.bad_lines += 1
+        self._first_bad = self._first_bad or message
+        if self.bad_lines > self.max_bad_lines:
+            raise InputError(f"{message}; this is one malformed line more than --max_bad_lines {self.max_bad_lines}")
+        if self.bad_lines <= SHOWN:
+            cli.say(f"left out: {message}")
+
+    def raw_lines(self) -> Iterator[tuple[int, bytes]]:
+        """(line number from 1, line) with a progress bar; InputError for a gzip file that is cut off or damaged."""
+        bar = tqdm(
+            total=self.path.stat().st_size,
+            desc=self.path.name,
+            unit="B",
+            unit_scale=True,
+            disable=not cli.is_main_process(),
+        )
+        with self.path.open("rb", buffering=BLOCK) as file, bar:
+            packed = file.peek(2)[:2] == b"\x1f\x8b"
+            # GzipFile finds line ends in Python; a buffer around it does that in C.
+            source = io.BufferedReader(gzip.GzipFile(fileobj=file), BLOCK) if packed else file
+            number = 0
+            try:
+                for number, line in enumerate(source, 1):
+                    yield number, line
+                    if not number & 0x3FFF:
+                        bar.update(file.tell() - bar.n)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise InputError(f"{self.path}: damaged gzip file, behind line {number} ({error})") from None
+            bar.update(file.tell() - bar.n)
+
+    def records(self) -> Iterator[tuple[int, dict]]:
+        """(line number, object) of every line that holds one. Raises InputError when no line is good."""
+        number = blank = 0
+        bad_before = self.bad_lines
+        for number, line in self.raw_lines():
+            record = parse_line(line)
+            if type(record) is dict:
+                yield number, record
+            elif line.isspace():
+                blank += 1
+            else:
+                self.bad(
+                    number, f"expected a JSON object or Python dictionary, got {line[:40].decode('utf-8', 'replace')!r}"
+                )
+        self.lines = number - blank
+        if self.lines == 0:
+            raise InputError(f"{self.path}: the file is empty")
+        if self.lines == self.bad_lines - bad_before:
+            raise InputError(f"{self._first_bad} (no line of the file is good)")
+
+
+def _is_id(value: object) -> bool:
+    """Whether `value` can be an id: a text, not empty, that no white space splits in the files written."""
+    return isinstance(value, str) and value.split() == [value]
+
+
+def read_titles(dump: Dump, max_words: int) -> tuple[dict[str, int], array]:
+    """Items with a valid title: {id: number from 0}, and by number the line of the record that counts, its first valid one."""
+    numbers: dict[str, int] = {}
+    lines = array("q")
+    for number, record in dump.records():
+        item = record.get("parent_asin", record.get("asin"))
+        if not _is_id(item):
+            dump.bad(
+                number, f"expected an item with a text asin (2014, 2018) or parent_asin (2023), got {str(item)[:40]!r}"
+            )
+        elif item not in numbers and plain_title(record.get("title"), max_words):
+            numbers[item] = len(lines)
+            lines.append(number)
+    return numbers, lines
+
+
+@dataclass
+class Reviews:
+    """The reviews that count, in file order, and how many were left out for which reason (the first that applies).
+
+    table: `user` and `item` int32 numbers, `timestamp` float64 seconds since 1970 UTC. users: user ids by number.
+    """
+
+    table: pd.DataFrame
+    users: list[str]
+    outside_window: int
+    low_rating: int
+    without_title: int
+
+
+def read_reviews(
+    dump: Dump, items: dict[str, int], start: float | None, end: float | None, min_rating: float | None
+) -> Reviews:
+    """Reviews of `items` with start <= time < end, rated `min_rating` or better; None leaves a condition out."""
+    start, end = -math.inf if start is None else start, math.inf if end is None else end
+    users: dict[str, int] = {}
+    user_column, item_column, time_column = array("i"), array("i"), array("d")
+    outside_window = low_rating = without_title = 0
+    for number, record in dump.records():
+        fields = FIELDS_2023 if "parent_asin" in record else FIELDS_2014
+        user_field, item_field, time_field, rating_field, ticks = fields
+        try:
+            user, item, time = record[user_field], record[item_field], record[time_field] / ticks
+            rated = min_rating is None or record[rating_field] >= min_rating
+        except KeyError as error:
+            dump.bad(number, f"expected a review with {user_field}, {item_field} and {time_field}, found no {error}")
+            continue
+        except (TypeError, OverflowError):
+            dump.bad(number, f"expected numbers in {time_field} and {rating_field}")
+            continue
+        if type(user) is not str or type(item) is not str or not 0 <= time < YEAR_10000:
+            unit = "seconds" if ticks == 1 else "milliseconds"
+            dump.bad(number, f"expected texts in {user_field} and {item_field}, {unit} since 1970 in {time_field}")
+        elif not start <= time < end:
+            outside_window += 1
+        elif not rated:
+            low_rating += 1
+        elif (item_number := items.get(item)) is None:
+            without_title += 1
+        else:
+            user_number = users.get(user)
+            if user_number is None:
+                if not _is_id(user):
+                    dump.bad(number, f"expected {user_field} without white space, got {user[:40]!r}")
+                    continue
+                user_number = users[user] = len(users)
+            user_column.append(user_number)
+            item_column.append(item_number)
+            time_column.append(time)
+    table = pd.DataFrame(
+        {
+            "user": np.asarray(user_column),
+            "item": np.asarray(item_column),
+            "timestamp": np.asarray(time_column),
+        }
+    )
+    return Reviews(table, list(users), outside_window, low_rating, without_title)
+
+
+def category_text(record: dict) -> str:
+    """Category names, each once, from the general to the particular: a list, a list of paths (2014), or one name."""
+    value = record.get("categories") or record.get("category") or record.get("main_category")
+    paths = value if isinstance(value, list) else [value]
+    names = [clean(name) for path in paths for name in (path if isinstance(path, list) else [path])]
+    return ", ".join(dict.fromkeys(filter(None, names)))
+
+
+def read_texts(dump: Dump, wanted: dict[int, str]) -> dict[str, dict[str, str]]:
+    """Item id -> title, description, brand and categories as plain text, for `wanted`: {line number: item id}."""
+    texts = {}
+    for number, line in dump.raw_lines():
+        if number in wanted:
+            record = parse_line(line)
+            texts[wanted[number]] = {
+                "title": clean(record["title"]),
+                "description": clean(record.get("description")),
+                "brand": clean(record.get("brand") or record.get("store")),
+                "categories": category_text(record),
+            }
+            if len(texts) == len(wanted):
+                break
+    return texts
