@@ -46,10 +46,12 @@ def _parse_value(name: str, kind: Any, text: str) -> Any:
         raise InputError(f"--{name}: expected {kind.__name__}, got {text!r}") from None
 
 
-def _check_names(function: Callable, argv: list[str]) -> list[str]:
+def _check_names(function: Callable, argv: list[str], positional: str | None = None) -> list[str]:
     """argv as `--name=value`, with every name known; several values after one flag become a list."""
     parameters = inspect.signature(function).parameters
     kinds = typing.get_type_hints(function)
+    if positional and argv and not argv[0].startswith("-"):
+        argv = [f"--{positional}={argv[0]}", *argv[1:]]
     checked: list[str] = []
     position = 0
     while position < len(argv):
@@ -77,6 +79,8 @@ def _check_names(function: Callable, argv: list[str]) -> list[str]:
                 raise InputError(f"--{name}: expected one value, got {len(values)}: {' '.join(values)}")
             value = ",".join(values)
         checked.append(f"--{name}={value}")
+    if positional and sum(argument.startswith(f"--{positional}=") for argument in checked) > 1:
+        raise InputError(f"--{positional} is given twice; an argument without a name stands for it")
     missing = [
         name
         for name, parameter in parameters.items()
@@ -87,8 +91,11 @@ def _check_names(function: Callable, argv: list[str]) -> list[str]:
     return checked
 
 
-def run(function: Callable, argv: list[str] | None = None) -> None:
-    """Run `function` with the flags of the command line; exits with 2 and one line on wrong input."""
+def run(function: Callable, argv: list[str] | None = None, positional: str | None = None) -> None:
+    """Run `function` with the flags of the command line; exits with 2 and one line on wrong input.
+
+    positional: the flag that a first argument without a name stands for.
+    """
     argv = sys.argv[1:] if argv is None else argv
     kinds = typing.get_type_hints(function)
     parsers = {
@@ -96,7 +103,7 @@ def run(function: Callable, argv: list[str] | None = None) -> None:
         for name in inspect.signature(function).parameters
     }
     try:
-        checked = ["--", "--help"] if argv in (["--help"], ["-h"]) else _check_names(function, argv)
+        checked = ["--", "--help"] if argv in (["--help"], ["-h"]) else _check_names(function, argv, positional)
         fire.Fire(fire.decorators.SetParseFns(**parsers)(function), command=checked, name=Path(sys.argv[0]).name)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -47,7 +47,7 @@ class Row:
         )
 
 
-def _list_cell(text: str, where: str) -> list:
+def list_cell(text: str, where: str) -> list:
     # JSON is several times faster than a literal parser; without double quotes and escapes the two differ in their quotes
     # only. The rest take the careful way.
     if '"' not in text and "\\" not in text and text.count("'") % 2 == 0:
@@ -80,7 +80,7 @@ def read_rows(path: str | Path, flag: str | None = None) -> list[Row]:
             if None in record.values() or None in record:
                 raise InputError(f"{where}: expected {len(reader.fieldnames)} fields")
             titles, ids, sids = (
-                _list_cell(record[name], f"{where}, column {name}")
+                list_cell(record[name], f"{where}, column {name}")
                 for name in ("history_item_title", "history_item_id", "history_item_sid")
             )
             if not len(titles) == len(ids) == len(sids):
@@ -190,7 +190,7 @@ def read_info(path: str | Path, shared_sids: bool = False, flag: str = "info_fil
         if sid in line_of_sid and not shared_sids:
             raise InputError(
                 f"{path}, line {number}: SID {sid} belongs to the item of line {line_of_sid[sid]} already; make SIDs unique "
-                "(rq.generate_indices --dedup True) or accept ties with --shared_sids True"
+                "(rq.generate_indices --collisions nearest_free) or accept ties with --shared_sids True"
             )
         line_of_item[item] = line_of_sid[sid] = number
         sids.append(sid), titles.append(title), item_ids.append(item)

@@ -105,6 +105,41 @@ def test_wrong_flags_are_one_line_and_status_2(capsys, argv, said):
     assert said in refusal(capsys, *argv)
 
 
+@pytest.mark.parametrize(
+    "argv", [["a=b"], ["--data_dir", "a=b"], ["a=b", "--K", "3"], ["--K", "3", "--data-dir=a=b"]], ids=" ".join
+)
+def test_a_first_argument_without_a_name(argv):
+    got = {}
+
+    def function(data_dir: str, K: int = 3) -> None:
+        got.update(data_dir=data_dir, K=K)
+
+    cli.run(function, argv, positional="data_dir")
+    assert got == {"data_dir": "a=b", "K": 3}
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["a", "b"], "unexpected argument 'b'"),
+        (["a", "--data_dir", "b"], "--data_dir is given twice"),
+        (["a", "--data-dir=a"], "--data_dir is given twice"),
+        (["--K", "3", "a"], "--K: expected one value, got 2"),
+        (["--K=3", "a"], "unexpected argument 'a'"),
+        (["-a"], "unexpected argument '-a'"),
+        ([], "missing flag: --data_dir"),
+    ],
+)
+def test_other_arguments_without_a_name_are_refused(capsys, argv, said):
+    def function(data_dir: str, K: int = 3) -> None:
+        raise AssertionError
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(function, argv, positional="data_dir")
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+
+
 def test_an_input_error_inside_the_command_is_one_line_too(capsys):
     def function() -> None:
         raise InputError("file.csv, line 3: broken")
