@@ -33,7 +33,7 @@ from records import (
     SID_TOKEN,
     Catalogue,
     Row,
-    _list_cell,
+    list_cell,
     check_rows_against_index,
     read_index,
     read_info,
@@ -138,10 +138,10 @@ texts = st.text(st.characters(codec="utf-8"), max_size=12) | st.text("'\"\\,[] n
 @settings(max_examples=300, deadline=None)
 def test_any_list_of_texts_is_read_back(values):
     for written in (repr(values), json.dumps(values), json.dumps(values, ensure_ascii=False)):
-        assert _list_cell(written, "x") == values
+        assert list_cell(written, "x") == values
         file = io.StringIO(newline="")
         csv.writer(file).writerow([written])
-        assert _list_cell(next(csv.reader(io.StringIO(file.getvalue(), newline="")))[0], "x") == values
+        assert list_cell(next(csv.reader(io.StringIO(file.getvalue(), newline="")))[0], "x") == values
 
 
 @given(st.text("'\"\\,[]() nab1\n#", max_size=10))
@@ -159,10 +159,10 @@ def test_the_fast_way_never_differs_from_the_literal_parser(inner):
         except (SyntaxError, ValueError):
             expected = None
         if isinstance(expected, list):
-            assert _list_cell(text, "x") == expected
+            assert list_cell(text, "x") == expected
         else:
             with pytest.raises(InputError):
-                _list_cell(text, "x")
+                list_cell(text, "x")
 
 
 def csv_text(**changes):
