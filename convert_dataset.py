@@ -39,7 +39,7 @@ def read_sids(path: str | Path, n_items: int, shared_sids: bool) -> list[str]:
         if sid in owner and not shared_sids:
             raise InputError(
                 f"{path}: items {owner[sid]} and {item} share the SID {sid}; "
-                "make the index with --dedup True, or allow it with --shared_sids True"
+                "make the index with --collisions nearest_free, or allow it with --shared_sids True"
             )
         owner.setdefault(sid, item)
         sids.append(sid)

@@ -6,14 +6,20 @@ level's codes, [items asked for, K], smaller is nearer.
 
 from __future__ import annotations
 
-from typing import Callable
+from dataclasses import dataclass, field
+from typing import Any, Callable
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from tqdm import tqdm
 
+import cli
+from fileio import InputError
 from rq.models.vq import sinkhorn
 
+Distances = Callable[[np.ndarray], torch.Tensor]
+CHOICES = ("none", "sinkhorn", "nearest_free", "extra_token")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -42,7 +48,7 @@ def _groups(codes: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
 
 
 def sinkhorn_repair(
-    codes: np.ndarray, distances: Callable[[np.ndarray], torch.Tensor], epsilon: float, iterations: int, rounds: int
+    codes: np.ndarray, distances: Distances, epsilon: float, iterations: int, rounds: int
 ) -> tuple[np.ndarray, int]:
     """Spread each bucket of colliding items over the last level by Sinkhorn, in up to `rounds` rounds.
 
@@ -59,7 +65,10 @@ def sinkhorn_repair(
             return codes, done
         before = codes[rows, -1]
         groups = _groups(codes, rows)
-        for size in sorted({len(group) for group in groups}):
+        sizes = sorted({len(group) for group in groups})
+        for size in tqdm(
+            sizes, f"sinkhorn round {done + 1}", unit="bucket size", leave=False, disable=not cli.is_main_process()
+        ):
             together = np.stack([group for group in groups if len(group) == size])
             # At most about 16 million plan entries (128 MB of float64) at a time.
             step = max(1, 16_000_000 // (size * n_codes))
@@ -74,7 +83,7 @@ def sinkhorn_repair(
     return best, rounds
 
 
-def relocate(codes: np.ndarray, distances: Callable[[np.ndarray], torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def relocate(codes: np.ndarray, distances: Distances) -> tuple[np.ndarray, np.ndarray]:
     """Give colliding items free last-level codes of their prefix. Returns (codes, rows moved).
 
     In each bucket the item nearest to the shared code keeps it (the lower row on a tie); the others of a prefix go to
@@ -87,7 +96,9 @@ def relocate(codes: np.ndarray, distances: Callable[[np.ndarray], torch.Tensor])
     prefix, _ = buckets(codes[:, :-1]) if codes.shape[1] > 1 else (np.zeros(len(codes), dtype=np.int64), None)
     by_prefix = np.argsort(prefix, kind="stable")
     bounds = np.searchsorted(prefix[by_prefix], np.arange(prefix.max() + 2))
-    for number in np.unique(prefix[colliding]):
+    for number in tqdm(
+        np.unique(prefix[colliding]), "free codes", unit="prefix", leave=False, disable=not cli.is_main_process()
+    ):
         members = by_prefix[bounds[number] : bounds[number + 1]]
         table = distances(members).double().cpu().numpy()
         own = table[np.arange(len(members)), codes[members, -1]]
@@ -115,6 +126,58 @@ def extra_level(codes: np.ndarray) -> np.ndarray:
         for group in _groups(codes, rows):
             extra[group] = np.arange(len(group))
     return extra
+
+
+@dataclass
+class Repair:
+    """What to do about items that share a SID: steps of CHOICES, done in turn, and the Sinkhorn step's numbers.
+
+    none: nothing. sinkhorn: `sinkhorn_repair`, which may leave collisions. nearest_free: `relocate`, and an extra token
+    where a prefix is full. extra_token: one more token for every item of a shared SID. The last two leave no collision.
+    """
+
+    steps: list[str] = field(default_factory=lambda: ["sinkhorn", "nearest_free"])
+    epsilon: float = 0.003
+    iterations: int = 100
+    rounds: int = 20
+
+    def check(self) -> None:
+        """InputError for an unknown step, steps behind one that leaves nothing to do, or a number out of range."""
+        unknown = [step for step in self.steps if step not in CHOICES]
+        if unknown or not self.steps:
+            raise InputError(f"--collisions {','.join(self.steps)}: expected one or more of {', '.join(CHOICES)}")
+        if self.steps not in ([step] for step in CHOICES) and self.steps not in (
+            ["sinkhorn", "nearest_free"],
+            ["sinkhorn", "extra_token"],
+        ):
+            raise InputError(
+                f"--collisions {','.join(self.steps)}: expected one of {', '.join(CHOICES)}, "
+                "or sinkhorn,nearest_free or sinkhorn,extra_token"
+            )
+        if self.epsilon <= 0 or self.iterations < 1 or self.rounds < 0:
+            raise InputError("expected --sk_epsilon above 0, --sk_iters >= 1 and --repair_rounds >= 0")
+
+
+def resolve(
+    codes: np.ndarray, distances: Distances, repair: Repair
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """(codes, extra tokens as of `extra_level` or None, counts to report) after the steps of `repair`."""
+    counts: dict[str, Any] = {"collision_rate_before": round(collision_rate(codes), 6)}
+    extra = None
+    for step in repair.steps:
+        if step == "sinkhorn":
+            codes, rounds = sinkhorn_repair(codes, distances, repair.epsilon, repair.iterations, repair.rounds)
+            counts |= {"sinkhorn_rounds": rounds, "collision_rate_sinkhorn": round(collision_rate(codes), 6)}
+        elif step == "nearest_free":
+            codes, moved = relocate(codes, distances)
+            counts["moved_to_free_codes"] = len(moved)
+        if step in ("nearest_free", "extra_token"):
+            extra = extra_level(codes)
+            counts["items_with_extra_token"] = int((extra >= 0).sum())
+    left = colliding_rows(codes) if extra is None else []
+    rate = collision_rate(codes) if extra is None else 0.0
+    counts |= {"collision_rate_after": round(rate, 6), "items_sharing_a_sid": len(left)}
+    return codes, extra, counts
 
 
 def sid_tokens(codes: np.ndarray, extra: np.ndarray | None = None) -> list[list[str]]:

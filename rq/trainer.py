@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 import cli
 from fileio import InputError, atomic
+from rq.codebook import load_checkpoint
 from rq.models.rqvae import RQVAE
 
 LEARNERS = {
@@ -24,12 +24,16 @@ LEARNERS = {
     "rmsprop": torch.optim.RMSprop,
 }
 SCHEDULES = ("constant", "linear", "cosine")
-BEST_LOSS, BEST_COLLISION = "best_loss_model.pth", "best_collision_model.pth"
+BEST_LOSS, BEST_COLLISION, FINAL = "best_loss_model.pth", "best_collision_model.pth", "final_model.pth"
 
 
 @dataclass
 class TrainerSettings:
-    """How to train. eval_step, warmup_epochs: in epochs. max_norm: of the gradient. save_limit: checkpoints kept."""
+    """How to train. eval_step, warmup_epochs: in epochs. max_norm: of the gradient. save_limit: checkpoints kept.
+
+    revive_every: dead codes are put on badly fitted items after every so many epochs, 0 for never. bf16: the MLPs run in
+    bfloat16 autocast; weights, distances and losses stay float32.
+    """
 
     ckpt_dir: str
     lr: float = 1e-3
@@ -43,6 +47,8 @@ class TrainerSettings:
     max_norm: float = 1.0
     save_limit: int = 2
     seed: int = 42
+    revive_every: int = 0
+    bf16: bool = False
 
     def check(self) -> None:
         """InputError for a value outside its range."""
@@ -55,29 +61,8 @@ class TrainerSettings:
                 raise InputError(f"--{name} {getattr(self, name)}: expected 1 or more")
         if not 0 < self.lr < math.inf or self.max_norm <= 0:
             raise InputError("--lr and --max_norm: expected numbers above 0")
-        if self.warmup_epochs < 0 or self.weight_decay < 0:
-            raise InputError("--warmup_epochs and --weight_decay: expected 0 or more")
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint on the CPU, read without running any code from it; InputError when it is none."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(f"{path}: not a checkpoint of this trainer ({str(error).splitlines()[0]})") from None
-    if not isinstance(state, dict) or not {"config", "state_dict"} <= set(state):
-        raise InputError(f"{path}: not a checkpoint of this trainer (no model configuration in it)")
-    return state
-
-
-def load_model(path: str | Path) -> RQVAE:
-    """The trained RQ-VAE of a checkpoint, in evaluation mode on the CPU."""
-    state = load_checkpoint(path)
-    model = RQVAE(**state["config"])
-    model.load_state_dict(state["state_dict"])
-    return model.eval()
+        if min(self.warmup_epochs, self.weight_decay, self.revive_every) < 0:
+            raise InputError("--warmup_epochs, --weight_decay and --revive_every: expected 0 or more")
 
 
 class Trainer:
@@ -126,7 +111,8 @@ class Trainer:
             batch = shuffled[start : start + size]
             for group in self.optimizer.param_groups:
                 group["lr"] = self._lr(steps)
-            output, quant_loss, _ = self.model(batch, use_sk=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
+                output, quant_loss, _ = self.model(batch, use_sk=True)
             loss, reconstruction = self.model.compute_loss(output, quant_loss, batch)
             self.optimizer.zero_grad()
             loss.backward()
@@ -140,6 +126,16 @@ class Trainer:
                 f"the loss is {mean_loss} in epoch {self.epoch + 1}; a lower --lr or longer --warmup_epochs may help"
             )
         return mean_loss, mean_reconstruction
+
+    @torch.no_grad()
+    def _revive(self, data: torch.Tensor) -> None:
+        """Move dead codes to where data [n, in_dim] is fitted worst, and forget what the optimiser knew of them."""
+        self.model.eval()
+        encoded = torch.cat([self.model.encoder(part) for part in data.split(self.settings.batch_size)])
+        for layer, codes in zip(self.model.rq.vq_layers, self.model.rq.revive(encoded, self.order)):
+            for name, state in self.optimizer.state.get(layer.embedding.weight, {}).items():
+                if name != "step":
+                    state[codes] = 0
 
     @torch.no_grad()
     def _valid_epoch(self, data: torch.Tensor) -> float:
@@ -178,7 +174,7 @@ class Trainer:
 
     def clear(self) -> None:
         """Remove the checkpoints of an earlier training from the folder."""
-        for path in [*self._checkpoints(), self.folder / BEST_LOSS, self.folder / BEST_COLLISION]:
+        for path in [*self._checkpoints(), *(self.folder / name for name in (BEST_LOSS, BEST_COLLISION, FINAL))]:
             path.unlink(missing_ok=True)
 
     def resume(self) -> bool:
@@ -203,7 +199,8 @@ class Trainer:
         """Train on data [n, in_dim] (on the model's device) to the end; returns (best loss, best collision rate).
 
         Every eval_step epochs, and after the last: collision rate, best models, checkpoint. Among equal collision rates
-        the lower loss is the better.
+        the lower loss is the better. As the latent space grows during training, so do the loss's quantisation part and
+        often the collision rate, and both best models may be early ones that reconstruct badly: hence the final model.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         progress = tqdm(
@@ -218,6 +215,8 @@ class Trainer:
             loss, reconstruction = self._train_epoch(data)
             self.epoch += 1
             progress.update()
+            if self.settings.revive_every and self.epoch % self.settings.revive_every == 0:
+                self._revive(data)
             if self.epoch % self.settings.eval_step and self.epoch < self.settings.epochs:
                 continue
             collision = self._valid_epoch(data)
@@ -229,6 +228,8 @@ class Trainer:
                 self.best_collision = (collision, loss)
                 self._save_checkpoint(BEST_COLLISION, loss, collision, full=False)
             self._save_checkpoint(f"checkpoint_{self.epoch:08d}.pth", loss, collision, full=True)
+            if self.epoch == self.settings.epochs:
+                self._save_checkpoint(FINAL, loss, collision, full=False)
             for path in self._checkpoints()[: -self.settings.save_limit]:
                 path.unlink()
             if self.on_checkpoint:

@@ -28,7 +28,7 @@ fi
 OMP_NUM_THREADS=1 "$PYTHON" -m rq.rqvae --data_path "$DATA/$DS.emb-tfidf-td.npy" --ckpt_dir "$OUT/rqvae" --seed "$SEED" \
     --num_emb_list 128,128,128 --layers 256 --e_dim 64 --epochs 800 --batch_size 2048 --lr 1e-3 --eval_step 50 --warmup_epochs 20
 "$PYTHON" -m rq.generate_indices --ckpt_path "$OUT/rqvae/best_collision_model.pth" --data_path "$DATA/$DS.emb-tfidf-td.npy" \
-    --output_file "$DATA/$DS.index.json" --dedup True
+    --output_file "$DATA/$DS.index.json"
 "$PYTHON" convert_dataset.py --dataset_name $DS --data_dir "$DATA" --output_dir "$CSV"
 
 TRAIN="$CSV/train/$DS.csv" VALID="$CSV/valid/$DS.csv" TEST="$CSV/test/$DS.csv" INFO="$CSV/info/$DS.txt"

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from fileio import InputError, read_json
 from rq import generate_indices
 from rq.collisions import (
+    CHOICES,
+    Repair,
     colliding_rows,
     collision_rate,
     extra_level,
     relocate,
+    resolve,
     sid_tokens,
     sinkhorn_repair,
 )
@@ -117,6 +120,27 @@ def test_sinkhorn_repair_tells_apart_what_it_can_and_stops_when_stuck():
     assert sinkhorn_repair(np.arange(5)[:, None], lookup(same), 0.003, 50, 20)[1] == 0
 
 
+@settings(deadline=None, max_examples=80)
+@given(tables(), st.sampled_from([[c] for c in CHOICES] + [["sinkhorn", "nearest_free"], ["sinkhorn", "extra_token"]]))
+def test_every_choice_keeps_prefixes_and_reports_what_it_did(table, steps):
+    codes, distances = table
+    resolved, extra, counts = resolve(codes, lookup(distances), Repair(steps, iterations=10, rounds=2))
+    assert np.array_equal(resolved[:, :-1], codes[:, :-1])
+    alone = np.setdiff1d(np.arange(len(codes)), colliding_rows(codes))
+    if steps == ["none"]:
+        assert np.array_equal(resolved, codes) and extra is None
+    if steps == ["extra_token"]:
+        assert np.array_equal(resolved, codes) and set(np.flatnonzero(extra >= 0)) == set(colliding_rows(codes))
+    if steps == ["nearest_free"]:
+        assert np.array_equal(resolved[alone], codes[alone])
+    sids = Counter(map(tuple, sid_tokens(resolved, extra)))
+    assert counts["collision_rate_before"] == pytest.approx(collision_rate(codes), abs=1e-6)
+    assert counts["collision_rate_after"] == pytest.approx(1 - len(sids) / len(codes), abs=1e-6)
+    assert counts["items_sharing_a_sid"] == sum(n for n in sids.values() if n > 1)
+    if steps[-1] in ("nearest_free", "extra_token"):
+        assert max(sids.values()) == 1
+
+
 def test_tokens():
     assert sid_tokens(np.array([[12, 7, 200]])) == [["<a_12>", "<b_7>", "<c_200>"]]
     mixed = sid_tokens(np.array([[1, 2], [3, 4]]), np.array([-1, 5]))
@@ -145,22 +169,22 @@ def make(folder, n=50, dim=6, ids=None, copies=1):
 
 def test_command_without_repair_gives_the_models_own_codes(tmp_path):
     flags, model, array = make(tmp_path)
-    generate_indices.main(**flags, dedup=False, repair_rounds=0, batch_size=7)
+    generate_indices.main(**flags, collisions=["none"], batch_size=7)
     codes = model.eval().get_indices(torch.from_numpy(array), use_sk=False).numpy()
     index = read_json(flags["output_file"])
     assert list(index) == [str(i) for i in range(50)]
     assert list(index.values()) == sid_tokens(codes)
-    results = json.loads((tmp_path / "toy.index.json.stage.json").read_text())["results"]
-    assert results["collision_rate_final"] == pytest.approx(collision_rate(codes), abs=1e-6)
+    results = json.loads((tmp_path / "toy.index.stage.json").read_text())["results"]
+    assert results["collision_rate_after"] == pytest.approx(collision_rate(codes), abs=1e-6)
 
 
 @pytest.mark.parametrize("copies", [1, 10])
-def test_command_with_dedup_gives_every_item_its_own_sid(tmp_path, capsys, copies):
+def test_command_gives_every_item_its_own_sid(tmp_path, capsys, copies):
     flags, _, _ = make(tmp_path, copies=copies)
     generate_indices.main(**flags)
     index = read_json(flags["output_file"])
     assert len({tuple(tokens) for tokens in index.values()}) == len(index) == 50
-    assert "collision_rate_final         0.0" in capsys.readouterr().out
+    assert "collision_rate_after         0.0" in capsys.readouterr().out
     first = (tmp_path / "toy.index.json").read_bytes()
     generate_indices.main(**flags)
     assert "already done" in capsys.readouterr().out
@@ -171,11 +195,11 @@ def test_command_with_dedup_gives_every_item_its_own_sid(tmp_path, capsys, copie
 def test_rows_in_another_order_are_matched_by_id(tmp_path):
     ids = [str(i) for i in range(50)]
     flags, _, array = make(tmp_path, ids=ids)
-    generate_indices.main(**flags, dedup=False, repair_rounds=0)
+    generate_indices.main(**flags, collisions=["none"])
     straight = read_json(flags["output_file"])
     order = np.random.default_rng(1).permutation(50)
     save_embeddings(flags["data_path"], array[order], [ids[i] for i in order], "x", ["title"])
-    generate_indices.main(**flags, dedup=False, repair_rounds=0)
+    generate_indices.main(**flags, collisions=["none"])
     shuffled = read_json(flags["output_file"])
     assert shuffled == straight and list(shuffled) == ids
 
@@ -184,6 +208,9 @@ def test_wrong_inputs_stop(tmp_path):
     flags, _, array = make(tmp_path)
     with pytest.raises(InputError, match="--sk_epsilon"):
         generate_indices.main(**flags, sk_epsilon=0.0)
+    for steps in (["best"], ["none", "sinkhorn"], ["nearest_free", "sinkhorn"]):
+        with pytest.raises(InputError, match=f"--collisions {','.join(steps)}: expected one"):
+            generate_indices.main(**flags, collisions=steps)
     with pytest.raises(InputError, match="none.pth"):
         generate_indices.main(**{**flags, "ckpt_path": str(tmp_path / "none.pth")})
     save_embeddings(flags["data_path"], array[:, :3], [str(i) for i in range(50)], "x", ["title"])

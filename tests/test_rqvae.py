@@ -16,7 +16,8 @@ from rq.models.rq import ResidualVectorQuantizer
 from rq.models.rqvae import RQVAE
 from rq.models.vq import VectorQuantizer, kmeans_centres, sinkhorn, squared_distances
 from rq.text2emb.amazon_text2emb import save_embeddings
-from rq.trainer import Trainer, TrainerSettings, load_checkpoint, load_model
+from rq.codebook import load_checkpoint, load_model
+from rq.trainer import Trainer, TrainerSettings
 
 
 def clusters(n=60, dim=8, groups=6, seed=0):
@@ -167,8 +168,8 @@ def test_residual_levels_equal_a_loop_with_sizes_of_their_own():
 
 def test_model_names_shapes_and_loss():
     model = RQVAE(8, [4, 4], e_dim=3, layers=[6, 5], kmeans_init=False, quant_loss_weight=0.5)
-    assert [m.weight.shape for m in model.encoder.net if hasattr(m, "weight")] == [(6, 8), (5, 6), (3, 5)]
-    assert [m.weight.shape for m in model.decoder.net if hasattr(m, "weight")] == [(5, 3), (6, 5), (8, 6)]
+    assert [m.weight.shape for m in model.encoder.mlp_layers if hasattr(m, "weight")] == [(6, 8), (5, 6), (3, 5)]
+    assert [m.weight.shape for m in model.decoder.mlp_layers if hasattr(m, "weight")] == [(5, 3), (6, 5), (8, 6)]
     x = torch.randn(9, 8)
     out, quant_loss, indices = model(x, use_sk=False)
     assert out.shape == x.shape and indices.shape == (9, 2) and model.rq.vq_layers[1].embedding.weight.shape == (4, 3)
@@ -200,10 +201,10 @@ class Killed(Exception):
 @pytest.mark.parametrize("learner", ["AdamW", "sgd", "rmsprop"])
 def test_resumed_training_ends_with_the_same_weights(tmp_path, learner):
     data = clusters()
-    whole = build(tmp_path / "whole", learner=learner)
+    whole = build(tmp_path / "whole", learner=learner, revive_every=3)
     results = whole.fit(data)
 
-    cut = build(tmp_path / "cut", learner=learner)
+    cut = build(tmp_path / "cut", learner=learner, revive_every=3)
     ticks = []
 
     def kill():
@@ -215,7 +216,7 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, learner):
     with pytest.raises(Killed):
         cut.fit(data)
     torch.rand(7)
-    again = build(tmp_path / "cut", seed=99, learner=learner)
+    again = build(tmp_path / "cut", seed=99, learner=learner, revive_every=3)
     assert again.resume() and again.epoch == 8
     assert again.fit(data) == results
     for (name, one), (_, other) in zip(whole.model.state_dict().items(), again.model.state_dict().items()):
@@ -238,7 +239,9 @@ def test_only_the_newest_checkpoints_stay_and_the_best_model_loads(tmp_path):
     best_loss, best_collision = trainer.fit(clusters())
     names = sorted(path.name for path in tmp_path.iterdir())
     best = ["best_collision_model.pth", "best_loss_model.pth"]
-    assert names == [*best, "checkpoint_00000012.pth", "checkpoint_00000014.pth"]
+    assert names == [*best, "checkpoint_00000012.pth", "checkpoint_00000014.pth", "final_model.pth"]
+    final = load_model(tmp_path / "final_model.pth").state_dict()
+    assert all(torch.equal(tensor, final[name]) for name, tensor in trainer.model.state_dict().items())
     assert load_checkpoint(tmp_path / "best_loss_model.pth")["loss"] == best_loss
     model = load_model(tmp_path / "best_collision_model.pth")
     codes = [tuple(row) for row in model.get_indices(clusters()).tolist()]
@@ -285,10 +288,76 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
     assert not list(tmp_path.glob("best_*"))
 
 
+def test_dead_codes_go_to_where_the_fit_is_worst():
+    torch.manual_seed(0)
+    quantiser = ResidualVectorQuantizer([8, 6], 4)
+    x = torch.randn(40, 4)
+    far = torch.full((4,), 50.0)
+    with torch.no_grad():
+        quantiser.vq_layers[0].embedding.weight.copy_(x[:8])
+        quantiser.vq_layers[0].embedding.weight[[2, 5]] = far
+        quantiser.vq_layers[1].embedding.weight.copy_(0.3 * torch.randn(6, 4))
+        quantiser.vq_layers[1].embedding.weight[4] = far
+    before = [layer.embedding.weight.clone() for layer in quantiser.vq_layers]
+    dead = [sorted(codes.tolist()) for codes in quantiser.revive(x, torch.Generator().manual_seed(0))]
+    assert dead[0] == [2, 5] and 4 in dead[1]
+    for layer, old, codes in zip(quantiser.vq_layers, before, dead):
+        changed = (layer.embedding.weight != old).any(1).nonzero()[:, 0].tolist()
+        assert changed == codes
+    # Revived codes of the first level are rows of x, each nearest to its own row at least.
+    for code in dead[0]:
+        assert (x == quantiser.vq_layers[0].embedding.weight[code]).all(1).any()
+    used = quantiser(x, use_sk=False)[2]
+    assert all(len(used[:, level].unique()) == size for level, size in enumerate((8, 6)))
+    assert [len(codes) for codes in quantiser.revive(x, torch.Generator())] == [0, 0]
+    # Rows that lie on their codes gain nothing from a second one.
+    exact = ResidualVectorQuantizer([3], 4)
+    with torch.no_grad():
+        exact.vq_layers[0].embedding.weight[0] = x[0]
+    assert len(exact.revive(x[:1].repeat(5, 1), torch.Generator())[0]) == 0
+
+
+def test_revival_raises_usage_and_forgets_the_optimisers_state(tmp_path):
+    data = clusters(200, groups=40)
+
+    def used(**settings):
+        torch.manual_seed(3)
+        model = RQVAE(8, [32, 16], e_dim=4, layers=[16], kmeans_init=False)
+        trainer = Trainer(model, TrainerSettings(str(tmp_path), epochs=30, eval_step=30, warmup_epochs=0, **settings))
+        trainer.fit(data)
+        codes = model.eval().get_indices(data)
+        return len(codes[:, 0].unique()) + len(codes[:, 1].unique()), trainer
+
+    without, _ = used()
+    revived, trainer = used(revive_every=5)
+    assert revived > without
+    weight = trainer.model.rq.vq_layers[0].embedding.weight
+    with torch.no_grad():
+        weight[7] = 99.0
+        trainer.optimizer.state[weight]["exp_avg_sq"][7] = 5.0
+    trainer._revive(data)
+    assert weight[7].abs().max() < 50 and (trainer.optimizer.state[weight]["exp_avg_sq"][7] == 0).all()
+
+
+def test_bfloat16_autocast_trains_with_float32_codes_and_weights(tmp_path):
+    data = clusters()
+    losses = {}
+    for bf16 in (False, True):
+        trainer = build(tmp_path / str(bf16), dropout=0.0, bf16=bf16)
+        seen = []
+        trainer.model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+        trainer.fit(data)
+        losses[bf16] = trainer.best_loss
+        assert (torch.bfloat16 in seen) == bf16
+        assert all(tensor.dtype == torch.float32 for tensor in trainer.model.state_dict().values())
+    assert losses[True] != losses[False] and losses[True] == pytest.approx(losses[False], rel=0.1)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"learner": "lion"},
+        {"revive_every": -1},
         {"lr_scheduler_type": "step"},
         {"epochs": 0},
         {"batch_size": 0},
@@ -311,7 +380,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
     with pytest.raises(InputError, match="not a checkpoint"):
         load_checkpoint(path)
     torch.save({"weights": torch.zeros(2)}, path)
-    with pytest.raises(InputError, match="no model configuration"):
+    with pytest.raises(InputError, match="no weights"):
         load_checkpoint(path)
     torch.save(print, path)
     with pytest.raises(InputError, match="not a checkpoint"):

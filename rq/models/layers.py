@@ -11,6 +11,9 @@ class MLPLayers(nn.Module):
 
     layers: widths from input to output, at least two. dropout: applied to the input of every layer. bn: batch norm
     before each activation. forward: [..., layers[0]] -> [..., layers[-1]] (with bn: [n, layers[0]] only).
+
+    State dicts have the names of the published implementation: dropout, linear, batch norm and ReLU are numbered through
+    in `mlp_layers`, so dropout stands there at probability 0 too.
     """
 
     def __init__(self, layers: list[int], dropout: float = 0.0, bn: bool = False):
@@ -19,8 +22,7 @@ class MLPLayers(nn.Module):
             raise ValueError(f"an MLP needs an input and an output width, got {layers}")
         modules: list[nn.Module] = []
         for position, (width_in, width_out) in enumerate(zip(layers, layers[1:])):
-            if dropout > 0:
-                modules.append(nn.Dropout(dropout))
+            modules.append(nn.Dropout(dropout))
             linear = nn.Linear(width_in, width_out)
             nn.init.xavier_normal_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -29,7 +31,7 @@ class MLPLayers(nn.Module):
                 if bn:
                     modules.append(nn.BatchNorm1d(width_out))
                 modules.append(nn.ReLU())
-        self.net = nn.Sequential(*modules)
+        self.mlp_layers = nn.Sequential(*modules)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
+        return self.mlp_layers(x)

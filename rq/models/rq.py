@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rq.models.vq import VectorQuantizer
+from rq.models.vq import VectorQuantizer, squared_distances
 
 
 class ResidualVectorQuantizer(nn.Module):
@@ -44,3 +44,26 @@ class ResidualVectorQuantizer(nn.Module):
             losses.append(loss)
             indices.append(index)
         return quantised, torch.stack(losses).mean(), torch.stack(indices, dim=-1)
+
+    @torch.no_grad()
+    def revive(self, x: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
+        """Put the codes that no row of x [n, e_dim] is nearest to on rows of x; returns their numbers, level by level.
+
+        A row is drawn with probability proportional to its squared distance to its code, as in k-means++, so that new
+        codes go where the error is. A level whose rows all lie on their codes keeps its dead codes: nothing is gained.
+        """
+        revived, residual = [], x
+        for layer in self.vq_layers:
+            distance, index = squared_distances(residual, layer.embedding.weight).min(dim=1)
+            dead = torch.bincount(index, minlength=layer.n_e).eq(0).nonzero()[:, 0]
+            weights = distance.double().cpu()
+            dead = dead[: int((weights > 0).sum())]
+            if len(dead):
+                # Drawn by exponential races (Efraimidis & Spirakis 2006): multinomial takes at most 2^24 rows.
+                keys = torch.empty_like(weights).exponential_(generator=generator) / weights
+                rows = keys.topk(len(dead), largest=False).indices.to(x.device)
+                layer.embedding.weight[dead] = residual[rows]
+                index = squared_distances(residual, layer.embedding.weight).argmin(dim=1)
+            revived.append(dead)
+            residual = residual - layer.embedding(index)
+        return revived

@@ -61,8 +61,11 @@ class RQVAE(nn.Module):
 
     def forward(self, x: torch.Tensor, use_sk: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x [n, in_dim] -> reconstruction [n, in_dim], quantisation loss, code numbers [n, levels]."""
-        quantised, quant_loss, indices = self.rq(self.encoder(x), use_sk)
-        return self.decoder(quantised), quant_loss, indices
+        # Under autocast the MLPs give bfloat16; distances and the loss need x's own precision.
+        encoded = self.encoder(x).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            quantised, quant_loss, indices = self.rq(encoded, use_sk)
+        return self.decoder(quantised).to(x.dtype), quant_loss, indices
 
     @torch.no_grad()
     def get_indices(self, xs: torch.Tensor, use_sk: bool = False) -> torch.Tensor:

@@ -84,14 +84,17 @@ class VectorQuantizer(nn.Module):
         self.sk_epsilon, self.sk_iters = sk_epsilon, sk_iters
         self.embedding = nn.Embedding(n_e, e_dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / n_e, 1.0 / n_e)
-        # A buffer, so that a loaded checkpoint is never started over.
-        self.register_buffer("started", torch.tensor(not kmeans_init))
+        self.started = not kmeans_init
+
+    def _load_from_state_dict(self, *arguments, **keywords) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        self.started = True  # loaded codes are never started over
 
     @torch.no_grad()
     def start_from(self, x: torch.Tensor) -> None:
         """Put the codes on the k-means centres of x [n, e_dim]."""
         self.embedding.weight.copy_(kmeans_centres(x, self.n_e, self.kmeans_iters))
-        self.started.fill_(True)
+        self.started = True
 
     @torch.no_grad()
     def assign(self, x: torch.Tensor, use_sk: bool) -> torch.Tensor:
