@@ -1,0 +1,80 @@
+"""The SID shell scripts end to end on a few hundred items, and the table over their folders."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fileio import InputError, read_json
+from rq.text2emb.amazon_text2emb import save_embeddings
+from scripts import sid_table
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(script, *flags):
+    environment = {**os.environ, "MINIONEREC_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(ROOT / "scripts" / script), *flags]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_scripts_write_index_report_and_table(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    data = tmp_path / "toy.emb-x-td.npy"
+    save_embeddings(
+        data, random.standard_normal((300, 8)).astype(np.float32), [str(i) for i in range(300)], "x", ["title"]
+    )
+    short = ["--epochs", "4", "--eval_step", "2", "--layers", "8", "--warmup_epochs", "1"]
+    calls = {
+        "rqkmeans_plus": [*short, "--checkpoint", "final_model.pth"],
+        "rqvae": [*short, "--num_emb_list", "16", "8", "8", "--e_dim", "4"],
+    }
+    with ThreadPoolExecutor() as pool:
+        done = {
+            name: pool.submit(run, f"{name}.sh", "--data_path", str(data), "--output_dir", str(tmp_path / name), *flags)
+            for name, flags in calls.items()
+        }
+    for name, future in done.items():
+        assert future.result().returncode == 0, future.result().stderr
+        index = read_json(tmp_path / name / "toy.index.json")
+        assert len(set(map(tuple, index.values()))) == 300
+        assert (tmp_path / name / "toy.index.quality.png").is_file()
+    assert "final_model.pth" in read_json(tmp_path / "rqkmeans_plus" / "toy.index.stage.json")["settings"]["ckpt_path"]
+
+    sid_table.table(str(tmp_path))
+    rows = read_json(tmp_path / "sids.json")
+    assert list(rows) == ["rqkmeans_plus", "rqkmeans_plus/kmeans", "rqvae"]
+    folder = tmp_path / "rqkmeans_plus"
+    records = [
+        folder / "toy.index.stage.json",
+        folder / "rqkmeans_plus" / "rqkmeans_plus.stage.json",
+        folder / "kmeans" / "toy.index.stage.json",
+    ]
+    assert rows["rqkmeans_plus"]["seconds"] == pytest.approx(sum(read_json(record)["seconds"] for record in records))
+    assert all(row["collisions_after"] == 0 and row["items"] == 300 for row in rows.values())
+    assert rows["rqkmeans_plus/kmeans"]["codes_used"].startswith("256/")
+    assert "rqkmeans_plus/kmeans" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "script, flags, message",
+    [
+        ("rqvae.sh", [], "error: --data_path is missing"),
+        ("rqvae.sh", ["--data_path", "x.npy"], "error: --output_dir is missing"),
+        ("rqkmeans_faiss.sh", ["--checkpoint", "x"], "error: unknown flag --checkpoint"),
+        ("rqkmeans_constrained.sh", ["--data_path"], "error: --data_path: a value is missing"),
+        ("compare_sids.sh", ["--data_path", "x.npy", "--output_dir", "y", "--epochs", "3"], "error: unknown flags"),
+    ],
+)
+def test_wrong_flags_of_the_scripts(script, flags, message):
+    result = run(script, *flags)
+    assert result.returncode == 2 and result.stderr.startswith(message)
+
+
+def test_table_of_an_empty_folder(tmp_path):
+    with pytest.raises(InputError, match="no quality report below it"):
+        sid_table.table(str(tmp_path))
