@@ -121,28 +121,39 @@ def test_rough_assignment_has_the_right_sizes(problem, seed):
     assert torch.equal(stayed, torch.minimum(torch.bincount(labels, minlength=len(centres)), wanted))
 
 
-@settings(deadline=None, max_examples=80)
-@given(problems())
-def test_repair_alone_reaches_the_optimum(problem):
-    """From the nearest centres, without any price, and with one watched member per cluster: many moves and searches."""
-    x, centres = problem
-    costs, zero = assignment.Costs(centres, centres.mean(0)), torch.zeros(len(centres), dtype=torch.float64)
-    sizes = assignment.even_sizes(len(x), zero)
-    extra = (sizes > len(x) // len(centres)).numpy()
-    with mock.patch.object(assignment, "WATCH", 1), mock.patch.object(assignment, "BLOCK", 20):
-        labels, _ = assignment._repaired(
-            x, costs, assignment.nearest(x, costs, zero), zero.numpy(), sizes.numpy(), extra
-        )
-    assert_near_equal_sizes(labels, len(x), len(centres))
-    scale = 1 + (x - centres.mean(0)).square().sum().item()
-    assert cost(x, centres, labels) == pytest.approx(least_cost(x, centres), abs=1e-9 * scale)
-
-
 def gaussians(n, d, groups, seed):
     random = np.random.default_rng(seed)
     weights = random.dirichlet(np.ones(groups))
     centres = 3 * random.normal(size=(groups, d))
     return torch.tensor(centres[random.choice(groups, n, p=weights)] + random.normal(size=(n, d)), dtype=torch.float32)
+
+
+def repaired_from_nothing(x, centres):
+    """Cost after the repair alone: from the nearest centres, without prices, one watched member per cluster."""
+    costs, zero = assignment.Costs(centres, centres.mean(0)), torch.zeros(len(centres), dtype=torch.float64)
+    sizes = assignment.even_sizes(len(x), zero)
+    extra = (sizes > len(x) // len(centres)).numpy()
+    with mock.patch.object(assignment, "WATCH", 1), mock.patch.object(assignment, "BLOCK", 20):
+        labels = assignment.nearest(x, costs, zero)
+        labels, _ = assignment._repaired(x, costs, labels, zero.numpy(), sizes.numpy(), extra)
+    assert_near_equal_sizes(labels, len(x), len(centres))
+    return cost(x, centres, labels)
+
+
+@settings(deadline=None, max_examples=80)
+@given(problems())
+def test_repair_alone_reaches_the_optimum(problem):
+    x, centres = problem
+    scale = 1 + (x - centres.mean(0)).square().sum().item()
+    assert repaired_from_nothing(x, centres) == pytest.approx(least_cost(x, centres), abs=1e-9 * scale)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_repair_of_larger_clusters_reaches_the_optimum(seed):
+    """Most members are not watched for most of the time."""
+    x = gaussians(300, 2, 3, seed).double()
+    centres = x[:6] / 4
+    assert repaired_from_nothing(x, centres) == pytest.approx(least_cost(x, centres), rel=1e-9)
 
 
 def test_sample_blocks_and_watched_members_change_nothing(monkeypatch):
