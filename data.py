@@ -1,147 +1,17 @@
-"""Prompts and datasets for SFT, RL and evaluation: a task is a source of rows plus one template."""
+"""Datasets for SFT, RL and evaluation: a task is a source of rows, items or preferences plus one template."""
 
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Sequence
 
-import yaml
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
-from fileio import InputError, open_text
-from records import SID_TOKEN, Catalogue, Row
-
-PROMPTS_FILE = "prompts.yaml"  # the prompt set a checkpoint carries
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """Templates by task (`{"prompt": ..., "target": ...}`) and the text between the items of a history."""
-
-    templates: dict[str, dict[str, str]]
-    separator: str
-
-    def render(self, task: str, **fields: str) -> tuple[str, str]:
-        """(prompt, target) texts of a task."""
-        template = self.template(task)
-        return template["prompt"].format(**fields), template["target"].format(**fields)
-
-    def template(self, task: str) -> dict[str, str]:
-        if task not in self.templates:
-            raise InputError(f"this prompt set has no task {task!r}; it has {', '.join(self.templates)}")
-        return self.templates[task]
-
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(
-            {"checkpoint": {"separator": self.separator, **self.templates}}, allow_unicode=True, sort_keys=False
-        )
-
-
-def load_prompts(name_or_file: str | Path) -> PromptSet:
-    """A prompt set: `compact` or `worded` (config/prompts.yaml), a YAML file with one set, or FILE:SET.
-
-    Raises:
-        InputError: no such set or file, or a task that lacks its prompt or target, has an unknown field, or has its target in
-            its prompt.
-    """
-    text, _, name = str(name_or_file).rpartition(":")
-    path, name = (text, name) if text else (str(name_or_file), "")
-    if path in ("compact", "worded"):
-        path, name = str(Path(__file__).parent / "config" / PROMPTS_FILE), path
-    try:
-        with open_text(path, "prompts") as file:
-            content = yaml.safe_load(file)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(content, dict) or (not name and len(content) != 1) or (name and name not in content):
-        raise InputError(
-            f"{path}: expected {f'the prompt set {name!r}' if name else 'exactly one prompt set, or FILE:SET'}"
-        )
-    chosen = content[name] if name else next(iter(content.values()))
-    if not isinstance(chosen, dict):
-        raise InputError(f"{path}: expected the prompt set to be tasks with their templates, got {str(chosen)[:60]!r}")
-    chosen = dict(chosen)
-    separator = chosen.pop("separator", "")
-    for task, template in chosen.items():
-        if not isinstance(template, dict) or set(template) != {"prompt", "target"}:
-            raise InputError(f"{path}, task {task}: expected the keys prompt and target")
-        in_prompt, in_target = (set(re.findall(r"{(\w*)}", str(template[part]))) for part in ("prompt", "target"))
-        unknown = (in_prompt | in_target) - {"history", "sid", "title"}
-        if unknown:
-            raise InputError(
-                f"{path}, task {task}: unknown field {{{unknown.pop()}}}; known: {{history}}, {{sid}}, {{title}}"
-            )
-        shared = in_prompt & in_target
-        if shared:
-            raise InputError(f"{path}, task {task}: the prompt contains its own target {{{shared.pop()}}}")
-    return PromptSet(chosen, separator)
-
-
-def checkpoint_prompts(checkpoint: str | Path, override: str | None = None) -> PromptSet:
-    """The prompts a checkpoint was trained with, the `override` where one is named, else the worded set."""
-    own = Path(checkpoint) / PROMPTS_FILE
-    return load_prompts(override or (own if own.is_file() else "worded"))
-
-
-class Encoder:
-    """Turns texts into token ids the same way everywhere: [the tokenizer's own start tokens] prompt | target, end token.
-
-    Raises:
-        InputError: the tokenizer has no end token.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet):
-        if tokenizer.eos_token_id is None:
-            raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token")
-        self.tokenizer, self.prompts = tokenizer, prompts
-        self.end = [tokenizer.eos_token_id]
-        start = tokenizer("").input_ids
-        self.start = start[:-1] if start and start[-1] == tokenizer.eos_token_id else start
-        self.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False).input_ids if len(texts) else []
-
-    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[*self.start, *ids] for ids in self._encode(texts)]
-
-    def target_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[*ids, *self.end] for ids in self._encode(texts)]
-
-    def sid_ids(self, sids: Sequence[str]) -> list[list[int]]:
-        """Token ids of SIDs with the end token: what the trie holds.
-
-        Raises:
-            InputError: a SID whose tokens are not single tokens of this tokenizer.
-        """
-        vocabulary = self.tokenizer.get_vocab()
-        for sid in sids:
-            unknown = [token for token in SID_TOKEN.findall(sid) if token not in vocabulary]
-            if unknown:
-                raise InputError(
-                    f"the model's tokenizer ({self.tokenizer.name_or_path}) does not know the SID token {unknown[0]}; "
-                    "was the model trained with this index?"
-                )
-        return [[*(vocabulary[token] for token in SID_TOKEN.findall(sid)), *self.end] for sid in sids]
-
-    def check_boundary(self, task: str, target: str) -> None:
-        """A target must tokenise the same alone and after its prompt, or training and search would see other tokens.
-
-        Raises:
-            InputError: it does not.
-        """
-        fields = re.findall(r"{(\w+)}", self.prompts.template(task)["prompt"])
-        prompt = self.prompts.template(task)["prompt"].format(**{field: target for field in fields})
-        alone = self._encode([prompt])[0] + self._encode([target])[0]
-        if self._encode([prompt + target])[0] != alone:
-            raise InputError(
-                f"prompt task {task}: {target!r} tokenises differently after the prompt than alone; end the prompt otherwise"
-            )
+from fileio import InputError
+from prompts import TASK_FIELDS, Encoder
+from records import Catalogue, Row
 
 
 @dataclass(frozen=True)
@@ -155,10 +25,114 @@ class Example:
     user_id: str
     sid: str
     item_id: int
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one example is made of: the texts its prompt shows (a history's items, oldest first, or one text), the text
+    its target says, and what the example carries along."""
+
+    given: Sequence[str]
+    answer: str
+    group: str
+    user_id: str
+    sid: str
+    item_id: int
 
 
 class PromptDataset(Dataset):
-    """Examples of one task over the rows of a split.
+    """Examples made of sources and templates.
+
+    Blank texts are not shown: a history's items without one are skipped, and a source that has no text to show or none
+    to say is left out. An example longer than cutoff_len tokens loses its oldest history, never its instruction or target.
+
+    Attributes:
+        examples: list[Example]. left_out: how many sources gave no example, by reason.
+    """
+
+    def __init__(self) -> None:
+        self.examples: list[Example] = []
+        self.left_out: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    def _add(
+        self, task: str, sources: Sequence[Source | str | None], encoder: Encoder, cutoff_len: int, strict: bool
+    ) -> list[tuple[int, int]]:
+        """Append a task's examples. A source may be a text instead, the reason why there is none, or None: not asked for.
+
+        Returns:
+            (place in `sources`, texts of its history that fit) of every example.
+
+        Raises:
+            InputError: an example that is too long even with a history of one item, if `strict`; else it is left out.
+        """
+        kept: dict[int, Source] = {}
+        for place, source in enumerate(sources):
+            if source is None:
+                continue
+            reason = source
+            if isinstance(source, Source):
+                given = [text for text in source.given if text.strip()]
+                source = replace(source, given=given, answer=source.answer.strip())
+                empty = [name for name, has in zip(TASK_FIELDS[task], (given, source.answer)) if not has]
+                reason = f"without {empty[0]}" if empty else ""
+            if reason:
+                self.left_out[reason] += 1
+            else:
+                kept[place] = source
+        places, chosen = list(kept), list(kept.values())
+        targets = [encoder.prompts.target(task, source.answer) for source in chosen]
+        for target in targets[:1]:
+            encoder.check_boundary(task, target)
+        target_ids = encoder.target_ids(targets)
+        fitted = fit(task, [source.given for source in chosen], [cutoff_len - len(ids) for ids in target_ids], encoder)
+        found = []
+        for place, source, target, ids, (count, prompt, prompt_ids) in zip(places, chosen, targets, target_ids, fitted):
+            if len(prompt_ids) + len(ids) > cutoff_len:
+                if strict:
+                    needed = len(prompt_ids) + len(ids)
+                    raise InputError(f"--cutoff_len {cutoff_len}: row {place + 1} needs {needed} tokens for {task}")
+                self.left_out["longer than cutoff_len"] += 1
+                continue
+            found.append((place, count))
+            self.examples.append(
+                Example(prompt, prompt_ids, ids, source.group, source.user_id, source.sid, source.item_id, target)
+            )
+        return found
+
+
+def fit(
+    task: str, given: Sequence[Sequence[str]], room: Sequence[int], encoder: Encoder
+) -> list[tuple[int, str, list[int]]]:
+    """(number of texts, prompt, token ids) of the longest prompt of each that has at most `room` tokens.
+
+    The newest texts stay; one always stays, whatever the room. Prompts that are too long are tried again at half the
+    remaining choice, all in one batch, so that a history of n texts takes log2(n) batches.
+    """
+    best = [len(texts) for texts in given]
+    prompts = [encoder.prompts.prompt(task, texts) for texts in given]
+    ids = encoder.prompt_ids(prompts)
+    spans = {place: (1, best[place] - 1) for place in range(len(given)) if len(ids[place]) > room[place]}
+    while spans := {place: span for place, span in spans.items() if span[0] <= span[1]}:
+        middle = {place: (low + high) // 2 for place, (low, high) in spans.items()}
+        shorter = [encoder.prompts.prompt(task, given[place][-count:]) for place, count in middle.items()]
+        for (place, count), prompt, found in zip(middle.items(), shorter, encoder.prompt_ids(shorter)):
+            low, high = spans[place]
+            fits = len(found) <= room[place]
+            spans[place] = (count + 1, high) if fits else (low, count - 1)
+            if fits or count == 1:
+                best[place], prompts[place], ids[place] = count, prompt, found
+    return list(zip(best, prompts, ids))
+
+
+class RowDataset(PromptDataset):
+    """Examples of one task over the rows of a split; `rows` keeps those that have one, in the same order.
 
     Args:
         rows: the split.
@@ -172,50 +146,24 @@ class PromptDataset(Dataset):
     task = "next_sid"
 
     def __init__(self, rows: Sequence[Row], encoder: Encoder, cutoff_len: int = 512):
-        self.rows, self.encoder, self.cutoff_len = list(rows), encoder, cutoff_len
-        encoder.check_boundary(self.task, rows[0].sid)
-        self.examples = self._encode_rows(self.rows, [row.user_id for row in self.rows])
+        super().__init__()
+        self.encoder, self.cutoff_len = encoder, cutoff_len
+        found = self._add(self.task, [self._source(row) for row in rows], encoder, cutoff_len, strict=True)
+        self.rows = [rows[place] for place, _ in found]
+        self.fitting = [count for _, count in found]  # items of each history that cutoff_len leaves
 
-    def _history(self, row: Row) -> Sequence[str]:
+    def _given(self, row: Row) -> Sequence[str]:
         return row.history_sids
 
-    def _encode_rows(self, rows: Sequence[Row], groups: Sequence[str]) -> list[Example]:
-        separator = self.encoder.prompts.separator
-        self.fitting = [len(row.history_sids) for row in rows]  # items of each history that cutoff_len leaves
-        texts = [
-            self.encoder.prompts.render(
-                self.task, history=separator.join(self._history(row)), sid=row.sid, title=row.title
-            )
-            for row in rows
-        ]
-        prompt_ids = self.encoder.prompt_ids([prompt for prompt, _ in texts])
-        target_ids = self.encoder.target_ids([target for _, target in texts])
-        examples = []
-        for number, row in enumerate(rows):
-            shorter, count = row, len(row.history_sids)
-            prompt, ids = texts[number][0], prompt_ids[number]
-            while len(ids) + len(target_ids[number]) > self.cutoff_len:
-                count -= 1
-                if count < 1:
-                    raise InputError(
-                        f"--cutoff_len {self.cutoff_len}: row {number + 1} needs {len(ids) + len(target_ids[number])} tokens"
-                    )
-                shorter = row.last(count)
-                history = separator.join(self._history(shorter))
-                prompt, _ = self.encoder.prompts.render(self.task, history=history, sid=row.sid, title=row.title)
-                ids = self.encoder.prompt_ids([prompt])[0]
-            self.fitting[number] = count
-            examples.append(Example(prompt, ids, target_ids[number], groups[number], row.user_id, row.sid, row.item_id))
-        return examples
+    def _answer(self, row: Row) -> str:
+        return row.sid
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+    def _source(self, row: Row) -> Source | str | None:
+        return Source(self._given(row), self._answer(row), row.user_id, row.user_id, row.sid, row.item_id)
 
 
-class SidSFTDataset(PromptDataset):
+# ------------------------------------------------------------------------------------------------------------------ SFT
+class SidSFTDataset(RowDataset):
     """History SIDs -> next SID.
 
     Args:
@@ -241,18 +189,17 @@ class SidSFTDataset(PromptDataset):
         Raises:
             InputError: the parts do not add up to what the tokenizer makes of a whole prompt.
         """
-        head, history, tail = self.encoder.prompts.template(self.task)["prompt"].partition("{history}")
-        try:
-            self._texts = (head.format(), tail.format())
-        except (KeyError, IndexError):
-            raise InputError("--cut_histories: the next_sid prompt must have {history} as its only field") from None
+        head, _, tail = self.encoder.prompts.template(self.task)["prompt"].partition("{history}")
+        if "{history}" in tail:
+            raise InputError("--cut_histories: the next_sid prompt must show {history} once")
+        self._texts = (head.format(), tail.format())
         sids = sorted({sid for row in self.rows for sid in row.history_sids})
         separator = self.encoder.prompts.separator
         encoded = self.encoder.tokenizer([*self._texts, separator, *sids], add_special_tokens=False).input_ids
         self._head, self._tail, self._separator = [*self.encoder.start, *encoded[0]], encoded[1], encoded[2]
         self._parts = dict(zip(sids, encoded[3:]))
         for row, example, count in zip(self.rows, self._whole, self.fitting):
-            if not history or self._prompt_ids(row.history_sids[-count:]) != example.prompt_ids:
+            if self._prompt_ids(row.history_sids[-count:]) != example.prompt_ids:
                 raise InputError(
                     f"--cut_histories: the parts of the prompt {example.prompt[:60]!r} tokenise otherwise alone"
                 )
@@ -291,64 +238,149 @@ class SidSFTDataset(PromptDataset):
             )
 
 
-class TitleHistory2SidSFTDataset(PromptDataset):
+class FusionSeqRecDataset(RowDataset):
+    """History SIDs -> next title or, if descriptions (by item id) are given, -> next description."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        encoder: Encoder,
+        cutoff_len: int = 512,
+        descriptions: dict[int, str] | None = None,
+    ):
+        self.task, self.descriptions = "next_title" if descriptions is None else "next_description", descriptions
+        super().__init__(rows, encoder, cutoff_len)
+
+    def _answer(self, row: Row) -> str:
+        if self.descriptions is None:
+            return row.title
+        return self.encoder.prompts.shorten(self.descriptions.get(row.item_id, ""))
+
+
+class TitleHistory2SidSFTDataset(RowDataset):
     """History titles -> next SID."""
 
     task = "title_history2sid"
 
-    def _history(self, row: Row) -> Sequence[str]:
+    def _given(self, row: Row) -> Sequence[str]:
         return row.history_titles
 
 
-class SidItemFeatDataset(Dataset):
-    """Alignment of language and SIDs: title -> SID and SID -> title of every item that has a title.
+class SFTData(TitleHistory2SidSFTDataset):
+    """History titles -> next title."""
 
-    An item whose title another item has too is left out of title -> SID: the answer would be ambiguous.
+    task = "title_history2title"
+
+    def _answer(self, row: Row) -> str:
+        return row.title
+
+
+class UserPreference2sidSFTDataset(RowDataset):
+    """User preference text (by user id) -> next SID.
+
+    A row is left out where the text names its target: the SID, or a title of three words or more. A shorter title may
+    stand there by coincidence.
     """
 
-    tasks = ("title2sid", "sid2title")
+    task = "preference2sid"
 
-    def __init__(self, catalogue: Catalogue, encoder: Encoder, cutoff_len: int = 512, tasks: Sequence[str] = tasks):
-        with_title = Counter(catalogue.titles)
-        self.examples: list[Example] = []
-        for task in tasks:
-            items = [
-                (sid, title, item)
-                for sid, title, item in zip(catalogue.sids, catalogue.titles, catalogue.item_ids)
-                if title.strip() and (task != "title2sid" or with_title[title] == 1)
+    def __init__(self, rows: Sequence[Row], encoder: Encoder, preferences: dict[str, str], cutoff_len: int = 512):
+        self.preferences = preferences
+        super().__init__(rows, encoder, cutoff_len)
+
+    def _given(self, row: Row) -> Sequence[str]:
+        return [self.preferences.get(row.user_id, "")]
+
+    def _source(self, row: Row) -> Source | str:
+        text, title = self._given(row)[0].casefold(), " ".join(row.title.casefold().split())
+        named = row.sid.casefold() in text or (title.count(" ") >= 2 and title in text)
+        return "naming the target" if named else super()._source(row)
+
+
+class PreferenceSFTDataset(RowDataset):
+    """History SIDs -> user preference text (by user id): one example a user, of the last row of each."""
+
+    task = "history2preference"
+
+    def __init__(self, rows: Sequence[Row], encoder: Encoder, preferences: dict[str, str], cutoff_len: int = 512):
+        self.preferences = preferences
+        self._last = {row.user_id: row for row in rows}
+        super().__init__(rows, encoder, cutoff_len)
+
+    def _answer(self, row: Row) -> str:
+        return self.preferences.get(row.user_id, "")
+
+    def _source(self, row: Row) -> Source | str | None:
+        return super()._source(row) if row is self._last[row.user_id] else None
+
+
+class SidItemFeatDataset(PromptDataset):
+    """Alignment of language and SIDs, item by item: `tasks` of title2sid, sid2title, description2sid, sid2description.
+
+    An item whose title, description or SID, as the prompt shows it, is another item's too is left out of the tasks that
+    show it: the answer would be ambiguous. So is an item that is too long. Descriptions (by item id) are shortened first.
+    """
+
+    tasks: Sequence[str] = ("title2sid", "sid2title")
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        encoder: Encoder,
+        cutoff_len: int = 512,
+        tasks: Sequence[str] | None = None,
+        descriptions: dict[int, str] | None = None,
+    ):
+        super().__init__()
+        texts = {
+            "sid": catalogue.sids,
+            "title": catalogue.titles,
+            "description": [encoder.prompts.shorten((descriptions or {}).get(item, "")) for item in catalogue.item_ids],
+        }
+        for task in tasks or self.tasks:
+            given, answer = (texts[field] for field in TASK_FIELDS[task])
+            times = Counter(given)
+            sources = [
+                Source([shown], said, f"{task}/{item}", "", sid, item)
+                if times[shown] == 1 or not shown.strip()
+                else f"sharing its {TASK_FIELDS[task][0]}"
+                for shown, said, sid, item in zip(given, answer, catalogue.sids, catalogue.item_ids)
             ]
-            texts = [encoder.prompts.render(task, sid=sid, title=title) for sid, title, _ in items]
-            prompts = encoder.prompt_ids([prompt for prompt, _ in texts])
-            targets = encoder.target_ids([target for _, target in texts])
-            self.examples += [
-                Example(texts[i][0], prompts[i], targets[i], f"{task}/{item}", "", sid, item)
-                for i, (sid, _, item) in enumerate(items)
-                if len(prompts[i]) + len(targets[i]) <= cutoff_len
-            ]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+            self._add(task, sources, encoder, cutoff_len, strict=False)
 
 
-class SidDataset(PromptDataset):
+# ------------------------------------------------------------------------------------------------------- RL, evaluation
+class SidDataset(RowDataset):
     """RL: history SIDs -> next SID. The target travels in the example; nothing is looked up by text."""
+
+
+class D3Dataset(SFTData):
+    """RL: history titles -> next title."""
 
 
 class RLSeqTitle2SidDataset(TitleHistory2SidSFTDataset):
     """RL: history titles -> next SID."""
 
 
+class RLSidhis2TitleDataset(FusionSeqRecDataset):
+    """RL: history SIDs -> next title."""
+
+
 class RLTitle2SidDataset(SidItemFeatDataset):
-    """RL: title -> SID."""
+    """RL: title -> SID, or with tasks=("description2sid",) description -> SID."""
 
     tasks = ("title2sid",)
 
-    def __init__(self, catalogue: Catalogue, encoder: Encoder, cutoff_len: int = 512):
-        super().__init__(catalogue, encoder, cutoff_len, self.tasks)
+
+class RLSid2TitleDataset(SidItemFeatDataset):
+    """RL: SID -> title."""
+
+    tasks = ("sid2title",)
 
 
-class EvalSidDataset(PromptDataset):
+class EvalSidDataset(RowDataset):
     """Evaluation: history SIDs -> next SID, in the order of the file."""
+
+
+class EvalD3Dataset(SFTData):
+    """Evaluation: history titles -> next title, in the order of the file."""

@@ -9,55 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 import cli
-from beam_search import beam_search
-from data import Encoder, EvalSidDataset, Example, checkpoint_prompts
+from data import EvalSidDataset
 from fileio import InputError, write_json
-from LogitProcessor import SidTrie
 from metrics import popularity, score_predictions, table
 from model_io import load_model, process_state
-from records import Catalogue, read_info, read_rows
-
-
-def rank_sids(
-    model: PreTrainedModel,
-    trie: SidTrie,
-    sid_of_sequence: list[str],
-    examples: list[Example],
-    num_beams: int,
-    batch_size: int,
-    length_penalty: float = 0.0,
-    progress: bool = True,
-) -> list[list[str]]:
-    """The best SIDs of every example, best first, in the order of `examples`. Batches hold prompts of similar length."""
-    order = sorted(range(len(examples)), key=lambda place: len(examples[place].prompt_ids))
-    ranked: list[list[str]] = [[] for _ in examples]
-    bar = tqdm(total=len(examples), unit="row", disable=not (progress and cli.is_main_process()), mininterval=2.0)
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        found = beam_search(model, trie, [examples[place].prompt_ids for place in places], num_beams, length_penalty)
-        for place, sequences in zip(places, found.sequence.tolist()):
-            ranked[place] = [sid_of_sequence[number] for number in sequences if number >= 0]
-        bar.update(len(places))
-    bar.close()
-    return ranked
-
-
-def build_trie(catalogue: Catalogue, encoder: Encoder, device: torch.device | str) -> tuple[SidTrie, list[str]]:
-    """(trie over the catalogue's SIDs with their end token, SID text of every sequence number).
-
-    The texts are decoded from the tokens the trie holds, so that what is reported is what was searched.
-    """
-    trie = SidTrie(encoder.sid_ids(catalogue.sids), device)
-    lengths = trie.sequence_length.tolist()
-    texts = [
-        "".join(encoder.tokenizer.convert_ids_to_tokens(tokens[: length - len(encoder.end)]))
-        for tokens, length in zip(trie.sequence_tokens.tolist(), lengths)
-    ]
-    return trie, texts
+from prompts import Encoder, checkpoint_prompts, prompts_file
+from ranking import build_trie, rank_sids
+from records import read_info, read_rows
 
 
 def evaluate(
@@ -72,6 +33,7 @@ def evaluate(
     length_penalty: float = 0.0,
     cutoff_len: int = 512,
     prompts: str | None = None,
+    category: str | None = None,
     shared_sids: bool = False,
     sample: int = -1,
     seed: int = 42,
@@ -85,7 +47,7 @@ def evaluate(
         info_file: the catalogue. shared_sids: accept items that share a SID there.
         result_json_data: the predictions are written there, the metrics beside it (NAME.metrics.json).
         batch_size: prompts per forward pass. num_beams: beams of the search. K: length of the lists, at most num_beams.
-        prompts: another prompt set than the checkpoint's own.
+        prompts: another prompt set than the checkpoint's own. category: any text, for prompts that show {category}.
         sample: evaluate that many random rows (-1: all), for a quick look.
     """
     if K > num_beams:
@@ -93,7 +55,8 @@ def evaluate(
     output = Path(result_json_data)
     metrics_file = output.with_name(f"{output.stem}.metrics.json")
     settings = {key: value for key, value in locals().items() if key in evaluate.__annotations__ and key != "force"}
-    inputs = [train_file, info_file, test_data_path] + ([base_model] if Path(base_model).exists() else [])
+    inputs = [train_file, info_file, test_data_path, *([prompts_file(prompts)[0]] if prompts else [])]
+    inputs += [base_model] if Path(base_model).exists() else []
     record = output.with_name(f"{output.stem}.stage.json")
     stage = cli.Stage("evaluate", settings, inputs, [output, metrics_file], record, force)
     if stage.finished:
@@ -116,7 +79,7 @@ def evaluate(
 
     set_seed(seed)
     model, tokenizer = load_model(base_model, "base_model")
-    encoder = Encoder(tokenizer, checkpoint_prompts(base_model, prompts))
+    encoder = Encoder(tokenizer, checkpoint_prompts(base_model, prompts, category))
     device = process_state().device
     trie, sid_of_sequence = build_trie(catalogue, encoder, device)
     model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()

@@ -26,9 +26,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from cli import Stage, is_main_process
-from data import PROMPTS_FILE, PromptSet
 from fileio import InputError, atomic, read_json
 from prefix_tree import check_tree_attention
+from prompts import PROMPTS_FILE, PromptSet
 
 transformers_logging.set_verbosity_error()
 

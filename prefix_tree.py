@@ -121,19 +121,21 @@ class TreeBatch:
     A node can predict several next tokens (two sequences, same prefix), so labels are triples (node, token, weight).
 
     Attributes:
-        input_ids, position_ids, end [n, L].
+        input_ids, position_ids [n, L].
+        end [n, L], or None when every row is one sequence, padded on the right: ordinary causal attention is then enough.
         label_node, label_token [K] int64 (node is row * L + index), label_weight [K] float32.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    end: torch.Tensor
+    end: torch.Tensor | None
     label_node: torch.Tensor
     label_token: torch.Tensor
     label_weight: torch.Tensor
 
     def to(self, device: str | torch.device) -> "TreeBatch":
-        return TreeBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        moved = (getattr(self, name) for name in self.__dataclass_fields__)
+        return TreeBatch(*(value if value is None else value.to(device) for value in moved))
 
 
 def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], pad_token_id: int) -> TreeBatch:
@@ -182,7 +184,7 @@ def tree_log_probs(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
         logits = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask=attention_mask_for(inner, tree_mask(batch.end)),
+            attention_mask=None if batch.end is None else attention_mask_for(inner, tree_mask(batch.end)),
             use_cache=False,
         ).logits.float()
     normaliser = torch.logsumexp(logits, dim=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable
 
@@ -34,17 +34,6 @@ class Row:
     title: str
     item_id: int
     sid: str
-
-    def last(self, count: int) -> "Row":
-        """The same row with only the newest `count` items of its history."""
-        if count >= len(self.history_sids):
-            return self
-        return replace(
-            self,
-            history_titles=self.history_titles[-count:],
-            history_ids=self.history_ids[-count:],
-            history_sids=self.history_sids[-count:],
-        )
 
 
 def list_cell(text: str, where: str) -> list:

@@ -11,27 +11,26 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig
 
 import cli
-from data import (
-    Encoder,
-    EvalSidDataset,
-    RLSeqTitle2SidDataset,
-    RLTitle2SidDataset,
-    SidDataset,
-    checkpoint_prompts,
-)
-from evaluate import build_trie, rank_sids
+from data import EvalSidDataset
 from fileio import InputError
-from metrics import hit_ratio, ndcg, rank_of
 from minionerec_trainer import GroupTrainer
 from model_io import TimeKeeper, checkpoint_to_resume, load_model, process_state, save_checkpoint_folder
+from prompts import Encoder, checkpoint_prompts, prompts_file
+from ranking import build_trie, validation_metrics
 from records import read_info, read_rows
 from rewards import REWARDS
+from tasks import RL_TASKS, Inputs, choose_tasks, make_mixture, read_descriptions, read_preferences
 
-TASKS = ("next_sid", "title_history2sid", "title2sid")
+
+class FreshExamples(TrainerCallback):
+    """Tells the training set the epoch, so that weights below 1 take other examples; data loaders do not in every setting."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
+        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
 def rl(
@@ -63,6 +62,9 @@ def rl(
     sample_train: int = -1,
     tasks: list[str] | None = None,
     prompts: str | None = None,
+    category: str | None = None,
+    item_meta_path: str | None = None,
+    preference_file: str | None = None,
     cutoff_len: int = 512,
     shared_sids: bool = False,
     gradient_checkpointing: bool = False,
@@ -85,7 +87,10 @@ def rl(
         test_during_training: measure validation HR@10 and NDCG@10 at every eval_step (below 1: share of the run) on
             eval_sample rows with test_beam beams; final_checkpoint is then the best of them by HR@10, the start included.
         sample_train: use that many random train rows; -1 is all.
-        tasks: of next_sid, title_history2sid, title2sid; default next_sid, plus the others with a worded prompt set.
+        tasks: with weights, such as next_sid,title2sid:0.5 (`choose_tasks`); default: next_sid, title_history2sid and
+            title2sid, as far as the prompt set has them. Others: description2sid, which needs item_meta_path, and
+            preference2sid, which needs preference_file (`read_preferences`).
+        prompts: another prompt set than the checkpoint's own. category: any text, for prompts that show {category}.
         shared_sids: accept an info file in which items share a SID.
     """
     if reward_type not in REWARDS:
@@ -101,7 +106,9 @@ def rl(
     if temperature <= 0:
         raise InputError(f"--temperature {temperature}: must be positive")
     settings = {key: value for key, value in locals().items() if key in rl.__annotations__ and key != "force"}
-    inputs = [train_file, eval_file, info_file] + ([model_path] if Path(model_path).exists() else [])
+    inputs = [train_file, eval_file, info_file]
+    inputs += [prompts_file(prompts)[0]] if prompts else []
+    inputs += [path for path in (model_path, item_meta_path, preference_file) if path and Path(path).exists()]
     final = Path(output_dir) / "final_checkpoint"
     with process_state().main_process_first():
         stage = cli.Stage("rl", settings, inputs, [final], Path(output_dir) / "rl.stage.json", force)
@@ -123,20 +130,17 @@ def rl(
         splits.append(
             [rows[i] for i in sorted(generator.sample(range(len(rows)), count))] if 0 <= count < len(rows) else rows
         )
-    prompt_set = checkpoint_prompts(model_path, prompts)
-    tasks = list(tasks or [task for task in TASKS if task in prompt_set.templates])
-    for task in tasks:
-        if task not in TASKS:
-            raise InputError(f"--tasks: unknown task {task!r}; known: {', '.join(TASKS)}")
+    prompt_set = checkpoint_prompts(model_path, prompts, category)
+    weights = choose_tasks(tasks, prompt_set, RL_TASKS, item_meta_path=item_meta_path, preference_file=preference_file)
+    descriptions = read_descriptions(item_meta_path, catalogue.item_ids) if item_meta_path else None
+    preferences = read_preferences(preference_file) if preference_file else None
     set_seed(seed)
     model, tokenizer = load_model(model_path, "model_path")
     encoder = Encoder(tokenizer, prompt_set)
-    makers = {
-        "next_sid": lambda: SidDataset(splits[0], encoder, cutoff_len),
-        "title_history2sid": lambda: RLSeqTitle2SidDataset(splits[0], encoder, cutoff_len),
-        "title2sid": lambda: RLTitle2SidDataset(catalogue, encoder, cutoff_len),
-    }
-    train_set = torch.utils.data.ConcatDataset([makers[task]() for task in tasks])
+    sources = Inputs(splits[0], catalogue, descriptions, preferences, seed=seed)
+    train_set = make_mixture(weights, sources, encoder, cutoff_len, RL_TASKS)
+    for line in train_set.report():
+        cli.say(f"[rl] {line}")
     validation = EvalSidDataset(splits[1], encoder, cutoff_len).examples
     device = process_state().device
     trie, sid_of_sequence = build_trie(catalogue, encoder, device)
@@ -144,17 +148,9 @@ def rl(
 
     def validate() -> dict[str, float]:
         with trainer.compute_loss_context_manager():
-            ranked = rank_sids(
-                trainer.accelerator.unwrap_model(trainer.model),
-                trie,
-                sid_of_sequence,
-                validation,
-                test_beam,
-                max(1, eval_batch_size // test_beam),
-                progress=False,
-            )
-        ranks = [rank_of(example.sid, best) for example, best in zip(validation, ranked)]
-        return {"HR@10": hit_ratio(ranks, 10), "NDCG@10": ndcg(ranks, 10)}
+            policy = trainer.accelerator.unwrap_model(trainer.model)
+            batch_size = max(1, eval_batch_size // test_beam)
+            return validation_metrics(policy, trie, sid_of_sequence, validation, test_beam, batch_size)
 
     # Phase 2: train.
     reference = None
@@ -181,7 +177,7 @@ def rl(
         add_gt=add_gt,
         mask_all_zero=mask_all_zero,
         validate=validate if test_during_training else None,
-        callbacks=[TimeKeeper(stage)],
+        callbacks=[TimeKeeper(stage), FreshExamples()],
         args=GRPOConfig(
             output_dir=output_dir,
             per_device_train_batch_size=train_batch_size,

@@ -14,7 +14,8 @@ import torch
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 import cli
-from data import Encoder, SidItemFeatDataset, SidSFTDataset, TitleHistory2SidSFTDataset, load_prompts
+from adapters import check_checkpoint, check_flags, merged, train_lora, train_rows, trainable_parameters
+from data import EvalSidDataset
 from fileio import InputError, read_json
 from model_io import (
     TimeKeeper,
@@ -27,21 +28,13 @@ from model_io import (
     process_state,
     save_checkpoint_folder,
 )
-from records import Catalogue, Row, check_rows_against_index, read_index, read_rows
-from sft_trainer import TreeBatches, TreeTrainer
+from prompts import Encoder, load_prompts, prompts_file
+from ranking import build_trie, validation_metrics
+from records import Catalogue, check_rows_against_index, read_index, read_rows
+from sft_trainer import PACKINGS, TreeBatches, TreeTrainer
+from tasks import Inputs, choose_tasks, make_mixture, read_preferences
 
-TASKS = ("next_sid", "title_history2sid", "title2sid", "sid2title")
-
-
-def build_dataset(
-    task: str, rows: list[Row], catalogue: Catalogue, encoder: Encoder, cutoff_len: int, cut_histories: bool, seed: int
-):
-    """The SFT dataset of one task."""
-    if task == "next_sid":
-        return SidSFTDataset(rows, encoder, cutoff_len, cut_histories, seed)
-    if task == "title_history2sid":
-        return TitleHistory2SidSFTDataset(rows, encoder, cutoff_len)
-    return SidItemFeatDataset(catalogue, encoder, cutoff_len, (task,))
+BEST_BY = ("loss", "HR@10")
 
 
 def read_items(path: str, index: dict[int, tuple[str, ...]], index_path: str) -> tuple[Catalogue, list[str]]:
@@ -70,6 +63,8 @@ def sft(
     train_from_scratch: bool = False,
     prompts: str | None = None,
     tasks: list[str] | None = None,
+    category: str | None = None,
+    preference_file: str | None = None,
     cut_histories: bool | None = None,
     sample: int = -1,
     eval_sample: int = -1,
@@ -81,7 +76,17 @@ def sft(
     warmup_ratio: float = 0.03,
     weight_decay: float = 0.0,
     dropout: float = 0.0,
+    freeze_LLM: bool = False,
+    lora: bool = False,
+    lora_rank: int = 16,
+    lora_alpha: int = 32,
+    lora_targets: list[str] | None = None,
+    lora_dropout: float = 0.0,
+    packing: str = "tree",
+    tree_tokens: int = 2048,
     early_stopping_patience: int = 3,
+    best_by: str = "loss",
+    eval_beams: int = 10,
     cutoff_len: int = 512,
     gradient_checkpointing: bool = False,
     save_total_limit: int = 1,
@@ -97,23 +102,45 @@ def sft(
         train_file, eval_file: CSV splits.
         sid_index_path, item_meta_path: the index.json and item.json, by their full names.
         prompts: compact, worded or a YAML file; default compact from scratch, else worded.
-        tasks: of next_sid, title_history2sid, title2sid, sid2title; default next_sid with compact prompts, else all.
+        tasks: with weights, such as next_sid,title2sid:0.5 (`choose_tasks`); default: next_sid, title_history2sid,
+            title2sid and sid2title, as far as the prompt set has them. Worded prompts also know next_title,
+            next_description, title_history2title, description2sid, sid2description, history2preference, preference2sid.
+            The validation loss is that of next_sid, or of the chosen tasks if the prompt set has no next_sid.
+        category: any text, for prompts that show {category}.
+        preference_file: user preference texts (`read_preferences`), for the last two tasks.
         cut_histories: let a long user's targets share pieces of the timeline (`SidSFTDataset`); default: with compact prompts.
         sample, eval_sample: use that many random rows; -1 is all.
         batch_size: rows per optimizer step over all processes; micro_batch_size: rows per forward pass of one process.
         dropout: on embeddings and residual branches, for training from scratch.
-        early_stopping_patience: epochs without a better validation loss; the best epoch is what is kept.
+        freeze_LLM: only the token rows of the index's SIDs learn; in a base without SIDs these are its new rows.
+        lora: those rows learn, and LoRA matrices of lora_rank beside every linear layer of the decoder, or beside those
+            that lora_targets names (q_proj,v_proj); they act times lora_alpha / lora_rank. lora_dropout: on their input.
+        packing: tree (rows that share prefixes are computed as one, trees of about tree_tokens tokens) or none (padded rows):
+            the same loss and gradients; tree is several times cheaper.
+        early_stopping_patience: epochs that do not better the best one, which is what is kept.
+        best_by: what the best epoch has: the least validation loss (loss), or the highest HR@10 of a constrained search with
+            eval_beams beams over the validation rows (HR@10).
         wandb_project: log there; off when not given. WANDB_MODE=offline is respected.
         force: do a finished run again.
     """
-    prompt_set = load_prompts(prompts or ("compact" if train_from_scratch else "worded"))
+    prompt_set = load_prompts(prompts or ("compact" if train_from_scratch else "worded"), category)
+    weights = choose_tasks(tasks, prompt_set, preference_file=preference_file)
+    tasks = list(tasks or weights)
     compact = set(prompt_set.templates) == {"next_sid"}
-    tasks = list(tasks or [task for task in TASKS if task in prompt_set.templates])
     cut_histories = compact if cut_histories is None else cut_histories
-    for task in tasks:
-        if task not in TASKS:
-            raise InputError(f"--tasks: unknown task {task!r}; known: {', '.join(TASKS)}")
-        prompt_set.template(task)
+    check_flags(
+        freeze_LLM,
+        lora,
+        train_from_scratch,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_targets=lora_targets,
+        lora_dropout=lora_dropout,
+    )
+    if best_by not in BEST_BY or eval_beams < 10:
+        raise InputError(f"--best_by {best_by}: expected one of {', '.join(BEST_BY)}, and --eval_beams of 10 or more")
+    if packing not in PACKINGS or tree_tokens < 1:
+        raise InputError(f"--packing {packing}: expected one of {', '.join(PACKINGS)}, and --tree_tokens of 1 or more")
     if Path(base_model).is_file() and not train_from_scratch:
         raise InputError(f"--base_model {base_model}: a config file has no weights; add --train_from_scratch True")
     world = process_state().num_processes
@@ -124,9 +151,9 @@ def sft(
 
     settings = dict(locals())
     settings = {key: settings[key] for key in sft.__annotations__ if key not in ("force", "return")}
-    inputs = [train_file, eval_file, sid_index_path, item_meta_path] + (
-        [base_model] if Path(base_model).exists() else []
-    )
+    inputs = [train_file, eval_file, sid_index_path, item_meta_path]
+    inputs += [prompts_file(prompts)[0]] if prompts else []
+    inputs += [path for path in (base_model, preference_file) if path and Path(path).exists()]
     final = Path(output_dir) / "final_checkpoint"
     with process_state().main_process_first():
         stage = cli.Stage("sft", settings, inputs, [final], Path(output_dir) / "sft.stage.json", force)
@@ -134,10 +161,12 @@ def sft(
         return
     # Now, not when training begins: a run cut off before that must not leave another run's checkpoints to be resumed.
     checkpoint = checkpoint_to_resume(output_dir, resume_from_checkpoint, stage.resuming)
+    check_checkpoint(checkpoint, freeze_LLM, lora)
 
     # Phase 1: everything that can be wrong with the input is found before a model is loaded.
     index = read_index(sid_index_path, "sid_index_path")
     catalogue, descriptions = read_items(item_meta_path, index, sid_index_path)
+    preferences = read_preferences(preference_file) if preference_file else None
     generator = random.Random(seed)
     splits = []
     for path, flag, count in ((train_file, "train_file", sample), (eval_file, "eval_file", eval_sample)):
@@ -154,34 +183,51 @@ def sft(
         model, tokenizer = model_from_config(base_model, item_texts(catalogue.titles, descriptions), seed)
     else:
         model, tokenizer = load_model(base_model, "base_model")
-    sid_tokens = (token for tokens in index.values() for token in tokens)
+    sid_tokens = sorted({token for tokens in index.values() for token in tokens})
     added = add_sid_tokens(model, tokenizer, sid_tokens, seed, spread=1.0 if train_from_scratch else 0.1)
-    if dropout:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sid_rows = tokenizer.convert_tokens_to_ids(sid_tokens)
+    if lora:
+        model = train_lora(model, sid_rows, lora_rank, lora_alpha, lora_targets, lora_dropout)
+    elif freeze_LLM:
+        model = train_rows(model, sid_rows)
+    if dropout:  # after the wrapping: its hooks are to stand on the layers that are called
         add_dropout(model, dropout)
     encoder = Encoder(tokenizer, prompt_set)
     accumulation = batch_size // (micro_batch_size * world)
-    train_parts = [
-        build_dataset(task, splits[0], catalogue, encoder, cutoff_len, cut_histories, seed) for task in tasks
-    ]
-    eval_parts = [build_dataset("next_sid", splits[1], catalogue, encoder, cutoff_len, False, seed)]
+    texts = dict(zip(catalogue.item_ids, descriptions)), preferences
+    eval_tasks = dict.fromkeys(["next_sid"] if "next_sid" in prompt_set.templates else weights, 1.0)
+    train_part = make_mixture(weights, Inputs(splits[0], catalogue, *texts, cut_histories, seed), encoder, cutoff_len)
+    eval_part = make_mixture(eval_tasks, Inputs(splits[1], catalogue, *texts), encoder, cutoff_len)
+    for line in train_part.report():
+        cli.say(f"[sft] {line}")
     try:
-        train_set = TreeBatches(train_parts, batch_size, accumulation * world, encoder.pad_token_id, seed)
-        eval_batches = max(world, -(-len(splits[1]) // micro_batch_size // world) * world)
+        how = {"packing": packing, "tree_tokens": tree_tokens}
+        train_set = TreeBatches([train_part], batch_size, accumulation * world, encoder.pad_token_id, seed, **how)
+        eval_batches = max(world, -(-len(eval_part) // micro_batch_size // world) * world)
         eval_set = TreeBatches(
-            eval_parts, len(splits[1]), min(eval_batches, len(splits[1])), encoder.pad_token_id, None
+            [eval_part], len(eval_part), min(eval_batches, len(eval_part)), encoder.pad_token_id, None, **how
         )
     except ValueError as error:
         raise InputError(f"--batch_size {batch_size}: {error}") from None
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trainable = trainable_parameters(model)
     cli.say(
-        f"[sft] {parameters:,} parameters, {added} new SID tokens, {train_set.rows:,} training rows, {train_set.steps} steps an epoch"
+        f"[sft] {parameters:,} parameters, {trainable:,} trainable, {added} new SID tokens, {train_set.rows:,} training rows, {train_set.steps} steps an epoch"
     )
 
     # Phase 3: train.
     if wandb_project:
         os.environ["WANDB_PROJECT"] = wandb_project
+    trie, sid_of_sequence = build_trie(catalogue, encoder, process_state().device)
+    rows_to_rank = EvalSidDataset(splits[1], encoder, cutoff_len).examples if best_by == "HR@10" else []
+
+    def validate() -> dict[str, float]:
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        return validation_metrics(policy, trie, sid_of_sequence, rows_to_rank, eval_beams, micro_batch_size)
+
     trainer = TreeTrainer(
         model=model,
+        validate=validate if best_by == "HR@10" else None,
         train_dataset=train_set,
         eval_dataset=eval_set,
         callbacks=[EarlyStoppingCallback(early_stopping_patience), TimeKeeper(stage)],
@@ -204,8 +250,8 @@ def sft(
             save_strategy="epoch",
             logging_strategy="epoch",
             load_best_model_at_end=True,
-            metric_for_best_model="eval_loss",
-            greater_is_better=False,
+            metric_for_best_model=f"eval_{best_by}",
+            greater_is_better=best_by != "loss",
             save_total_limit=save_total_limit,
             seed=seed,
             remove_unused_columns=False,
@@ -218,9 +264,14 @@ def sft(
 
     # Phase 4: the best epoch, as a folder that RL and evaluation read.
     if trainer.is_world_process_zero():
-        save_checkpoint_folder(model, tokenizer, prompt_set, final)
+        save_checkpoint_folder(merged(model), tokenizer, prompt_set, final)
     trainer.accelerator.wait_for_everyone()
-    stage.done(eval_loss=round(trainer.state.best_metric, 4), steps=trainer.state.global_step, parameters=parameters)
+    stage.done(
+        **{f"eval_{best_by}": round(trainer.state.best_metric, 4)},
+        steps=trainer.state.global_step,
+        parameters=parameters,
+        trainable=trainable,
+    )
 
 
 if __name__ == "__main__":

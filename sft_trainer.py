@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import defaultdict
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 from torch.utils.data import Dataset, SequentialSampler
@@ -12,11 +13,29 @@ from transformers import Trainer
 
 from data import Example
 from model_io import QuietSaves
-from prefix_tree import TreeBatch, batch_trees, tree_log_probs
+from prefix_tree import TreeBatch, batch_trees, build_prefix_tree, tree_log_probs
+
+PACKINGS = ("tree", "none")
+
+
+def pack(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Numbers of the groups of `count` bins of like loads: largest first, into the emptiest bin (Graham 1969).
+
+    No bin is empty if there are `count` groups.
+    """
+    bins = [(0, number, []) for number in range(count)]
+    for group in sorted(range(len(sizes)), key=lambda group: -sizes[group]):
+        load, number, members = heapq.heappop(bins)
+        heapq.heappush(bins, (load + sizes[group], number, [*members, group]))
+    return [members for _, _, members in sorted(bins, key=lambda item: item[1])]
 
 
 class TreeBatches(Dataset):
     """The micro-batches of an epoch. Rows of a group share a tree; every optimizer step gets `batch_size` rows.
+
+    With packing "tree" the groups of a micro-batch are merged into trees of about `tree_tokens` tokens, one a row: what
+    their prompts begin with is computed once too, and rows of one length need no padding. With "none" every example is a
+    row of its own, padded: the ordinary way.
 
     Args:
         datasets: datasets of `Example`; those with `set_epoch` are told the epoch.
@@ -24,12 +43,21 @@ class TreeBatches(Dataset):
             step of 1,100.
         micro_batches: micro-batches per optimizer step, over all processes.
         seed: of the shuffling; None keeps the order (evaluation).
+        packing, tree_tokens: as above.
     """
 
     def __init__(
-        self, datasets: Sequence[Dataset], batch_size: int, micro_batches: int, pad_token_id: int, seed: int | None
+        self,
+        datasets: Sequence[Dataset],
+        batch_size: int,
+        micro_batches: int,
+        pad_token_id: int,
+        seed: int | None,
+        packing: str = "tree",
+        tree_tokens: int = 2048,
     ):
         self.datasets, self.micro_batches = list(datasets), micro_batches
+        self.packing, self.tree_tokens = packing, tree_tokens
         self.pad_token_id, self.seed = pad_token_id, seed
         self.rows = sum(len(dataset) for dataset in self.datasets)
         if self.rows < micro_batches:
@@ -49,7 +77,7 @@ class TreeBatches(Dataset):
         groups: dict[str, list[Example]] = defaultdict(list)
         for dataset in self.datasets:
             for example in (dataset[index] for index in range(len(dataset))):
-                groups[f"{type(dataset).__name__}/{example.group}"].append(example)
+                groups[example.group].append(example)
         order = list(groups.values())
         if self.seed is not None:
             random.Random(f"{self.seed}-{epoch}").shuffle(order)
@@ -58,25 +86,52 @@ class TreeBatches(Dataset):
         self.plan: list[list[tuple[int, Example]]] = []
         for low, high in zip(bounds, bounds[1:]):
             rows = flat[low:high]
-            # Trees of similar size side by side need less padding. The sum over a step does not depend on the order.
-            size: dict[int, int] = defaultdict(int)
-            before: tuple[int, list[int]] = (-1, [])
-            for group, example in rows:
-                shared = _shared(before[1], example.prompt_ids) if before[0] == group else 0
-                size[group] += len(example.prompt_ids) - shared
-                before = (group, example.prompt_ids)
-            rows.sort(key=lambda row: (size[row[0]], row[0]))
-            cuts = [round(part * len(rows) / self.micro_batches) for part in range(self.micro_batches + 1)]
-            self.plan += [rows[start:stop] for start, stop in zip(cuts, cuts[1:])]
+            if self.packing == "none":
+                # Rows of like length side by side need less padding; the sum over a step does not depend on the order.
+                rows.sort(key=lambda row: len(row[1].prompt_ids) + len(row[1].target_ids))
+                cuts = [round(part * len(rows) / self.micro_batches) for part in range(self.micro_batches + 1)]
+                self.plan += [rows[start:stop] for start, stop in zip(cuts, cuts[1:])]
+            else:
+                self.plan += self._share_out(rows)
+
+    def _share_out(self, rows: list[tuple[int, Example]]) -> list[list[tuple[int, Example]]]:
+        """The rows of a step as micro-batches of like size in tokens; groups stay whole where there are enough of them."""
+        whole: dict[int, list[tuple[int, Example]]] = defaultdict(list)
+        for row in rows:
+            whole[row[0]].append(row)
+        pieces = list(whole.values())
+        while len(pieces) < self.micro_batches:
+            longest = pieces.pop(max(range(len(pieces)), key=lambda number: len(pieces[number])))
+            pieces += [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
+        sizes = []
+        for piece in pieces:
+            size, before = 0, []
+            for _, example in piece:
+                size += len(example.prompt_ids) - _shared(before, example.prompt_ids) + len(example.target_ids)
+                before = example.prompt_ids
+            sizes.append(size)
+        return [[row for group in part for row in pieces[group]] for part in pack(sizes, self.micro_batches)]
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if self.packing == "none":
+            rows = [(example.prompt_ids, example.target_ids) for _, example in self.plan[index]]
+            return {**vars(batch_trees([[row] for row in rows], self.pad_token_id)), "end": None}
         groups: dict[int, list] = defaultdict(list)
         for group, example in self.plan[index]:
             groups[group].append((example.prompt_ids, example.target_ids))
-        return vars(batch_trees(list(groups.values()), self.pad_token_id))
+        trees = list(groups.values())
+        # What all prompts begin with stands in a merged tree once.
+        head = min(_shared(trees[0][0][0], prompt) for tree in trees for prompt, _ in tree)
+        sizes = [
+            len(build_prefix_tree([[*prompt, *target[:-1]] for prompt, target in tree]).tokens) - head + 1
+            for tree in trees
+        ]
+        rows = min(len(trees), max(1, round(sum(sizes) / max(self.tree_tokens, *sizes))))
+        packed = [[row for group in part for row in trees[group]] for part in pack(sizes, rows)]
+        return vars(batch_trees(packed, self.pad_token_id))
 
 
 def _shared(first: list[int], second: list[int]) -> int:
@@ -89,9 +144,13 @@ def _shared(first: list[int], second: list[int]) -> int:
 
 
 class TreeTrainer(QuietSaves, Trainer):
-    """`transformers.Trainer` whose batch is one `TreeBatch`; the loss is the mean over all label tokens of a step."""
+    """`transformers.Trainer` whose batch is one `TreeBatch`; the loss is the mean over all label tokens of a step.
 
-    def __init__(self, *args, **kwargs):
+    validate: called with every evaluation; its figures stand beside the validation loss.
+    """
+
+    def __init__(self, *args, validate: Callable[[], dict[str, float]] | None = None, **kwargs):
+        self.validate = validate
         super().__init__(*args, data_collator=lambda batch: batch[0], **kwargs)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the labels of the whole step itself
 
@@ -120,6 +179,9 @@ class TreeTrainer(QuietSaves, Trainer):
                 total += torch.stack((-(log_probs * batch.label_weight).sum(), batch.label_weight.sum()))
         total = self.accelerator.reduce(total)
         metrics = {f"{metric_key_prefix}_loss": (total[0] / total[1]).item()}
+        if self.validate:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.validate().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -4,10 +4,8 @@ import csv
 import io
 import json
 import random
-from dataclasses import replace
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_dataset
@@ -15,7 +13,6 @@ from tokenizers import processors
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from data import (
-    Encoder,
     EvalSidDataset,
     RLSeqTitle2SidDataset,
     RLTitle2SidDataset,
@@ -23,11 +20,10 @@ from data import (
     SidItemFeatDataset,
     SidSFTDataset,
     TitleHistory2SidSFTDataset,
-    checkpoint_prompts,
-    load_prompts,
 )
 from fileio import InputError
 from model_io import BOS, EOS, train_tokenizer
+from prompts import Encoder, load_prompts
 from records import (
     CSV_COLUMNS,
     SID_TOKEN,
@@ -297,39 +293,6 @@ def test_shared_sids_only_on_request(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------------- prompts
-def other(row):
-    """The same history with another target."""
-    return replace(row, title="Something else", item_id=39, sid=SIDS[39])
-
-
-@pytest.mark.parametrize("prompts", ["compact", "worded"])
-def test_no_prompt_depends_on_its_target(prompts):
-    """Trap 2: with another target the prompt stays the same, for every task of the set."""
-    chosen = load_prompts(prompts)
-    rows = [make_row([3, 1, 2], 7), make_row([5], 6)]
-    others = [other(row) for row in rows]
-    tested = set()
-    for kind in (SidSFTDataset, TitleHistory2SidSFTDataset, SidDataset, RLSeqTitle2SidDataset, EvalSidDataset):
-        if kind.task in chosen.templates:
-            tested.add(kind.task)
-            first, second = (kind(some, encoder(prompts)).examples for some in (rows, others))
-            assert [e.prompt for e in first] == [e.prompt for e in second]
-            assert [e.prompt_ids for e in first] == [e.prompt_ids for e in second]
-            assert all(e.target_ids != o.target_ids for e, o in zip(first, second))
-            assert not any(row.sid in e.prompt or row.title in e.prompt for row, e in zip(rows, first))
-    for task, change in (("title2sid", dict(sids=SIDS[3:5])), ("sid2title", dict(titles=["X", "Y"]))):
-        if task in chosen.templates:
-            tested.add(task)
-            catalogue = Catalogue(SIDS[:2], ["One", "Two"], [0, 1])
-            first, second = (
-                SidItemFeatDataset(some, encoder(prompts), tasks=(task,)).examples
-                for some in (catalogue, replace(catalogue, **change))
-            )
-            assert [e.prompt for e in first] == [e.prompt for e in second] and len(first) == 2
-            assert all(e.target_ids != o.target_ids for e, o in zip(first, second))
-    assert tested == set(chosen.templates)
-
-
 @pytest.mark.parametrize("prompts", ["compact", "worded"])
 @pytest.mark.parametrize("bos", [True, False])
 def test_the_same_prompt_in_sft_rl_and_evaluation(prompts, bos):
@@ -363,97 +326,6 @@ def test_targets_travel_in_the_row():
         examples = list(kind(rows, encoder()))
         assert [(e.user_id, e.item_id, e.sid) for e in examples] == [(r.user_id, r.item_id, r.sid) for r in rows]
         assert [e.target_ids for e in examples] == encoder().target_ids([r.sid for r in rows])
-
-
-@pytest.mark.parametrize(
-    "content, said",
-    [
-        ({"mine": {"next_sid": {"prompt": "{history}"}}}, "task next_sid: expected the keys prompt and target"),
-        ({"mine": {"next_sid": {"prompt": "{history}", "target": "{sid}", "more": ""}}}, "next_sid: expected the keys"),
-        ({"mine": {"next_sid": "{history}"}}, "task next_sid: expected the keys prompt and target"),
-        ({"mine": {"next_sid": {"prompt": "{history} {sid}", "target": "{sid}"}}}, "contains its own target {sid}"),
-        ({"mine": {"sid2title": {"prompt": "{title}?", "target": "It is {title}"}}}, "contains its own target {title}"),
-        ({"mine": {"next_sid": {"prompt": "{histroy}", "target": "{sid}"}}}, "task next_sid: unknown field {histroy}"),
-        ({"one": {}, "two": {}}, "exactly one prompt set"),
-        (["next_sid"], "exactly one prompt set"),
-        ({"mine": "next_sid"}, "expected the prompt set"),
-    ],
-)
-def test_wrong_prompt_sets(tmp_path, content, said):
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError) as error:
-        load_prompts(path)
-    assert str(path) in str(error.value) and said in str(error.value)
-
-
-def test_prompt_sets_are_found_by_name_file_and_file_with_set(tmp_path):
-    path = tmp_path / "mine.yaml"
-    first, second = load_prompts("compact"), load_prompts("worded")
-    task = "  next_sid: {prompt: '%s{history}', target: '{sid}'}\n"
-    path.write_text("one:\n" + task % "a" + "two:\n" + task % "b")
-    assert load_prompts(f"{path}:two").template("next_sid")["prompt"] == "b{history}"
-    with pytest.raises(InputError, match="expected the prompt set 'three'"):
-        load_prompts(f"{path}:three")
-    with pytest.raises(InputError, match="--prompts: .*missing.yaml: no such file"):
-        load_prompts(tmp_path / "missing.yaml")
-    path.write_text("a: [")
-    with pytest.raises(InputError, match="mine.yaml: not valid YAML"):
-        load_prompts(path)
-    assert set(first.templates) == {"next_sid"} and {"next_sid", "title2sid", "sid2title"} <= set(second.templates)
-    with pytest.raises(InputError, match="no task 'title2sid'"):
-        first.template("title2sid")
-
-
-def test_a_checkpoint_brings_its_prompts(tmp_path):
-    """Its own set before the worded one; a named one before both."""
-    worded, compact = load_prompts("worded"), load_prompts("compact")
-    assert checkpoint_prompts(tmp_path) == worded
-    (tmp_path / "prompts.yaml").write_text(compact.to_yaml(), encoding="utf-8")
-    assert checkpoint_prompts(tmp_path) == compact
-    assert checkpoint_prompts(tmp_path, "worded") == worded
-    (tmp_path / "prompts.yaml").write_text(worded.to_yaml(), encoding="utf-8")
-    assert checkpoint_prompts(tmp_path) == worded  # line breaks and separator included
-
-
-# -------------------------------------------------------------------------------------------------------------- encoder
-@pytest.mark.parametrize("bos, closes", [(True, False), (True, True), (False, False)])
-def test_the_start_token_stands_once_and_the_end_token_after_targets_only(bos, closes):
-    tokenizer = make_tokenizer(bos, closes)
-    coder = encoder("worded", tokenizer)
-    start = [tokenizer.convert_tokens_to_ids(BOS)] if bos else []
-    words = tokenizer("some words\n", add_special_tokens=False).input_ids
-    assert coder.start == start and coder.prompt_ids(["some words\n"]) == [start + words]
-    assert coder.target_ids(["some words\n"]) == [words + [tokenizer.eos_token_id]]
-    assert coder.prompt_ids([]) == coder.target_ids([]) == []
-    assert coder.pad_token_id == (tokenizer.pad_token_id if bos else tokenizer.eos_token_id)
-
-
-def test_sid_ids():
-    coder = encoder()
-    assert coder.sid_ids([SIDS[3], "<a_1>"]) == coder.target_ids([SIDS[3], "<a_1>"])
-    with pytest.raises(InputError, match="does not know the SID token <z_9>"):
-        coder.sid_ids([SIDS[0], "<a_1><z_9>"])
-
-
-def test_a_tokenizer_without_end_token_is_refused():
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = None
-    with pytest.raises(InputError, match="no end-of-sequence token"):
-        encoder(tokenizer=tokenizer)
-
-
-def test_the_boundary_between_prompt_and_target_is_checked(tmp_path):
-    """Trap 7: a prompt whose end merges with the target's first letters would be trained on other tokens."""
-    tokenizer = make_tokenizer(texts=["word preword"] * 50)
-    path = tmp_path / "mine.yaml"
-    path.write_text("mine:\n  sid2title: {prompt: '{sid} pre', target: '{title}'}\n")
-    coder = Encoder(tokenizer, load_prompts(path))
-    coder.check_boundary("sid2title", "<a_1>")  # an added token never merges
-    with pytest.raises(InputError, match="prompt task sid2title: 'word' tokenises differently"):
-        coder.check_boundary("sid2title", "word")
-    for prompts in ("compact", "worded"):
-        encoder(prompts, tokenizer).check_boundary("next_sid", SIDS[0])
 
 
 # ------------------------------------------------------------------------------------------------------------- datasets

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny import make_dataset, write_config
 
-from data import Encoder, checkpoint_prompts
 from evaluate import evaluate
 from fileio import InputError, read_json
 from model_io import load_model
+from prompts import Encoder, checkpoint_prompts
 from records import read_info, read_rows
 from sft import sft
 

@@ -10,13 +10,15 @@ from tiny import END, random_catalogue, random_prompts, tiny_model
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
-import rl as rl_module
-from data import Example, load_prompts
+import ranking
+from data import Example
 from fileio import InputError, read_json
 from LogitProcessor import SidTrie
 from minionerec_trainer import GroupTrainer
 from model_io import load_model
+from prompts import load_prompts
 from rewards import REWARDS
+from rl import rl
 from sft import sft
 
 
@@ -200,7 +202,7 @@ def run(trained, output, **changes):
         eval_batch_size=80,
         test_during_training=False,
     )
-    rl_module.rl(**{**flags, **changes})
+    rl(**{**flags, **changes})
     return output
 
 
@@ -245,14 +247,14 @@ def test_a_second_call_does_nothing(trained, tmp_path):
 def test_validation_keeps_the_best_weights_the_start_included(trained, tmp_path, monkeypatch, course, best):
     """HR@10 at the start and after each of three steps is prescribed; the weights kept are those of the best."""
     values, measured = iter(course), []
-    rank_sids = rl_module.rank_sids
+    rank_sids = ranking.rank_sids
 
     def noting_the_weights(model, *args, **kwargs):
         measured.append({name: value.clone() for name, value in model.state_dict().items()})
         return rank_sids(model, *args, **kwargs)
 
-    monkeypatch.setattr(rl_module, "rank_sids", noting_the_weights)
-    monkeypatch.setattr(rl_module, "hit_ratio", lambda ranks, k: next(values))
+    monkeypatch.setattr(ranking, "rank_sids", noting_the_weights)
+    monkeypatch.setattr(ranking, "hit_ratio", lambda ranks, k: next(values))
     output = run(trained, tmp_path / "rl", test_during_training=True, eval_step=1, add_gt=True)
     assert len(measured) == 4 and all(difference(first, second) > 0 for first, second in zip(measured, measured[1:]))
     assert difference(weights(output / "final_checkpoint"), measured[best]) == 0

@@ -7,30 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_dataset, tiny_model, write_config
+from tiny import make_dataset, random_examples, tiny_model, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
-from data import Encoder, EvalSidDataset, Example, load_prompts
+import sft as sft_module
+from data import EvalSidDataset
+from evaluate import evaluate
 from fileio import InputError, read_json
 from model_io import add_sid_tokens, last_checkpoint, load_model, model_from_config, train_tokenizer
+from prompts import Encoder, load_prompts
 from records import read_index, read_rows
 from sft import sft
 from sft_trainer import TreeBatches, TreeTrainer
 
 
 # ---------------------------------------------------------------------------------------------------------- the batches
-def random_examples(rng, rows, users):
-    """Rows of users whose prompts are nested, of different sizes, with targets of one to three tokens."""
-    base = {user: [rng.randint(3, 39) for _ in range(rng.randint(2, 15))] for user in range(users)}
-    examples = []
-    for row in range(rows):
-        user = rng.randrange(users)
-        prompt = base[user][: rng.randint(1, len(base[user]))]
-        target = [rng.randint(3, 39) for _ in range(rng.randint(0, 2))] + [1]
-        examples.append(Example("", prompt, target, f"U{user}", f"U{user}", "", row))
-    return examples
-
-
 @pytest.mark.parametrize(
     "rows, batch_size, micro_batches",
     [
@@ -68,8 +59,8 @@ def test_every_row_stands_in_one_micro_batch_of_even_steps(rows, batch_size, mic
 
 def test_rows_of_a_group_share_a_tree_and_evaluation_keeps_one_order():
     examples = random_examples(random.Random(0), 60, 6)
-    batches = TreeBatches([examples], 60, 1, 0, seed=1)
-    assert len(batches[0]["input_ids"]) == 6
+    assert 1 < len(TreeBatches([examples], 60, 1, 0, seed=1, tree_tokens=1)[0]["input_ids"]) <= 6
+    assert len(TreeBatches([examples], 60, 1, 0, seed=1, tree_tokens=10_000)[0]["input_ids"]) == 1
     fixed = TreeBatches([examples], 60, 2, 0, seed=None)
     plan = copy.deepcopy(fixed.plan)
     fixed.set_epoch(3)
@@ -204,6 +195,48 @@ def test_the_micro_batch_size_does_not_change_the_training(toy, tmp_path):
     assert difference(found[0], found[1]) < 1e-5 and difference(found[0], found[2]) < 1e-5
 
 
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_best_by_hit_ratio_keeps_that_epoch(toy, tmp_path, monkeypatch, best):
+    """HR@10 after each epoch is prescribed; the weights kept are those of the best, whatever the loss says."""
+    seen = []
+
+    def prescribed(model, trie, sids, examples, num_beams, batch_size):
+        assert num_beams == 12 and len(examples) == len(read_rows(toy[0]["eval_file"]))
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"HR@10": 0.5 if len(seen) == best + 1 else 0.1, "NDCG@10": 0.0}
+
+    monkeypatch.setattr(sft_module, "validation_metrics", prescribed)
+    flags = dict(num_epochs=3, best_by="HR@10", eval_beams=12, early_stopping_patience=9)
+    output = train(toy, tmp_path / "run", **flags)
+    assert len(seen) == 3 and difference(weights(output), seen[best]) == 0
+    assert read_json(output / "sft.stage.json")["results"]["eval_HR@10"] == 0.5
+
+
+def test_validation_hit_ratio_is_that_of_evaluation(toy, tmp_path):
+    output = train(toy, tmp_path / "run", num_epochs=1, best_by="HR@10", eval_beams=20)
+    paths = toy[0]
+    evaluate(
+        base_model=str(output / "final_checkpoint"),
+        train_file=paths["train_file"],
+        info_file=paths["info_file"],
+        test_data_path=paths["eval_file"],
+        result_json_data=str(tmp_path / "valid.json"),
+        num_beams=20,
+        K=20,
+    )
+    measured = read_json(tmp_path / "valid.metrics.json")["sid"]["HR@10"]
+    assert read_json(output / "sft.stage.json")["results"]["eval_HR@10"] == pytest.approx(measured, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"packing": "none"}, {"tree_tokens": 20}, {"packing": "none", "micro_batch_size": 8}]
+)
+def test_packing_does_not_change_the_training(toy, tmp_path, changes):
+    flags = dict(batch_size=32, micro_batch_size=32, learning_rate=1e-4, prompts="worded")
+    expected = weights(train(toy, tmp_path / "tree", **flags))
+    assert difference(weights(train(toy, tmp_path / "other", **{**flags, **changes})), expected) < 1e-5
+
+
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(toy, tmp_path, monkeypatch):
     """Order of the rows, optimizer, schedule and dropout included."""
     flags = dict(num_epochs=3, dropout=0.2, early_stopping_patience=9)
@@ -320,6 +353,10 @@ def test_only_the_rows_of_new_tokens_change(tied, padded):
         (dict(base_model="nowhere.json"), "--base_model nowhere.json"),
         (dict(batch_size=2**20, micro_batch_size=1), "--batch_size 1048576: "),
         (dict(cutoff_len=6), "--cutoff_len 6: row"),
+        (dict(best_by="accuracy"), "--best_by accuracy: expected one of loss, HR@10"),
+        (dict(eval_beams=5), "--eval_beams of 10 or more"),
+        (dict(packing="forest"), "--packing forest: expected one of tree, none"),
+        (dict(tree_tokens=0), "--tree_tokens of 1 or more"),
     ],
 )
 def test_wrong_settings(toy, tmp_path, changes, said, monkeypatch):

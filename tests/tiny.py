@@ -17,6 +17,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from data import Example
+
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 END = 1
 
@@ -52,6 +54,18 @@ def random_catalogue(
     sequences = [list(sequence) for sequence in found]
     rng.shuffle(sequences)
     return sequences
+
+
+def random_examples(rng, rows, users):
+    """Rows of users whose prompts are nested, of different sizes, with targets of one to three tokens."""
+    base = {user: [rng.randint(3, 39) for _ in range(rng.randint(2, 15))] for user in range(users)}
+    examples = []
+    for row in range(rows):
+        user = rng.randrange(users)
+        prompt = base[user][: rng.randint(1, len(base[user]))]
+        target = [rng.randint(3, 39) for _ in range(rng.randint(0, 2))] + [1]
+        examples.append(Example("", prompt, target, f"U{user}", f"U{user}", "", row))
+    return examples
 
 
 def random_prompts(rng: random.Random, count: int, vocab_size: int, longest: int = 20) -> list[list[int]]:

@@ -1,0 +1,69 @@
+"""Whole lists of SIDs for many rows: what evaluation and the validation of SFT and RL share."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+import cli
+from beam_search import beam_search
+from data import Example
+from LogitProcessor import SidTrie
+from metrics import hit_ratio, ndcg, rank_of
+from prompts import Encoder
+from records import Catalogue
+
+
+def rank_sids(
+    model: PreTrainedModel,
+    trie: SidTrie,
+    sid_of_sequence: list[str],
+    examples: list[Example],
+    num_beams: int,
+    batch_size: int,
+    length_penalty: float = 0.0,
+    progress: bool = True,
+) -> list[list[str]]:
+    """The best SIDs of every example, best first, in the order of `examples`. Batches hold prompts of similar length."""
+    order = sorted(range(len(examples)), key=lambda place: len(examples[place].prompt_ids))
+    ranked: list[list[str]] = [[] for _ in examples]
+    bar = tqdm(total=len(examples), unit="row", disable=not (progress and cli.is_main_process()), mininterval=2.0)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        found = beam_search(model, trie, [examples[place].prompt_ids for place in places], num_beams, length_penalty)
+        for place, sequences in zip(places, found.sequence.tolist()):
+            ranked[place] = [sid_of_sequence[number] for number in sequences if number >= 0]
+        bar.update(len(places))
+    bar.close()
+    return ranked
+
+
+def build_trie(catalogue: Catalogue, encoder: Encoder, device: torch.device | str) -> tuple[SidTrie, list[str]]:
+    """(trie over the catalogue's SIDs with their end token, SID text of every sequence number).
+
+    The texts are decoded from the tokens the trie holds, so that what is reported is what was searched.
+    """
+    trie = SidTrie(encoder.sid_ids(catalogue.sids), device)
+    lengths = trie.sequence_length.tolist()
+    texts = [
+        "".join(encoder.tokenizer.convert_ids_to_tokens(tokens[: length - len(encoder.end)]))
+        for tokens, length in zip(trie.sequence_tokens.tolist(), lengths)
+    ]
+    return trie, texts
+
+
+def validation_metrics(
+    model: PreTrainedModel,
+    trie: SidTrie,
+    sid_of_sequence: list[str],
+    examples: Sequence[Example],
+    num_beams: int,
+    batch_size: int,
+) -> dict[str, float]:
+    """{"HR@10", "NDCG@10"} at SID level of a search with num_beams (at least 10, or the figures are too low)."""
+    ranked = rank_sids(model, trie, sid_of_sequence, list(examples), num_beams, batch_size, progress=False)
+    ranks = [rank_of(example.sid, best) for example, best in zip(examples, ranked)]
+    return {"HR@10": hit_ratio(ranks, 10), "NDCG@10": ndcg(ranks, 10)}
