@@ -19,7 +19,14 @@ from fileio import InputError
 from rq.models.vq import sinkhorn
 
 Distances = Callable[[np.ndarray], torch.Tensor]
-CHOICES = ("none", "sinkhorn", "nearest_free", "extra_token")
+STEPS = (
+    ["none"],
+    ["sinkhorn"],
+    ["nearest_free"],
+    ["extra_token"],
+    ["sinkhorn", "nearest_free"],
+    ["sinkhorn", "extra_token"],
+)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -130,7 +137,7 @@ def extra_level(codes: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Repair:
-    """What to do about items that share a SID: steps of CHOICES, done in turn, and the Sinkhorn step's numbers.
+    """What to do about items that share a SID: one of STEPS, done in turn, and the Sinkhorn step's numbers.
 
     none: nothing. sinkhorn: `sinkhorn_repair`, which may leave collisions. nearest_free: `relocate`, and an extra token
     where a prefix is full. extra_token: one more token for every item of a shared SID. The last two leave no collision.
@@ -142,18 +149,10 @@ class Repair:
     rounds: int = 20
 
     def check(self) -> None:
-        """InputError for an unknown step, steps behind one that leaves nothing to do, or a number out of range."""
-        unknown = [step for step in self.steps if step not in CHOICES]
-        if unknown or not self.steps:
-            raise InputError(f"--collisions {','.join(self.steps)}: expected one or more of {', '.join(CHOICES)}")
-        if self.steps not in ([step] for step in CHOICES) and self.steps not in (
-            ["sinkhorn", "nearest_free"],
-            ["sinkhorn", "extra_token"],
-        ):
-            raise InputError(
-                f"--collisions {','.join(self.steps)}: expected one of {', '.join(CHOICES)}, "
-                "or sinkhorn,nearest_free or sinkhorn,extra_token"
-            )
+        """InputError for other steps than those of STEPS, or a number out of range."""
+        if self.steps not in STEPS:
+            known = " | ".join(",".join(steps) for steps in STEPS)
+            raise InputError(f"--collisions {','.join(self.steps)}: expected one of {known}")
         if self.epsilon <= 0 or self.iterations < 1 or self.rounds < 0:
             raise InputError("expected --sk_epsilon above 0, --sk_iters >= 1 and --repair_rounds >= 0")
 
