@@ -218,16 +218,18 @@ def sft(
     # Phase 3: train.
     if wandb_project:
         os.environ["WANDB_PROJECT"] = wandb_project
-    trie, sid_of_sequence = build_trie(catalogue, encoder, process_state().device)
-    rows_to_rank = EvalSidDataset(splits[1], encoder, cutoff_len).examples if best_by == "HR@10" else []
+    validate = None
+    if best_by == "HR@10":
+        trie, sid_of_sequence = build_trie(catalogue, encoder, process_state().device)
+        rows_to_rank = EvalSidDataset(splits[1], encoder, cutoff_len).examples
 
-    def validate() -> dict[str, float]:
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        return validation_metrics(policy, trie, sid_of_sequence, rows_to_rank, eval_beams, micro_batch_size)
+        def validate() -> dict[str, float]:
+            policy = trainer.accelerator.unwrap_model(trainer.model)
+            return validation_metrics(policy, trie, sid_of_sequence, rows_to_rank, eval_beams, micro_batch_size)
 
     trainer = TreeTrainer(
         model=model,
-        validate=validate if best_by == "HR@10" else None,
+        validate=validate,
         train_dataset=train_set,
         eval_dataset=eval_set,
         callbacks=[EarlyStoppingCallback(early_stopping_patience), TimeKeeper(stage)],

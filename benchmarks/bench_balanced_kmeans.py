@@ -8,7 +8,7 @@ The last line is JSON with `speed` = flow seconds / ours and `inertia` = ours / 
 the seconds, the peak memory of the process before and after, and `growth`: the power of n by which the time rises from
 one size to the next. On cores that other work shares, one thread is faster than several that wait for each other.
 
-    python benchmarks/bench_balanced_kmeans.py --sizes 4000,16000 --large_sizes 100000,300000,1000000
+    python -m benchmarks.bench_balanced_kmeans --sizes 4000,16000 --large_sizes 100000,300000,1000000
 """
 
 from __future__ import annotations

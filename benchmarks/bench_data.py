@@ -4,7 +4,7 @@ A dump of the 2018 form is generated, each way reads it in a process of its own,
 by byte before anything is reported. Seconds include the imports a way needs; memory is the peak of its process. The last line
 is JSON with `time_ratio` = plain seconds / streaming seconds and `memory_ratio` = plain peak / streaming peak.
 
-    python benchmarks/bench_data.py --reviews 5000000
+    python -m benchmarks.bench_data --reviews 5000000
 """
 
 from __future__ import annotations
@@ -182,10 +182,12 @@ def bench(reviews: int = 5_000_000, seed: int = 0, work_dir: str | None = None) 
     """Generate the dump, run both ways, compare their files and report.
 
     reviews: lines of the dump; 5,000,000 need 4 GB of disk, and the plain way 13 GB of memory
-    work_dir: an existing folder to put the dump below; default: the system's temporary folder. It is removed at the end
+    work_dir: a folder to put the dump below; default: the system's temporary folder. It is removed at the end
     """
     if reviews < 1000:
         raise InputError(f"--reviews {reviews}: expected 1000 or more")
+    if work_dir:
+        Path(work_dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work_dir) as name:
         folder = Path(name)
         in_child(generate, folder, reviews, seed)

@@ -3,7 +3,7 @@
 Both run in this process on the same random model and prompts; the lists are compared before anything is reported. The last
 line is JSON with `ratio` = textbook seconds / tree seconds (medians).
 
-    python benchmarks/bench_decode.py --shape llama-135m --num_beams 50 --prompt_length 100
+    python -m benchmarks.bench_decode --shape llama-135m --num_beams 50 --prompt_length 100
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Both run forward and backward over the same rows in this process, on the same mo
 before anything is reported. Tokens are counted over the whole epoch, seconds and memory over a sample of users. The last
 line is JSON: `token_ratio` and `time_ratio`, padded / tree.
 
-    python benchmarks/bench_sft.py --data_root DIR --category Industrial_and_Scientific   data in the published format
-    python benchmarks/bench_sft.py                                                        rows made up here
+    python -m benchmarks.bench_sft --data_root DIR --category Industrial_and_Scientific   data in the published format
+    python -m benchmarks.bench_sft                                                        rows made up here
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def bench(
     base_model: str = "config/tiny_qwen3.json",
     prompts: str = "worded",
     tasks: list[str] | None = None,
-    rows: int = 1500,
-    micro_batch_size: int = 256,
-    tree_tokens: int = 512,
+    rows: int = 1000,
+    micro_batch_size: int = 32,
+    tree_tokens: int = 2048,
     repeats: int = 1,
     seed: int = 0,
 ) -> None:

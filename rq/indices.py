@@ -13,7 +13,6 @@ from records import read_index
 from rq.append import append, parse_sids
 from rq.codebook import (
     Model,
-    id_order,
     last_level,
     load_items,
     load_model,
@@ -58,8 +57,8 @@ def _write(
     sizes = model.config["num_emb_list"]
     error = reconstruction_error(model, array, codes, batch_size)
     write_json(output_file, index, indent=None)
-    write_report(stem(output_file), sids, array, codebook_sizes=sizes, codebook_error=error)
-    used = [f"{len(np.unique(codes[:, level]))}/{size}" for level, size in enumerate(sizes)]
+    report = write_report(stem(output_file), sids, array, codebook_sizes=sizes, codebook_error=error)
+    used = [f"{level['codes_used']}/{level['codes']}" for level in report["per_level"]]
     return {"codes_used_per_level": " ".join(used), "reconstruction_error": round(error, 6)}
 
 
@@ -72,10 +71,13 @@ def write_index(
     repair: Repair,
     batch_size: int,
 ) -> dict[str, Any]:
-    """SIDs of array [n, in_dim] from its codes [n, levels], written with their report. Returns the results to print."""
+    """SIDs of array [n, in_dim] from its codes [n, levels], written with their report. Returns the results to print.
+
+    array and item_ids are those of `load_items`, in the order of the ids.
+    """
     codes, extra, counts = resolve(codes, last_level(model, array, codes), repair)
     sids = sid_tokens(codes, extra)
-    index = {item_ids[row]: sids[row] for row in id_order(item_ids)}
+    index = dict(zip(item_ids, sids))
     return {"items": len(sids), **counts, **_write(model, codes, sids, array, index, output_file, batch_size)}
 
 

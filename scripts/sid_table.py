@@ -1,6 +1,6 @@
 """One line per SID table below a folder: collisions before and after, codes used, errors, seconds.
 
-python scripts/sid_table.py --run_dir OUT
+python -m scripts.sid_table --run_dir OUT
 """
 
 from __future__ import annotations

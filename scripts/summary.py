@@ -1,6 +1,6 @@
 """Prints what a run folder holds: one table of metrics, the time and memory of every stage, the paths of all outputs.
 
-python scripts/summary.py --run_dir output/quickstart
+python -m scripts.summary --run_dir output/quickstart
 """
 
 from __future__ import annotations
