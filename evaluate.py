@@ -84,7 +84,7 @@ def evaluate(
     trie, sid_of_sequence = build_trie(catalogue, encoder, device)
     model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
     examples = EvalSidDataset(rows, encoder, cutoff_len).examples
-    ranked = rank_sids(model, trie, sid_of_sequence, examples, num_beams, batch_size, length_penalty)
+    ranked, scores = rank_sids(model, trie, sid_of_sequence, examples, num_beams, batch_size, length_penalty)
 
     predictions = [
         {
@@ -93,8 +93,9 @@ def evaluate(
             "input": example.prompt,
             "output": row.sid,
             "predict": best[:K],
+            "score": [round(value, 6) for value in values[:K]],
         }
-        for row, example, best in zip(rows, examples, ranked)
+        for row, example, best, values in zip(rows, examples, ranked, scores)
     ]
     histories = [row.history_sids for row in rows]
     results = score_predictions(predictions, catalogue.sids, catalogue.item_ids, counts, K, histories)

@@ -26,19 +26,24 @@ def rank_sids(
     batch_size: int,
     length_penalty: float = 0.0,
     progress: bool = True,
-) -> list[list[str]]:
-    """The best SIDs of every example, best first, in the order of `examples`. Batches hold prompts of similar length."""
+) -> tuple[list[list[str]], list[list[float]]]:
+    """(the best SIDs of every example, best first; their scores), in the order of `examples`.
+
+    Batches hold prompts of similar length. Scores are those of `beam_search.Ranked`.
+    """
     order = sorted(range(len(examples)), key=lambda place: len(examples[place].prompt_ids))
     ranked: list[list[str]] = [[] for _ in examples]
+    scores: list[list[float]] = [[] for _ in examples]
     bar = tqdm(total=len(examples), unit="row", disable=not (progress and cli.is_main_process()), mininterval=2.0)
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         found = beam_search(model, trie, [examples[place].prompt_ids for place in places], num_beams, length_penalty)
-        for place, sequences in zip(places, found.sequence.tolist()):
+        for place, sequences, values in zip(places, found.sequence.tolist(), found.score.tolist()):
             ranked[place] = [sid_of_sequence[number] for number in sequences if number >= 0]
+            scores[place] = values[: len(ranked[place])]
         bar.update(len(places))
     bar.close()
-    return ranked
+    return ranked, scores
 
 
 def build_trie(catalogue: Catalogue, encoder: Encoder, device: torch.device | str) -> tuple[SidTrie, list[str]]:
@@ -64,6 +69,6 @@ def validation_metrics(
     batch_size: int,
 ) -> dict[str, float]:
     """{"HR@10", "NDCG@10"} at SID level of a search with num_beams (at least 10, or the figures are too low)."""
-    ranked = rank_sids(model, trie, sid_of_sequence, list(examples), num_beams, batch_size, progress=False)
+    ranked, _ = rank_sids(model, trie, sid_of_sequence, list(examples), num_beams, batch_size, progress=False)
     ranks = [rank_of(example.sid, best) for example, best in zip(examples, ranked)]
     return {"HR@10": hit_ratio(ranks, 10), "NDCG@10": ndcg(ranks, 10)}
