@@ -3,11 +3,13 @@
 All beams of a prompt are query tokens of the *same* row: a [n, 1, W, P + generated] mask lets each beam see the prompt and
 its own ancestors, so the KV cache is never copied, expanded or reordered. Candidates are the legal children only. The
 result equals Hugging Face `generate(num_beams=B)` with a prefix-constraining processor, the finished-beam pool and the
-length penalty included; a checkpoint's `generation_config` is never read.
+length penalty included; a checkpoint's `generation_config` is never read. What all prompts of a batch begin with is
+prefilled once.
 """
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Iterator, Sequence
@@ -16,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from LogitProcessor import SidTrie
+from LogitProcessor import SidTrie, SubTries
 from prefix_tree import attention_mask_for, check_tree_attention
 
 NEGATIVE = float("-inf")
@@ -36,19 +38,31 @@ class Ranked:
     score: torch.Tensor
 
 
-class _RoomyLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer with room for what will be generated: growing it copies nothing."""
+# Shorter common beginnings are not worth a forward pass of their own.
+SHORTEST_HEAD = 8
 
-    def __init__(self, room: int):
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values of one layer in a buffer with room for what will be generated: growing it copies nothing.
+
+    head: a layer that holds one row, which all rows of this one begin with.
+    """
+
+    def __init__(self, room: int, head: DynamicLayer | None = None):
         super().__init__()
-        self._room, self._used = room, 0
+        self._room, self._head, self._used = room, head, 0
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             rows, heads, length, width = key_states.shape
-            self._keys = key_states.new_empty(rows, heads, length + self._room, width)
-            self._values = value_states.new_empty(*value_states.shape[:2], length + self._room, value_states.shape[-1])
+            self._used = self._head.keys.shape[-2] if self._head else 0
+            length += self._used + self._room
+            self._keys = key_states.new_empty(rows, heads, length, width)
+            self._values = value_states.new_empty(*value_states.shape[:2], length, value_states.shape[-1])
+            if self._head:
+                self._keys[:, :, : self._used] = self._head.keys
+                self._values[:, :, : self._used] = self._head.values
         start, self._used = self._used, self._used + key_states.shape[-2]
         self._keys[:, :, start : self._used] = key_states
         self._values[:, :, start : self._used] = value_states
@@ -63,20 +77,35 @@ class _PromptRows:
         if not len(prompts) or min(len(prompt) for prompt in prompts) == 0:
             raise ValueError("every prompt needs at least one token")
         self.model = model
-        device = model.device
-        length = max(len(prompt) for prompt in prompts)
-        tokens = torch.zeros(len(prompts), length, dtype=torch.long)
-        real = torch.zeros(len(prompts), length, dtype=torch.bool)
+        n, device = len(prompts), model.device
+        layers = range(model.config.get_text_config().num_hidden_layers)
+        # Phase 1: what all prompts begin with, once. The last token of each prompt stays outside: it gives the logits.
+        head = len(os.path.commonprefix([prompt[:-1] for prompt in prompts])) if n > 1 else 0
+        head = head if head >= SHORTEST_HEAD else 0
+        self._cache = Cache(layers=[_RoomyLayer(0) for _ in layers])
+        if head:
+            position = torch.arange(head, device=device).unsqueeze(0)
+            visible = torch.ones(1, head, head, dtype=torch.bool, device=device).tril()
+            self._forward(torch.tensor([prompts[0][:head]], device=device), position, visible, logits_to_keep=1)
+        heads = [layer if head else None for layer in self._cache.layers]
+        self._cache = Cache(layers=[_RoomyLayer(room, layer) for layer in heads])
+
+        # Phase 2: the rest of each, left-padded.
+        length = max(len(prompt) for prompt in prompts) - head
+        tokens = torch.zeros(n, length, dtype=torch.long)
+        real = torch.zeros(n, length, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
-            tokens[row, length - len(prompt) :] = torch.as_tensor(prompt)
-            real[row, length - len(prompt) :] = True
-        self.lengths = real.sum(dim=1).to(device)
-        self._real = real.to(device)
-        self._cache = Cache(layers=[_RoomyLayer(room) for _ in range(model.config.get_text_config().num_hidden_layers)])
-        position = (real.cumsum(dim=1) - 1).clamp(min=0).to(device)
+            rest = prompt[head:]
+            tokens[row, length - len(rest) :] = torch.as_tensor(rest)
+            real[row, length - len(rest) :] = True
+        real = real.to(device)
+        self.lengths = real.sum(dim=1) + head
+        self._real = torch.cat((real.new_ones(n, head), real), dim=1)
+        position = (self._real.cumsum(dim=1) - 1).clamp(min=0)[:, head:]
         # A padding query sees only itself: a row without any visible key would be NaN under some kernels.
-        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-        visible = causal & self._real[:, None, :] | torch.eye(length, dtype=torch.bool, device=device)
+        own = torch.eye(length, dtype=torch.bool, device=device)
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril() & real[:, None, :] | own
+        visible = torch.cat((real.new_ones(n, length, head), causal), dim=-1)
         self.logits = self._forward(tokens.to(device), position, visible, logits_to_keep=1)
 
     def _forward(self, tokens, position, visible, **arguments) -> torch.Tensor:
@@ -113,12 +142,29 @@ def _inference(model: PreTrainedModel, trie: SidTrie) -> Iterator[None]:
         model.train(training)
 
 
+def stable_topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values, places) [n, k] of the largest of each row of [n, m], best first; of equal ones the first place comes first.
+
+    `torch.topk` leaves open which of equal values it takes. Ties are common in bf16.
+    """
+    # A float's bits, read as an integer, order positive floats; flipping those of negative ones orders all of them.
+    bits = (values + 0.0).view(torch.int32)  # + 0.0: there is only one zero
+    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    last = values.shape[1] - 1
+    keys = (bits << 32) + torch.arange(last, -1, -1, device=values.device)
+    places = last - (keys.topk(k, dim=1).values & 0xFFFFFFFF)
+    return values.gather(1, places), places
+
+
 def beam_search(
     model: PreTrainedModel,
     trie: SidTrie,
     prompts: Sequence[Sequence[int]],
     num_beams: int,
     length_penalty: float = 0.0,
+    renormalize: bool = False,
+    excluded: Sequence[Sequence[int]] | None = None,
+    included: Sequence[Sequence[int] | None] | None = None,
 ) -> Ranked:
     """The `num_beams` best sequences of `trie` after each prompt, best first.
 
@@ -128,9 +174,13 @@ def beam_search(
         prompts: n token-id lists of any lengths.
         num_beams: B; more than the legal continuations is fine and leaves empty places.
         length_penalty: exponent p of the final score, sum / length ** p, as in HF.
+        renormalize: score with probabilities over the legal tokens (HF's `renormalize_logits`), not over the vocabulary.
+        excluded: per prompt, numbers of sequences that may not be found. included: per prompt, the only ones that may, or
+            None for all. A prefix is legal as long as a sequence below it may be found: what a processor built from the
+            allowed sequences of each prompt would do.
 
     Returns:
-        `Ranked` with [n, B] places.
+        `Ranked` with [n, B] places. Of equal scores, the lexicographically first sequence stands first.
 
     Raises:
         ValueError: an empty prompt, a model whose attention cannot follow a tree, a trie of another vocabulary, NaN logits.
@@ -147,33 +197,44 @@ def beam_search(
         open_row = torch.ones(n, 1, dtype=torch.bool, device=device)
         broken = torch.zeros((), dtype=torch.bool, device=device)
         tail = None  # log-probabilities [n, W, L] of forced tokens, once every running beam has one way left
+        if excluded is not None or included is not None:
+            sub_tries = SubTries(trie, excluded, included)
+            if len(sub_tries.listed) != n:
+                raise ValueError(f"{n} prompts, but {len(sub_tries.listed)} lists of excluded or included sequences")
+        else:
+            sub_tries = None
 
         for step in range(trie.depth):
             # Phase 1: score the legal children of every running beam.
             width = 1 if tail is not None else trie.fanout[step]
             child, legal = trie.children(nodes, width)
             if tail is None:
-                normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
-                broken |= torch.isnan(normaliser).any()
-                gain = logits.gather(-1, trie.token[child].clamp(min=0)) - normaliser
+                if sub_tries:
+                    legal &= sub_tries.alive(child, step + 1)
+                gain = logits.gather(-1, trie.tokens(child, step + 1))
+                if renormalize:
+                    gain = gain.masked_fill(~legal, NEGATIVE)
+                normaliser = torch.logsumexp(gain if renormalize else logits, dim=-1, keepdim=True)
+                broken |= (torch.isnan(normaliser) & (score > NEGATIVE).unsqueeze(-1)).any()
+                gain = gain - normaliser
             else:
                 gain, tail = tail[:, :, :1], tail[:, :, 1:]
             total = (score.unsqueeze(-1) + gain).masked_fill(~legal, NEGATIVE).flatten(1)
-            best, index = total.topk(min(2 * num_beams, total.shape[1]), dim=1)
+            best, index = stable_topk(total, min(2 * num_beams, total.shape[1]))
             reached = child.flatten(1).gather(1, index)
             ends = (trie.sequence[reached] >= 0) & (best > NEGATIVE)
 
             # Phase 2: among the best B candidates, those that end join the pool of finished sequences.
             in_reach = torch.arange(best.shape[1], device=device) < num_beams
             finished = (best / (step + 1) ** length_penalty).masked_fill(~(ends & in_reach & open_row), NEGATIVE)
-            done_score, order = torch.cat((done_score, finished), dim=1).topk(num_beams, dim=1)
+            done_score, order = stable_topk(torch.cat((done_score, finished), dim=1), num_beams)
             done_sequence = torch.cat((done_sequence, trie.sequence[reached]), dim=1).gather(1, order)
             if step + 1 == trie.depth:
                 break
 
             # Phase 3: the best B of the others run on.
             running = best.masked_fill(ends, NEGATIVE)
-            score, order = running.topk(min(num_beams, running.shape[1]), dim=1)
+            score, order = stable_topk(running, min(num_beams, running.shape[1]))
             index, nodes = index.gather(1, order), reached.gather(1, order)
             parent = index // width
             # As in HF, a row is closed once its pool is full and no running beam promises a better score.
@@ -190,12 +251,18 @@ def beam_search(
             forced = trie.forced[nodes].masked_fill(~alive, 0)
             longest = int(forced.max()) if bool((forced >= 0).all()) else 0
             if longest >= 2:
-                tail = _score_forced(rows, trie, nodes, seen, step + 1, longest)
+                # A forced token is certain where only legal tokens count, and need not be computed.
+                tail = (
+                    score.new_zeros(*nodes.shape, longest)
+                    if renormalize
+                    else _score_forced(rows, trie, nodes, seen, step + 1, longest)
+                )
             else:
                 beams = nodes.shape[1]
                 own = torch.eye(beams, dtype=torch.bool, device=device).expand(n, -1, -1)
                 seen = torch.cat((seen, own), dim=-1)
-                logits = rows.extend(trie.token[nodes].clamp(min=0), torch.full((beams,), step, device=device), seen)
+                depth = torch.full((beams,), step, device=device)
+                logits = rows.extend(trie.tokens(nodes, step + 1), depth, seen)
 
         if bool(broken):
             raise ValueError(
@@ -210,13 +277,13 @@ def _score_forced(
     """Log-probabilities [n, W, longest] of the tokens that must follow `nodes` [n, W] (at `depth`), in one pass."""
     n, beams = nodes.shape
     device = nodes.device
-    chain = [nodes]
-    for _ in range(longest):
-        below = trie.first_child[chain[-1]]
-        more = trie.first_child[chain[-1] + 1] > below
-        chain.append(torch.where(more, below, chain[-1]))
-    chain = torch.stack(chain, dim=-1)  # [n, W, longest + 1]
-    tokens = trie.token[chain].clamp(min=0)
+    tokens = [trie.tokens(nodes, depth)]
+    for level in range(depth + 1, depth + longest + 1):
+        below = trie.first_child[nodes].long()
+        # Where a shorter sequence has ended, anything may stand: its later columns are not read.
+        nodes = torch.where(trie.first_child[nodes + 1] > below, below, 0)
+        tokens.append(trie.tokens(nodes, level))
+    tokens = torch.stack(tokens, dim=-1)  # [n, W, longest + 1]
     slot = torch.arange(beams * longest, device=device)
     own = (slot[:, None] // longest == slot[None, :] // longest) & (slot[None, :] <= slot[:, None])
     visible = torch.cat((seen.repeat_interleave(longest, dim=1), own.expand(n, -1, -1)), dim=-1)
@@ -257,7 +324,7 @@ def sample(
         for step in range(trie.depth):
             child, legal = trie.children(nodes, trie.fanout[step])
             normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
-            gain = logits.gather(-1, trie.token[child].clamp(min=0)) - normaliser
+            gain = logits.gather(-1, trie.tokens(child, step + 1)) - normaliser
             if bool(torch.isnan(gain).any()):
                 raise ValueError(
                     "the model's logits are NaN: its weights are broken or the numbers overflow in this precision"
@@ -272,5 +339,5 @@ def sample(
                 break
             seen = torch.cat((seen, own), dim=-1)
             depth = torch.full((num_samples,), step, device=device)
-            logits = rows.extend(trie.token[nodes].clamp(min=0), depth, seen)
+            logits = rows.extend(trie.tokens(nodes, step + 1), depth, seen)
         return Ranked(trie.sequence[nodes], score)

@@ -89,9 +89,7 @@ class GroupTrainer(QuietSaves, Trainer):
         )
         self.reference, self.trie, self.sid_of_sequence, self.reward = reference, trie, sid_of_sequence, reward
         self.sequence_of_sid = {sid: number for number, sid in enumerate(sid_of_sequence)}
-        self.completion_tokens = [
-            tokens[:length] for tokens, length in zip(trie.sequence_tokens.tolist(), trie.sequence_length.tolist())
-        ]
+        self.completion_tokens = trie.sequences()
         self.pad_token_id, self.beam_rollouts, self.add_gt = pad_token_id, beam_rollouts, add_gt
         self.mask_all_zero, self.validate = mask_all_zero, validate
         self.model_accepts_loss_kwargs = False

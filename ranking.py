@@ -52,10 +52,9 @@ def build_trie(catalogue: Catalogue, encoder: Encoder, device: torch.device | st
     The texts are decoded from the tokens the trie holds, so that what is reported is what was searched.
     """
     trie = SidTrie(encoder.sid_ids(catalogue.sids), device)
-    lengths = trie.sequence_length.tolist()
     texts = [
-        "".join(encoder.tokenizer.convert_ids_to_tokens(tokens[: length - len(encoder.end)]))
-        for tokens, length in zip(trie.sequence_tokens.tolist(), lengths)
+        "".join(encoder.tokenizer.convert_ids_to_tokens(tokens[: len(tokens) - len(encoder.end)]))
+        for tokens in trie.sequences()
     ]
     return trie, texts
 

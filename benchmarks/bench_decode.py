@@ -92,9 +92,10 @@ def textbook(model, sequences, prompts: torch.Tensor, num_beams: int) -> list[li
 def tree(model, trie: SidTrie, prompts: torch.Tensor, num_beams: int) -> list[list[tuple[tuple[int, ...], float]]]:
     """[(tokens, score)] per prompt by the tree search."""
     found = beam_search(model, trie, prompts.tolist(), num_beams)
+    sequences = trie.sequences()
     return [
         [
-            (tuple(trie.sequence_tokens[number][: trie.sequence_length[number]].tolist()), score)
+            (tuple(sequences[number]), score)
             for number, score in zip(*pair)
             if number >= 0
         ]

@@ -11,12 +11,9 @@ from LogitProcessor import SidTrie
 
 
 def as_lists(trie, ranked):
+    known = trie.sequences()
     return [
-        [
-            (trie.sequence_tokens[number][: trie.sequence_length[number]].tolist(), score)
-            for number, score in zip(sequences, scores)
-            if number >= 0
-        ]
+        [(known[number], score) for number, score in zip(sequences, scores) if number >= 0]
         for sequences, scores in zip(ranked.sequence.tolist(), ranked.score.tolist())
     ]
 
@@ -47,6 +44,67 @@ def test_equals_hf_generate(kind, seed):
         rng.choice([2, 5, 16, 50]),
         rng.choice([0.0, 0.0, 1.0, -0.5]),
     )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_hf_for_sub_tries_renormalised_scores_and_shared_beginnings(seed):
+    """Seen items and categories per prompt, mixed depths; prompts that begin alike, of very different lengths."""
+    rng = random.Random(seed)
+    model = tiny_model(rng.choice(["llama", "qwen2", "qwen3"]), 60, seed)
+    sequences = random_catalogue(
+        rng, rng.choice([8, 60, 500]), rng.randint(2, 5), rng.choice([3, 30]), 60, seed % 2 == 0
+    )
+    trie, rows, beams = SidTrie(sequences), rng.choice([1, 2, 5]), rng.choice([3, 20, 50])
+    head = random_prompts(rng, 1, 60, 40)[0] * (seed % 3)
+    prompts = [head + rest for rest in random_prompts(rng, rows, 60, rng.choice([2, 80]))]
+    numbers, most = range(trie.num_sequences), trie.num_sequences // 2
+    excluded = [rng.sample(numbers, rng.randint(0, most)) for _ in range(rows)]
+    included = [rng.sample(numbers, rng.randint(most + 1, len(numbers))) for _ in range(rows)]
+    included[0] = None
+    excluded, included = ((excluded, None), (None, included), (excluded, included))[seed % 3]
+    renormalize, penalty = seed % 4 > 1, rng.choice([0.0, 1.0])
+    found = beam_search(model, trie, prompts, beams, penalty, renormalize, excluded, included)
+    for row, mine in enumerate(as_lists(trie, found)):
+        legal = set(numbers) if included is None or included[row] is None else set(included[row])
+        legal -= set(excluded[row]) if excluded else set()
+        known = [trie.sequences()[number] for number in sorted(legal)]
+        (theirs,) = hf_beam_search(model, known, [prompts[row]], beams, penalty, renormalize=renormalize)
+        assert [tokens for tokens, _ in mine] == [tokens for tokens, _ in theirs]
+        assert [score for _, score in mine] == pytest.approx([score for _, score in theirs], abs=1e-4)
+        if beams >= len(legal):
+            assert len(mine) == len(legal)
+
+
+def test_lists_for_another_number_of_prompts():
+    trie = SidTrie([[5, END], [6, END]])
+    with pytest.raises(ValueError, match="2 prompts, but 1 lists"):
+        beam_search(tiny_model("llama", 20), trie, [[3], [4]], 2, excluded=[[0]])
+
+
+def test_the_head_of_a_batch_is_computed_once(monkeypatch):
+    rng = random.Random(3)
+    model, sequences = tiny_model("qwen3", 40), random_catalogue(rng, 50, 3, 8, 40, False)
+    head = [rng.randint(2, 39) for _ in range(30)]
+    prompts = [head + [first, 7, 8] for first in (5, 6, 9, 11)]
+    widths = []
+    forward = module._PromptRows._forward
+    monkeypatch.setattr(
+        module._PromptRows,
+        "_forward",
+        lambda self, tokens, *rest, **more: widths.append(tuple(tokens.shape)) or forward(self, tokens, *rest, **more),
+    )
+    assert_equal_to_hf(model, sequences, prompts, 10)
+    assert widths[:2] == [(1, 30), (4, 3)]
+
+
+def test_a_large_batch_equals_single_prompts():
+    rng = random.Random(8)
+    model, sequences = tiny_model("llama", 150), random_catalogue(rng, 700, 3, 30, 150, True)
+    trie, prompts = SidTrie(sequences), random_prompts(rng, 500, 150, 60)
+    together = as_lists(trie, beam_search(model, trie, prompts, 12))
+    for place in rng.sample(range(500), 25):
+        (alone,) = as_lists(trie, beam_search(model, trie, [prompts[place]], 12))
+        assert [tokens for tokens, _ in together[place]] == [tokens for tokens, _ in alone]
 
 
 def test_equals_hf_on_a_large_catalogue():
@@ -109,18 +167,35 @@ def test_exhaustive_beams_rank_the_whole_catalogue():
 
 
 def test_legal_without_duplicates_and_full_lists():
+    """A thousand random constraint sets: every list is legal, without repeats, and full whenever the beams can fill it."""
     rng = random.Random(6)
     model = tiny_model("llama", 60)
-    for _ in range(40):
+    for case in range(1000):
         sequences = random_catalogue(
-            rng, rng.choice([1, 5, 50, 300]), rng.randint(1, 4), rng.choice([2, 9, 50]), 60, False
+            rng, rng.choice([1, 5, 50, 300]), rng.randint(1, 4), rng.choice([2, 9, 50]), 60, case % 3 == 0
         )
-        trie = SidTrie(sequences)
-        beams = rng.choice([1, 4, 20])
-        for found in as_lists(trie, beam_search(model, trie, random_prompts(rng, 2, 60), beams)):
-            listed = [tuple(tokens) for tokens, _ in found]
-            assert set(listed) <= set(map(tuple, sequences)) and len(set(listed)) == len(listed)
-            assert listed and len(listed) <= beams
+        trie, beams = SidTrie(sequences), rng.choice([1, 4, 20])
+        numbers = range(trie.num_sequences)
+        excluded = [rng.sample(numbers, rng.randrange(len(numbers))) for _ in range(2)] if case % 2 else None
+        ranked = beam_search(model, trie, random_prompts(rng, 2, 60), beams, excluded=excluded)
+        for row, found in enumerate(ranked.sequence.tolist()):
+            found = [number for number in found if number >= 0]
+            allowed = set(numbers) - set(excluded[row] if excluded else ())
+            assert found and set(found) <= allowed and len(set(found)) == len(found)
+            # Beams can starve where sequences differ in length; with one length, or room for all, they cannot.
+            if case % 3 or beams >= len(allowed):
+                assert len(found) == min(beams, len(allowed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stable_topk(seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(-3, 4, (6, 50), generator=generator) / 2
+    values[values == -1.5], values[values == 1.5], values[0, :5] = float("-inf"), 1e-40, -0.0
+    for k in (1, 7, 50):
+        best, places = module.stable_topk(values, k)
+        order = values.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(places, order.indices[:, :k]) and torch.equal(best, order.values[:, :k])
 
 
 def test_ties_are_broken_the_same_way_every_time():
@@ -129,10 +204,8 @@ def test_ties_are_broken_the_same_way_every_time():
         for parameter in model.parameters():
             parameter.zero_()
     trie = SidTrie([[a, b, END] for a in range(5, 9) for b in range(10, 14)])
-    first = beam_search(model, trie, [[3, 4]] * 3, 6)
-    again = beam_search(model, trie, [[3, 4]] * 3, 6)
-    assert torch.equal(first.sequence, again.sequence)
-    assert len(set(first.sequence[0].tolist())) == 6 and (first.sequence[0] >= 0).all()
+    ranked = beam_search(model, trie, [[3, 4], [5]] * 3, 6)
+    assert ranked.sequence.tolist() == [list(range(6))] * 6
 
 
 def test_generation_config_is_never_read():

@@ -71,8 +71,7 @@ def slow_loss(trainer, examples, groups, beta, skip_silent=False):
             continue
         for number, reward in zip(group, rewards):
             advantage = 0.0 if silent else (reward - mean) / (spread + 1e-4)
-            length = int(trainer.trie.sequence_length[number])
-            completion = trainer.trie.sequence_tokens[number][:length].tolist()
+            completion = trainer.trie.sequences()[number]
             row = torch.tensor([example.prompt_ids + completion])
             first = len(example.prompt_ids) - 1
             policy = trainer.model(row).logits[0].log_softmax(-1)
@@ -85,7 +84,7 @@ def slow_loss(trainer, examples, groups, beta, skip_silent=False):
                 if beta:
                     difference = base[first + place, token] - log_prob
                     loss = loss + beta * (difference.exp() - difference - 1)
-                total = total + loss / length / count
+                total = total + loss / len(completion) / count
     return total
 
 

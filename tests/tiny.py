@@ -89,6 +89,13 @@ class PrefixDictionary(LogitsProcessor):
         return masked
 
 
+class Renormalize(LogitsProcessor):
+    """HF's `renormalize_logits`, but a beam without any legal token stays at -inf instead of NaN, which spoils all beams."""
+
+    def __call__(self, input_ids, scores):
+        return scores.log_softmax(-1).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
+
+
 def left_pad(prompts):
     length = max(map(len, prompts))
     ids = torch.zeros(len(prompts), length, dtype=torch.long)
@@ -99,7 +106,7 @@ def left_pad(prompts):
     return ids, mask
 
 
-def hf_beam_search(model, sequences, prompts, num_beams, length_penalty=0.0, processor=None):
+def hf_beam_search(model, sequences, prompts, num_beams, length_penalty=0.0, processor=None, renormalize=False):
     """[(tokens up to END, score)] per prompt by HF `generate`; beams that hold no legal sequence are dropped."""
     ids, mask = left_pad(prompts)
     processor = processor or PrefixDictionary(sequences, ids.shape[1])
@@ -113,7 +120,7 @@ def hf_beam_search(model, sequences, prompts, num_beams, length_penalty=0.0, pro
         length_penalty=length_penalty,
         eos_token_id=END,
         pad_token_id=0,
-        logits_processor=LogitsProcessorList([processor]),
+        logits_processor=LogitsProcessorList([processor, Renormalize()] if renormalize else [processor]),
         return_dict_in_generate=True,
         output_scores=True,
     )
