@@ -169,6 +169,9 @@ class SidTrie:
         for name in self.TENSORS:
             setattr(self, name, getattr(self, name).to(device))
         self.level_tokens = [tokens.to(device) for tokens in self.level_tokens]
+        bounds = [(int(tokens[0]), int(tokens[-1]), len(tokens)) for tokens in self.level_tokens]
+        self._first_token = [first if last - first + 1 == count else None for first, last, count in bounds]
+        self.max_token = max(last for _, last, _ in bounds)
         self.device = torch.device(device)
         return self
 
@@ -184,10 +187,6 @@ class SidTrie:
     @property
     def num_sequences(self) -> int:
         return len(self.leaf)
-
-    @property
-    def max_token(self) -> int:
-        return max(int(tokens[-1]) for tokens in self.level_tokens)
 
     @property
     def num_bytes(self) -> int:
@@ -206,7 +205,10 @@ class SidTrie:
     def tokens(self, nodes: torch.Tensor, level: int) -> torch.Tensor:
         """The token ids on the edges into `nodes`, all of one level >= 1; where a node is the root, any token of the level."""
         tokens = self.level_tokens[level - 1]
-        return tokens[self.code[nodes].long().clamp(max=len(tokens) - 1)]
+        code = self.code[nodes].long().clamp_(max=len(tokens) - 1)
+        # The tokens of a level are usually numbered without gaps: then no second look-up is needed.
+        first = self._first_token[level - 1]
+        return tokens[code] if first is None else code.add_(first)
 
     def advance(self, nodes: torch.Tensor, tokens: torch.Tensor, level: int) -> torch.Tensor:
         """The child of each node (of `level`, or -1) along `tokens` (same shape), or -1 where there is none."""

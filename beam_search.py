@@ -149,9 +149,9 @@ def stable_topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     """
     # A float's bits, read as an integer, order positive floats; flipping those of negative ones orders all of them.
     bits = (values + 0.0).view(torch.int32)  # + 0.0: there is only one zero
-    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    bits ^= (bits >> 31) & 0x7FFFFFFF
     last = values.shape[1] - 1
-    keys = (bits << 32) + torch.arange(last, -1, -1, device=values.device)
+    keys = bits.long().bitwise_left_shift_(32).add_(torch.arange(last, -1, -1, device=values.device))
     places = last - (keys.topk(k, dim=1).values & 0xFFFFFFFF)
     return values.gather(1, places), places
 
