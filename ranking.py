@@ -26,10 +26,14 @@ def rank_sids(
     batch_size: int,
     length_penalty: float = 0.0,
     progress: bool = True,
+    renormalize: bool = False,
+    excluded: Sequence[Sequence[int]] | None = None,
+    included: Sequence[Sequence[int] | None] | None = None,
 ) -> tuple[list[list[str]], list[list[float]]]:
     """(the best SIDs of every example, best first; their scores), in the order of `examples`.
 
-    Batches hold prompts of similar length. Scores are those of `beam_search.Ranked`.
+    Batches hold prompts of similar length. Scores are those of `beam_search.Ranked`; renormalize, excluded and included
+    (sequence numbers per example) are as in `beam_search`.
     """
     order = sorted(range(len(examples)), key=lambda place: len(examples[place].prompt_ids))
     ranked: list[list[str]] = [[] for _ in examples]
@@ -37,7 +41,16 @@ def rank_sids(
     bar = tqdm(total=len(examples), unit="row", disable=not (progress and cli.is_main_process()), mininterval=2.0)
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        found = beam_search(model, trie, [examples[place].prompt_ids for place in places], num_beams, length_penalty)
+        found = beam_search(
+            model,
+            trie,
+            [examples[place].prompt_ids for place in places],
+            num_beams,
+            length_penalty,
+            renormalize,
+            excluded and [excluded[place] for place in places],
+            included and [included[place] for place in places],
+        )
         for place, sequences, values in zip(places, found.sequence.tolist(), found.score.tolist()):
             ranked[place] = [sid_of_sequence[number] for number in sequences if number >= 0]
             scores[place] = values[: len(ranked[place])]

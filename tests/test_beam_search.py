@@ -1,5 +1,6 @@
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -292,3 +293,15 @@ def test_sampling_frequencies_match_the_renormalised_distribution(temperature):
             assert counts[number] / draws == pytest.approx(probability, abs=4.5 * error + 1e-9)
             if counts[number]:
                 assert scores[numbers.index(number)] == pytest.approx(log_prob, abs=1e-4)
+
+
+def test_the_batch_size_follows_the_memory(monkeypatch):
+    model, trie = tiny_model("llama", 150), SidTrie(random_catalogue(random.Random(1), 300, 3, 30, 150, False))
+
+    def with_free(megabytes, prompt=100, beams=20):
+        monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=megabytes * 2**20))
+        return module.fitting_batch_size(model, trie, prompt, beams)
+
+    assert with_free(0) == 1 and with_free(10**6) == 32
+    assert 1 < with_free(24) < 32
+    assert with_free(24, prompt=400) < with_free(24) and with_free(24, beams=60) < with_free(24)
