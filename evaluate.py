@@ -2,10 +2,14 @@
 
     python evaluate.py --base_model output/sft/final_checkpoint --train_file ... --info_file ... --test_data_path ... \
         --result_json_data output/sft/test.json
+
+Several processes (`accelerate launch evaluate.py ...`, `torchrun --nproc_per_node 2 evaluate.py ...`) share the rows and
+write the same one file.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -14,11 +18,16 @@ from transformers import set_seed
 import cli
 from data import EvalSidDataset
 from fileio import InputError, write_json
+from hf_search import hf_rank_sids
 from metrics import popularity, score_predictions, table
 from model_io import load_model, process_state
 from prompts import Encoder, checkpoint_prompts, prompts_file
 from ranking import build_trie, rank_sids
+from ranking_shards import prepare_folder, work_in_shards
 from records import read_info, read_rows
+from report import plot
+
+ENGINES = ("tree", "hf")
 
 
 def evaluate(
@@ -31,6 +40,7 @@ def evaluate(
     num_beams: int = 50,
     K: int = 50,
     length_penalty: float = 0.0,
+    engine: str = "tree",
     cutoff_len: int = 512,
     prompts: str | None = None,
     category: str | None = None,
@@ -45,20 +55,34 @@ def evaluate(
         base_model: checkpoint of sft.py or rl.py.
         train_file: CSV of the train split; its target counts order the items that share a SID.
         info_file: the catalogue. shared_sids: accept items that share a SID there.
-        result_json_data: the predictions are written there, the metrics beside it (NAME.metrics.json).
-        batch_size: prompts per forward pass. num_beams: beams of the search. K: length of the lists, at most num_beams.
+        result_json_data: the predictions are written there, the metrics beside it (NAME.metrics.json, NAME.png). Until
+            then NAME.partial/ holds the finished rows; the same command after a kill does the others only.
+        batch_size: prompts per forward pass of one process. num_beams: beams of the search. K: length of the lists, at
+            most num_beams.
+        length_penalty: exponent of the length that divides the score of a SID (0: the log-probability itself).
+        engine: tree (`beam_search`), or hf: the same search by Hugging Face `generate`, slow, for comparison.
         prompts: another prompt set than the checkpoint's own. category: any text, for prompts that show {category}.
         sample: evaluate that many random rows (-1: all), for a quick look.
     """
     if K > num_beams:
         raise InputError(f"--K {K}: cannot exceed --num_beams {num_beams}")
+    if engine not in ENGINES or (engine == "hf" and num_beams < 2):
+        raise InputError(
+            f"--engine {engine}: expected one of {', '.join(ENGINES)}, and for hf --num_beams of 2 or more"
+        )
+    if batch_size < 1:
+        raise InputError(f"--batch_size {batch_size}: must be at least 1")
     output = Path(result_json_data)
-    metrics_file = output.with_name(f"{output.stem}.metrics.json")
+    metrics_file, picture, record, partial = (
+        output.with_name(f"{output.stem}{end}") for end in (".metrics.json", ".png", ".stage.json", ".partial")
+    )
     settings = {key: value for key, value in locals().items() if key in evaluate.__annotations__ and key != "force"}
     inputs = [train_file, info_file, test_data_path, *([prompts_file(prompts)[0]] if prompts else [])]
     inputs += [base_model] if Path(base_model).exists() else []
-    record = output.with_name(f"{output.stem}.stage.json")
-    stage = cli.Stage("evaluate", settings, inputs, [output, metrics_file], record, force)
+    with process_state().main_process_first():
+        stage = cli.Stage("evaluate", settings, inputs, [output, metrics_file, picture], record, force)
+        if cli.is_main_process():
+            prepare_folder(partial, stage.resuming)
     if stage.finished:
         return
 
@@ -84,18 +108,32 @@ def evaluate(
     trie, sid_of_sequence = build_trie(catalogue, encoder, device)
     model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
     examples = EvalSidDataset(rows, encoder, cutoff_len).examples
-    ranked, scores = rank_sids(model, trie, sid_of_sequence, examples, num_beams, batch_size, length_penalty)
+    if len(examples) < len(rows):
+        raise InputError(f"{test_data_path}: {len(rows) - len(examples)} rows have a history of empty SIDs")
+
+    def rank(places: list[int]) -> list[dict]:
+        chosen = [examples[place] for place in places]
+        if engine == "hf":
+            ranked, scores = hf_rank_sids(
+                model, trie, sid_of_sequence, chosen, num_beams, encoder.end[-1], length_penalty
+            )
+        else:
+            ranked, scores = rank_sids(
+                model, trie, sid_of_sequence, chosen, num_beams, len(chosen), length_penalty, progress=False
+            )
+        return [
+            {"predict": best[:K], "score": [round(value, 6) for value in values[:K]]}
+            for best, values in zip(ranked, scores)
+        ]
+
+    lengths = [len(example.prompt_ids) for example in examples]
+    lists = work_in_shards(rank, lengths, batch_size, partial, stage.tick)
+    if lists is None:
+        return  # another process than the main one
 
     predictions = [
-        {
-            "user_id": row.user_id,
-            "item_id": row.item_id,
-            "input": example.prompt,
-            "output": row.sid,
-            "predict": best[:K],
-            "score": [round(value, 6) for value in values[:K]],
-        }
-        for row, example, best, values in zip(rows, examples, ranked, scores)
+        {"user_id": row.user_id, "item_id": row.item_id, "input": example.prompt, "output": row.sid, **found}
+        for row, example, found in zip(rows, examples, lists, strict=True)
     ]
     histories = [row.history_sids for row in rows]
     results = score_predictions(predictions, catalogue.sids, catalogue.item_ids, counts, K, histories)
@@ -106,7 +144,9 @@ def evaluate(
         cli.say(
             f"{results['items_sharing_a_sid']} items share a SID; at item level the most popular of them comes first"
         )
+    plot({base_model: results}, picture)
     stage.done(rows=len(rows), illegal=results["illegal"], short_lists=results["short_lists"])
+    shutil.rmtree(partial)
 
 
 if __name__ == "__main__":

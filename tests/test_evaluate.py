@@ -2,12 +2,16 @@
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import make_dataset, write_config
 
+import evaluate as module
+import report
 from evaluate import evaluate
 from fileio import InputError, read_json
 from model_io import load_model
@@ -28,6 +32,39 @@ def run(trained, output, **changes):
     )
     evaluate(**{**flags, **changes})
     return read_json(output / "test.json"), read_json(output / "test.metrics.json")
+
+
+@pytest.fixture(autouse=True)
+def quick_picture(monkeypatch):
+    """Drawing takes a second; one test draws."""
+    monkeypatch.setattr(module, "plot", lambda columns, path: Path(path).write_text(", ".join(columns)))
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    """Two results of `run`: everything is equal, scores up to the tolerance."""
+    for ours, theirs in zip(found[0], expected[0], strict=True):
+        assert ours["score"] == pytest.approx(theirs["score"], abs=tolerance)
+        assert {**ours, "score": []} == {**theirs, "score": []}
+    assert found[1] == expected[1]
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """Numbers of rows of the searches so far, one a batch; `searched.limit` batches are done, the next one fails."""
+
+    class Batches(list):
+        limit = None
+
+    batches, rank_sids = Batches(), module.rank_sids
+
+    def counting(model, trie, sid_of_sequence, examples, *args, **kwargs):
+        if len(batches) == batches.limit:
+            raise RuntimeError("out of memory")
+        batches.append(len(examples))
+        return rank_sids(model, trie, sid_of_sequence, examples, *args, **kwargs)
+
+    monkeypatch.setattr(module, "rank_sids", counting)
+    return batches
 
 
 def naive_metrics(predictions, train, catalogue, k):
@@ -54,8 +91,10 @@ def assert_metrics(predictions, metrics, paths, shared=False):
         assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_end_to_end(trained, tmp_path, capsys):
+def test_end_to_end(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "plot", report.plot)
     predictions, metrics = run(trained, tmp_path)
+    printed = capsys.readouterr()
     rows = read_rows(trained.paths["test_data_path"])
     catalogue = read_info(trained.paths["info_file"])
     contract = [(p["user_id"], p["item_id"], p["output"]) for p in predictions]
@@ -64,14 +103,19 @@ def test_end_to_end(trained, tmp_path, capsys):
     for prediction in predictions:
         assert len(prediction["predict"]) == len(set(prediction["predict"])) == 10
         assert set(prediction["predict"]) <= set(catalogue.sids)
+        assert prediction["score"] == sorted(prediction["score"], reverse=True) and len(prediction["score"]) == 10
+        assert set(prediction) == {"user_id", "item_id", "input", "output", "predict", "score"}
     assert metrics["illegal"] == metrics["duplicates"] == metrics["short_lists"] == metrics["items_sharing_a_sid"] == 0
     assert metrics["rows"] == len(rows)
     assert_metrics(predictions, metrics, trained.paths)
     assert metrics["sid"] == metrics["item"]
     assert metrics["item"]["HR@10"] > 10 / len(catalogue.sids)  # it learnt something
-    assert f"{metrics['item']['HR@10']:.4f}" in capsys.readouterr().out
+    assert f"{metrics['item']['HR@10']:.4f}" in printed.out
+    assert f"{len(rows)}/{len(rows)}" in printed.err and "row/s" in printed.err
 
-    files = [tmp_path / name for name in ("test.json", "test.metrics.json", "test.stage.json")]
+    files = [tmp_path / name for name in ("test.json", "test.metrics.json", "test.png", "test.stage.json")]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert files[2].read_bytes().startswith(b"\x89PNG")
     written = [path.stat().st_mtime_ns for path in files]
     run(trained, tmp_path)
     assert [path.stat().st_mtime_ns for path in files] == written
@@ -97,8 +141,73 @@ def test_the_list_is_the_exact_ranking(trained, tmp_path):
 
 
 def test_the_batch_size_does_not_matter(trained, tmp_path):
-    found = [run(trained, tmp_path / str(size), batch_size=size) for size in (1, 16)]
-    assert found[0] == found[1]
+    assert_same(*(run(trained, tmp_path / str(size), batch_size=size) for size in (1, 16)))
+
+
+def test_hf_generate_gives_the_same(trained, tmp_path):
+    """And neither engine reads the checkpoint's own generation_config (trap 5)."""
+    changed = tmp_path / "checkpoint"
+    shutil.copytree(trained.checkpoint, changed)
+    own = {"do_sample": True, "temperature": 0.2, "top_k": 2, "repetition_penalty": 5.0, "suppress_tokens": [300, 301]}
+    (changed / "generation_config.json").write_text(json.dumps(own))
+    changes = {"num_beams": 8, "K": 8, "length_penalty": 0.5, "batch_size": 7}  # 30 items: beams are lost on the way
+    expected = run(trained, tmp_path / "tree", **changes)
+    for engine in ("hf", "tree"):
+        found = run(trained, tmp_path / engine, **changes, engine=engine, base_model=str(changed), force=True)
+        assert_same(found, expected, 1e-4)
+
+
+# -------------------------------------------------------------------------------------------------------------- resuming
+def cut_off(trained, output, searched, batches=2, **changes):
+    """Let an evaluation in batches of 4 fail after some of them, and tear its last line as a kill would."""
+    searched.limit = batches
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(trained, output, batch_size=4, **changes)
+    assert {path.name for path in output.iterdir()} == {"test.stage.json", "test.partial"}
+    with (output / "test.partial" / "rank0.jsonl").open("a") as file:
+        file.write('{"rows": [0, 1], "resul')
+    searched.limit = None
+    searched.clear()
+
+
+def test_a_cut_off_run_goes_on_where_it_was(trained, tmp_path, searched):
+    expected = run(trained, tmp_path / "whole", batch_size=4)
+    rows = len(expected[0])
+    assert sum(searched) == rows
+    searched.clear()
+    cut_off(trained, tmp_path / "cut", searched)
+    cut_off(trained, tmp_path / "cut", searched, batches=1)  # and once more
+    found = run(trained, tmp_path / "cut", batch_size=4)
+    assert sum(searched) == rows - 12 and rows > 24
+    assert found == expected
+    assert not (tmp_path / "cut" / "test.partial").exists()
+
+
+def test_a_run_that_only_has_to_write_its_result(trained, tmp_path, searched, monkeypatch):
+    def full(*_, **__):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_json", full)
+        with pytest.raises(OSError, match="disk full"):
+            run(trained, tmp_path)
+    predictions, _ = run(trained, tmp_path)
+    assert sum(searched) == len(predictions)
+
+
+@pytest.mark.parametrize("change", ["setting", "input", "force"])
+def test_another_run_does_not_use_the_rows_of_a_cut_off_one(trained, tmp_path, searched, change):
+    shutil.copy(trained.paths["test_data_path"], tmp_path / "test.csv")
+    changes = {"test_data_path": str(tmp_path / "test.csv")}
+    cut_off(trained, tmp_path / "cut", searched, **changes)
+    if change == "setting":
+        changes["num_beams"] = 19
+    if change == "input":
+        os.utime(tmp_path / "test.csv", (1, 1))
+    if change == "force":
+        changes["force"] = True
+    predictions, _ = run(trained, tmp_path / "cut", batch_size=4, **changes)
+    assert sum(searched) == len(predictions)
 
 
 def test_a_sample_is_rows_of_the_file_in_its_order(trained, tmp_path):
@@ -152,6 +261,29 @@ def test_items_that_share_a_sid(tmp_path):
 def test_longer_lists_than_beams(trained, tmp_path):
     with pytest.raises(InputError, match="--K 21: cannot exceed --num_beams 20"):
         run(trained, tmp_path, K=21)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"engine": "vllm"}, "--engine vllm: expected one of tree, hf"),
+        ({"engine": "hf", "num_beams": 1, "K": 1}, "--engine hf: .* for hf --num_beams of 2 or more"),
+        ({"batch_size": 0}, "--batch_size 0: must be at least 1"),
+    ],
+)
+def test_flags_that_cannot_be(trained, tmp_path, changes, said):
+    with pytest.raises(InputError, match=said):
+        run(trained, tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_history_of_empty_sids(trained, tmp_path):
+    lines = Path(trained.paths["test_data_path"]).read_text().splitlines()
+    fields = read_rows(trained.paths["test_data_path"])[0]
+    lines[1] = f"{fields.user_id},['t'],{fields.title!r},[1],{fields.item_id},[''],{fields.sid}".replace("'quoted'", "")
+    (tmp_path / "test.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="test.csv: 1 rows have a history of empty SIDs"):
+        run(trained, tmp_path, test_data_path=str(tmp_path / "test.csv"))
 
 
 def test_a_model_that_does_not_know_a_sid(trained, tmp_path):

@@ -1,27 +1,39 @@
-"""Two processes against one: same global batch, same final weights."""
+"""Two processes against one: same global batch, same final weights; same predictions, also after a kill."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 from tiny import make_dataset, write_config
+
+from evaluate import evaluate
+from fileio import read_json
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(script, processes, flags):
+def launch(script, processes, flags):
+    """The finished process of a script under 1 or 2 processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *launcher, str(ROOT / script), *arguments],
         env=environment,
         capture_output=True,
         text=True,
         cwd=ROOT,
+        timeout=240,
+        check=False,
     )
+
+
+def run(script, processes, flags):
+    done = launch(script, processes, flags)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(Path(flags["output_dir"]) / "final_checkpoint" / "model.safetensors")
 
@@ -57,3 +69,69 @@ def test_sft_and_rl_give_the_same_weights_on_two_processes(tmp_path):
     two = run("rl.py", 2, rl | {"output_dir": tmp_path / "rl2", "train_batch_size": 16})
     assert largest_difference(one, two) < 1e-5
     assert largest_difference(before, one) > 1e-4  # it did learn
+
+
+# evaluate.py, in which rank 1 is killed in its second batch
+KILLED = """
+import os, signal
+import cli, evaluate
+
+rank_sids, done = evaluate.rank_sids, []
+
+
+def dying(*args, **kwargs):
+    if os.environ["RANK"] == "1" and done:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(1)
+    return rank_sids(*args, **kwargs)
+
+
+evaluate.rank_sids = dying
+cli.run(evaluate.evaluate)
+"""
+
+
+def assert_same_result(folder, expected):
+    found, theirs = (read_json(path / "test.json") for path in (folder, expected))
+    assert [{**row, "score": 0} for row in found] == [{**row, "score": 0} for row in theirs]
+    for ours, other in zip(found, theirs):
+        assert ours["score"] == pytest.approx(other["score"], abs=1e-5)
+    assert read_json(folder / "test.metrics.json") == read_json(expected / "test.metrics.json")
+    assert {path.name for path in folder.iterdir()} == {path.name for path in expected.iterdir()}
+
+
+def test_evaluation_gives_the_same_on_two_processes_and_after_a_kill(trained, tmp_path):
+    flags = {
+        **{name: trained.paths[name] for name in ("train_file", "info_file", "test_data_path")},
+        "base_model": trained.checkpoint,
+        "num_beams": 20,
+        "K": 10,
+        "batch_size": 3,
+    }
+    result = lambda name: {"result_json_data": str(tmp_path / name / "test.json")}
+    evaluate(**flags, **result("one"))
+    two = launch("evaluate.py", 2, flags | result("two"))
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert two.stdout.count("item level") == 1  # one process prints
+    assert_same_result(tmp_path / "two", tmp_path / "one")
+
+    (tmp_path / "killed.py").write_text(KILLED)
+    killed = launch(tmp_path / "killed.py", 2, flags | result("cut"))
+    assert killed.returncode != 0 and not (tmp_path / "cut" / "test.json").exists()  # and rank 0 does not wait for ever
+    finished = set()
+    for rank in range(2):
+        path = tmp_path / "cut" / "test.partial" / f"rank{rank}.jsonl"
+        batches = [json.loads(line) for line in path.read_text().splitlines()]
+        finished |= {row for batch in batches for row in batch["rows"]}
+        for batch in batches:  # a mark that a row done again would not have
+            for row in batch["results"]:
+                row["score"][0] += 1
+        path.write_text("".join(json.dumps(batch) + "\n" for batch in batches))
+    evaluate(**flags, **result("cut"))
+    marked = read_json(tmp_path / "cut" / "test.json")
+    for number, (ours, other) in enumerate(zip(marked, read_json(tmp_path / "one" / "test.json"))):
+        ours["score"][0] = round(ours["score"][0] - (number in finished), 6)
+        assert ours["score"] == pytest.approx(other["score"], abs=1e-5)
+    assert 3 < len(finished) < len(marked)
+    (tmp_path / "cut" / "test.json").write_text(json.dumps(marked))
+    assert_same_result(tmp_path / "cut", tmp_path / "one")
