@@ -10,14 +10,17 @@ write the same one file.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Container
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from transformers import set_seed
 
 import cli
+from beam_search import fitting_batch_size
 from data import EvalSidDataset
-from fileio import InputError, write_json
+from fileio import InputError, read_lines, write_json
 from hf_search import hf_rank_sids
 from metrics import popularity, score_predictions, table
 from model_io import load_model, process_state
@@ -30,16 +33,37 @@ from report import plot
 ENGINES = ("tree", "hf")
 
 
+def read_item_ids(path: str, known: Container[int]) -> list[int]:
+    """The item ids of a file, one a line.
+
+    Raises:
+        InputError: a line that is no item of `known`, or no line.
+    """
+    found = []
+    for number, line in read_lines(path, "only_items"):
+        if not line.strip():
+            continue
+        if not line.strip().isdecimal() or int(line) not in known:
+            raise InputError(f"{path}, line {number}: expected the id of an item of the info file, got {line[:40]!r}")
+        found.append(int(line))
+    if not found:
+        raise InputError(f"{path}: no item id")
+    return found
+
+
 def evaluate(
     base_model: str,
     train_file: str,
     info_file: str,
     test_data_path: str,
     result_json_data: str,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     num_beams: int = 50,
     K: int = 50,
     length_penalty: float = 0.0,
+    renormalize: bool = False,
+    exclude_seen: bool = False,
+    only_items: str | None = None,
     engine: str = "tree",
     cutoff_len: int = 512,
     prompts: str | None = None,
@@ -57,9 +81,12 @@ def evaluate(
         info_file: the catalogue. shared_sids: accept items that share a SID there.
         result_json_data: the predictions are written there, the metrics beside it (NAME.metrics.json, NAME.png). Until
             then NAME.partial/ holds the finished rows; the same command after a kill does the others only.
-        batch_size: prompts per forward pass of one process. num_beams: beams of the search. K: length of the lists, at
-            most num_beams.
+        batch_size: prompts per forward pass of one process; default: what fits into the free memory, at most 32 on CPU.
+        num_beams: beams of the search. K: length of the lists, at most num_beams.
         length_penalty: exponent of the length that divides the score of a SID (0: the log-probability itself).
+        renormalize: score with probabilities over the legal tokens instead of the whole vocabulary.
+        exclude_seen: the search leaves out what stands in the row's history. only_items: a file with an item id a line, such
+            as those of a category: the search finds no others.
         engine: tree (`beam_search`), or hf: the same search by Hugging Face `generate`, slow, for comparison.
         prompts: another prompt set than the checkpoint's own. category: any text, for prompts that show {category}.
         sample: evaluate that many random rows (-1: all), for a quick look.
@@ -70,7 +97,11 @@ def evaluate(
         raise InputError(
             f"--engine {engine}: expected one of {', '.join(ENGINES)}, and for hf --num_beams of 2 or more"
         )
-    if batch_size < 1:
+    if engine == "hf" and (renormalize or exclude_seen or only_items):
+        raise InputError("--engine hf: has neither --renormalize nor --exclude_seen nor --only_items")
+    if sample < -1 or sample == 0:
+        raise InputError(f"--sample {sample}: expected -1 (all rows) or at least 1")
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch_size {batch_size}: must be at least 1")
     output = Path(result_json_data)
     metrics_file, picture, record, partial = (
@@ -78,6 +109,7 @@ def evaluate(
     )
     settings = {key: value for key, value in locals().items() if key in evaluate.__annotations__ and key != "force"}
     inputs = [train_file, info_file, test_data_path, *([prompts_file(prompts)[0]] if prompts else [])]
+    inputs += [only_items] if only_items else []
     inputs += [base_model] if Path(base_model).exists() else []
     with process_state().main_process_first():
         stage = cli.Stage("evaluate", settings, inputs, [output, metrics_file, picture], record, force)
@@ -95,7 +127,7 @@ def evaluate(
             raise InputError(
                 f"{test_data_path}, row {number}: item {row.item_id} with SID {row.sid} is not in {info_file}"
             )
-    if 0 <= sample < len(rows):
+    if 0 < sample < len(rows):
         chosen = (
             torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:sample].sort().values.tolist()
         )
@@ -111,6 +143,10 @@ def evaluate(
     if len(examples) < len(rows):
         raise InputError(f"{test_data_path}: {len(rows) - len(examples)} rows have a history of empty SIDs")
 
+    number_of = {sid: number for number, sid in enumerate(sid_of_sequence)}
+    wanted = read_item_ids(only_items, known) if only_items else []
+    included = sorted({number_of[known[item]] for item in wanted}) if only_items else None
+
     def rank(places: list[int]) -> list[dict]:
         chosen = [examples[place] for place in places]
         if engine == "hf":
@@ -118,8 +154,19 @@ def evaluate(
                 model, trie, sid_of_sequence, chosen, num_beams, encoder.end[-1], length_penalty
             )
         else:
+            seen = [[number_of[sid] for sid in rows[place].history_sids if sid in number_of] for place in places]
             ranked, scores = rank_sids(
-                model, trie, sid_of_sequence, chosen, num_beams, len(chosen), length_penalty, progress=False
+                model,
+                trie,
+                sid_of_sequence,
+                chosen,
+                num_beams,
+                len(chosen),
+                length_penalty,
+                progress=False,
+                renormalize=renormalize,
+                excluded=seen if exclude_seen else None,
+                included=[included] * len(places) if included else None,
             )
         return [
             {"predict": best[:K], "score": [round(value, 6) for value in values[:K]]}
@@ -127,7 +174,11 @@ def evaluate(
         ]
 
     lengths = [len(example.prompt_ids) for example in examples]
-    lists = work_in_shards(rank, lengths, batch_size, partial, stage.tick)
+    # All processes must cut the same batches, whatever memory each of them has.
+    size = batch_size or min(gather_object([fitting_batch_size(model, trie, max(lengths), num_beams)]))
+    if batch_size is None and engine == "hf":
+        size = max(1, size // num_beams)  # a beam is a row of its own there
+    lists = work_in_shards(rank, lengths, size, partial, stage.tick)
     if lists is None:
         return  # another process than the main one
 

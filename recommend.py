@@ -121,17 +121,14 @@ class Recommender:
         return count, prompt_ids
 
     def rank(self, prompt_ids: list[int], without: Collection[str]) -> list[tuple[str, float]]:
-        """[(SID, log-probability of the SID after the prompt)], best first, of the SIDs that are not in `without`.
-
-        The search takes as many more beams as it has to leave out.
-        """
-        found = beam_search(self.model, self.trie, [prompt_ids], self.num_beams + len(without))
-        ranked = [
+        """[(SID, log-probability of the SID after the prompt)], best first, of the SIDs that are not in `without`."""
+        excluded = [number for number, sid in enumerate(self.sid_of_sequence) if sid in without]
+        found = beam_search(self.model, self.trie, [prompt_ids], self.num_beams, excluded=[excluded])
+        return [
             (self.sid_of_sequence[number], score)
             for number, score in zip(found.sequence[0].tolist(), found.score[0].tolist())
             if number >= 0
         ]
-        return [(sid, score) for sid, score in ranked if sid not in without]
 
     def answer(self, history: Sequence[str], names: Sequence[str], top: int, exclude_seen: bool) -> str:
         """The best `top` as a text table, below the titles the model was shown. Items that share a SID share a rank.

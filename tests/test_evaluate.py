@@ -323,3 +323,49 @@ def test_nothing_is_written_by_a_failed_evaluation(trained, tmp_path):
     with pytest.raises(InputError, match="info.txt, line 1: expected sid<TAB>title<TAB>item_id"):
         run(trained, tmp_path, info_file=str(tmp_path / "info.txt"))
     assert not (tmp_path / "test.json").exists() and not (tmp_path / "test.metrics.json").exists()
+
+
+def test_seen_items_are_left_out_and_others_take_their_place(trained, tmp_path):
+    rows = read_rows(trained.paths["test_data_path"])
+    items = len(read_info(trained.paths["info_file"]).sids)
+    complete, _ = run(trained, tmp_path / "a", num_beams=items, K=items)
+    found, metrics = run(trained, tmp_path / "b", num_beams=items, exclude_seen=True)
+    assert metrics["seen_in_top_10"] == 0 and metrics["short_lists"] == 0
+    for row, ours, whole in zip(rows, found, complete, strict=True):
+        assert ours["predict"] == [sid for sid in whole["predict"] if sid not in row.history_sids][:10]
+    assert any(set(row.history_sids) & set(whole["predict"][:10]) for row, whole in zip(rows, complete))
+
+
+def test_only_items_of_a_file_are_found(trained, tmp_path):
+    catalogue = read_info(trained.paths["info_file"])
+    chosen = catalogue.item_ids[3:15]
+    wanted = tmp_path / "items.txt"
+    wanted.write_text("\n".join(map(str, chosen)) + "\n\n")
+    items = len(catalogue.sids)
+    plain, _ = run(trained, tmp_path / "a", num_beams=items, K=items)
+    found, _ = run(trained, tmp_path / "b", num_beams=items, only_items=str(wanted))
+    allowed = {sid for sid, item in zip(catalogue.sids, catalogue.item_ids) if item in chosen}
+    for ours, whole in zip(found, plain, strict=True):
+        assert ours["predict"] == [sid for sid in whole["predict"] if sid in allowed][:10]
+    wanted.write_text("3\nseven\n")
+    with pytest.raises(InputError, match="items.txt, line 2: expected the id of an item"):
+        run(trained, tmp_path / "c", only_items=str(wanted))
+    wanted.write_text("\n")
+    with pytest.raises(InputError, match="no item id"):
+        run(trained, tmp_path / "c", only_items=str(wanted))
+
+
+def test_renormalised_scores(trained, tmp_path):
+    """With a beam for every item, the probabilities of the whole catalogue add up to one."""
+    items = len(read_info(trained.paths["info_file"]).sids)
+    found, _ = run(trained, tmp_path, renormalize=True, num_beams=items, K=items)
+    for row in found:
+        assert sum(map(math.exp, row["score"])) == pytest.approx(1, abs=1e-4)
+
+
+def test_what_the_hf_engine_cannot_do_and_no_rows(trained, tmp_path):
+    for flags in ({"renormalize": True}, {"exclude_seen": True}, {"only_items": "x"}):
+        with pytest.raises(InputError, match="--engine hf: has neither"):
+            run(trained, tmp_path, engine="hf", **flags)
+    with pytest.raises(InputError, match="--sample 0: expected"):
+        run(trained, tmp_path, sample=0)
