@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -157,14 +158,26 @@ def _sid_order(token: str) -> tuple:
     return level, int(number or 0), token
 
 
+# How much of a new row's spread is direction, where there is one; the rest is noise, so that no two rows are equal.
+DIRECTED = 0.95
+
+
 def add_sid_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str], seed: int, spread: float = 0.1
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Iterable[str],
+    seed: int,
+    spread: float = 0.1,
+    directions: dict[str, np.ndarray] | None = None,
 ) -> int:
     """Give every SID token of the index a row of its own; returns how many were new.
 
     New rows start at the mean of the old ones plus noise of `spread` times their standard deviation: a tenth in a pretrained
     model, so that no new token begins as an outlier; 1 in a random model, where rows that start alike would take epochs to
     part. Only rows past the old tokenizer's are touched; a vocabulary padded beyond it is used up first.
+
+    directions: token -> vector [hidden], of standard deviation 1 over all tokens (`sid_init.code_directions`): the noise
+    is then mostly replaced by it.
     """
     known = len(tokenizer)
     added = tokenizer.add_tokens([AddedToken(token, normalized=False) for token in sorted(set(tokens), key=_sid_order)])
@@ -179,6 +192,10 @@ def add_sid_tokens(
         with torch.no_grad():
             old = layer.weight[:known]
             noise = torch.randn(added, old.shape[1], generator=generator).to(old)
+            if directions:
+                named = tokenizer.convert_ids_to_tokens(range(known, len(tokenizer)))
+                directed = torch.from_numpy(np.stack([directions[token] for token in named])).to(old)
+                noise = DIRECTED * directed + (1 - DIRECTED**2) ** 0.5 * noise
             layer.weight[known : len(tokenizer)] = old.mean(dim=0) + spread * old.std(dim=0) * noise
     return added
 

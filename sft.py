@@ -32,9 +32,11 @@ from prompts import Encoder, load_prompts, prompts_file
 from ranking import build_trie, validation_metrics
 from records import Catalogue, check_rows_against_index, read_index, read_rows
 from sft_trainer import PACKINGS, TreeBatches, TreeTrainer
+from sid_init import code_directions, embedding_vectors, texts_of, tfidf_vectors
 from tasks import Inputs, choose_tasks, make_mixture, read_preferences
 
 BEST_BY = ("loss", "HR@10")
+SID_INITS = ("text", "noise")
 
 
 def read_items(path: str, index: dict[int, tuple[str, ...]], index_path: str) -> tuple[Catalogue, list[str]]:
@@ -76,6 +78,7 @@ def sft(
     warmup_ratio: float = 0.03,
     weight_decay: float = 0.0,
     dropout: float = 0.0,
+    sid_init: str = "text",
     freeze_LLM: bool = False,
     lora: bool = False,
     lora_rank: int = 16,
@@ -112,6 +115,8 @@ def sft(
         sample, eval_sample: use that many random rows; -1 is all.
         batch_size: rows per optimizer step over all processes; micro_batch_size: rows per forward pass of one process.
         dropout: on embeddings and residual branches, for training from scratch.
+        sid_init: where new SID rows start: text (what the items that use a code are about: by their words' embeddings in a
+            pretrained base, by latent semantic analysis of their words from scratch) or noise.
         freeze_LLM: only the token rows of the index's SIDs learn; in a base without SIDs these are its new rows.
         lora: those rows learn, and LoRA matrices of lora_rank beside every linear layer of the decoder, or beside those
             that lora_targets names (q_proj,v_proj); they act times lora_alpha / lora_rank. lora_dropout: on their input.
@@ -139,6 +144,8 @@ def sft(
     )
     if best_by not in BEST_BY or eval_beams < 10:
         raise InputError(f"--best_by {best_by}: expected one of {', '.join(BEST_BY)}, and --eval_beams of 10 or more")
+    if sid_init not in SID_INITS:
+        raise InputError(f"--sid_init {sid_init}: expected one of {', '.join(SID_INITS)}")
     if packing not in PACKINGS or tree_tokens < 1:
         raise InputError(f"--packing {packing}: expected one of {', '.join(PACKINGS)}, and --tree_tokens of 1 or more")
     if Path(base_model).is_file() and not train_from_scratch:
@@ -184,7 +191,15 @@ def sft(
     else:
         model, tokenizer = load_model(base_model, "base_model")
     sid_tokens = sorted({token for tokens in index.values() for token in tokens})
-    added = add_sid_tokens(model, tokenizer, sid_tokens, seed, spread=1.0 if train_from_scratch else 0.1)
+    directions = None
+    if sid_init == "text":
+        about = texts_of(catalogue.titles, descriptions)
+        if train_from_scratch:
+            vectors = tfidf_vectors(about, model.get_input_embeddings().weight.shape[1], seed)
+        else:
+            vectors = embedding_vectors(about, model, tokenizer)
+        directions = code_directions([index[item] for item in catalogue.item_ids], vectors)
+    added = add_sid_tokens(model, tokenizer, sid_tokens, seed, 1.0 if train_from_scratch else 0.1, directions)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sid_rows = tokenizer.convert_tokens_to_ids(sid_tokens)
     if lora:

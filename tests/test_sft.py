@@ -18,6 +18,7 @@ from model_io import add_sid_tokens, last_checkpoint, load_model, model_from_con
 from prompts import Encoder, load_prompts
 from records import read_index, read_rows
 from sft import sft
+from sid_init import code_directions, tfidf_vectors
 from sft_trainer import TreeBatches, TreeTrainer
 
 
@@ -172,7 +173,11 @@ def test_from_scratch_end_to_end(toy, tmp_path):
     items = read_json(paths["item_meta_path"]).values()
     texts = [item[key] for key in ("title", "description") for item in items]
     start, start_tokenizer = model_from_config(config, texts, seed=42)
-    add_sid_tokens(start, start_tokenizer, tokens, seed=42, spread=1.0)
+    directions = code_directions(
+        [index[item] for item in sorted(index)],
+        tfidf_vectors([" ".join(texts[place : place + 2]) for place in range(0, len(texts), 2)], 32, seed=42),
+    )
+    add_sid_tokens(start, start_tokenizer, tokens, seed=42, spread=1.0, directions=directions)
     assert start_tokenizer.get_vocab() == tokenizer.get_vocab()
     before, after = mean_loss(start.eval(), tokenizer, paths), mean_loss(model.eval(), tokenizer, paths)
     record = read_json(output / "sft.stage.json")
