@@ -1,4 +1,4 @@
-"""The two floors every model has to clear: popularity and item-to-item transition counts.
+"""Baselines that count: popularity, item-to-item transitions, and the user's own last items again.
 
 python baselines.py --train_file ... --test_data_path ... --info_file ... --output_dir output/baselines
 """
@@ -6,18 +6,31 @@ python baselines.py --train_file ... --test_data_path ... --info_file ... --outp
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Sequence
 
 import cli
 from fileio import InputError, write_json
-from metrics import popularity, score_predictions, table
-from records import Catalogue, Row, read_info, read_rows
+from item_lists import check_items, item_predictions, score_item_lists
+from metrics import popularity, table
+from records import Row, read_info, read_rows
+
+NAMES = ("popularity", "transitions", "repeat_last")
 
 
 def popularity_order(item_ids: Sequence[int], counts: dict[int, int]) -> list[int]:
     """Items by their count as a target in the train rows, ties by id."""
     return sorted(item_ids, key=lambda item: (-counts.get(item, 0), item))
+
+
+def filled(ranked: Iterable[int], by_popularity: Sequence[int], k: int) -> list[int]:
+    """The first k distinct items of `ranked`, filled up with the most popular ones that it lacks."""
+    chosen = dict.fromkeys(ranked)
+    for item in by_popularity:
+        if len(chosen) >= k:
+            break
+        chosen[item] = None
+    return list(chosen)[:k]
 
 
 def transition_counts(rows: Sequence[Row]) -> dict[int, Counter]:
@@ -28,54 +41,30 @@ def transition_counts(rows: Sequence[Row]) -> dict[int, Counter]:
     return follows
 
 
-def rank_by_transitions(
-    history: Sequence[int], follows: dict[int, Counter], by_popularity: list[int], k: int
-) -> list[int]:
-    """The k best items by the sum over the history, newest first (j = 0, 1, ...), of 0.5**j * count(item -> candidate).
-
-    Popularity breaks ties, and so also orders the items that never followed.
-    """
+def transition_scores(history: Sequence[int], follows: dict[int, Counter]) -> dict[int, float]:
+    """{candidate: sum over the history, newest first (j = 0, 1, ...), of 0.5**j * count(item -> candidate)}."""
     scores: dict[int, float] = defaultdict(float)
     for age, item in enumerate(reversed(history)):
         for candidate, count in follows.get(item, {}).items():
             scores[candidate] += 0.5**age * count
-    place = {item: position for position, item in enumerate(by_popularity)}
-    ranked = sorted((item for item in scores if item in place), key=lambda item: (-scores[item], place[item]))[:k]
-    chosen = set(ranked)
-    for item in by_popularity:
-        if len(ranked) >= k:
-            break
-        if item not in chosen:
-            ranked.append(item)
-    return ranked
+    return scores
 
 
-def item_predictions(rows: Sequence[Row], ranked_items: Sequence[Sequence[int]], sid_of: dict[int, str]) -> list[dict]:
-    """Predictions in the file format of `evaluate.py`, with the ranked item ids beside their SIDs."""
-    return [
-        {
-            "user_id": row.user_id,
-            "item_id": row.item_id,
-            "input": " ".join(row.history_sids),
-            "output": row.sid,
-            "predict": [sid_of[item] for item in ranked],
-            "predict_items": list(ranked),
-        }
-        for row, ranked in zip(rows, ranked_items)
-    ]
+def rank_by_transitions(
+    history: Sequence[int], follows: dict[int, Counter], by_popularity: Sequence[int], k: int
+) -> list[int]:
+    """The k best items by `transition_scores`.
+
+    Popularity breaks ties, and so also orders the items that never followed.
+    """
+    scores = transition_scores(history, follows)
+    followed = [item for item in by_popularity if item in scores]
+    return filled(sorted(followed, key=lambda item: -scores[item]), by_popularity, k)
 
 
-def score_item_lists(
-    predictions: list[dict], rows: Sequence[Row], catalogue: Catalogue, counts: dict[int, int], k: int
-) -> dict:
-    """Metrics of rankings made over items: the item level is read off the item ids, not through shared SIDs."""
-    by_item = [
-        {**row, "predict": [str(item) for item in row["predict_items"]], "output": str(row["item_id"])}
-        for row in predictions
-    ]
-    names = [str(item) for item in catalogue.item_ids]
-    histories = [[str(item) for item in row.history_ids] for row in rows]
-    return score_predictions(by_item, names, catalogue.item_ids, counts, k, histories)
+def rank_by_repeating(history: Sequence[int], by_popularity: Sequence[int], k: int) -> list[int]:
+    """The distinct items of the history, newest first, then the most popular ones."""
+    return filled(reversed(history), by_popularity, k)
 
 
 def baselines(
@@ -87,43 +76,41 @@ def baselines(
     shared_sids: bool = False,
     force: bool = False,
 ) -> None:
-    """Popularity and transition counts on a test split; writes predictions and metrics of both.
+    """Rank the test split by popularity, transition counts and repetition; writes predictions and metrics of each.
 
     Args:
         K: length of the recommendation lists.
         shared_sids: accept an info file in which items share a SID.
     """
-    settings = {"train_file": train_file, "test_data_path": test_data_path, "info_file": info_file, "K": K}
-    names = ("popularity", "transitions")
-    outputs = [Path(output_dir) / f"{name}.metrics.json" for name in names]
-    stage = cli.Stage(
-        "baselines",
-        settings,
-        [train_file, test_data_path, info_file],
-        outputs,
-        Path(output_dir) / "baselines.stage.json",
-        force,
-    )
+    if K < 1:
+        raise InputError(f"--K {K}: expected 1 or more")
+    settings = {key: value for key, value in locals().items() if key in baselines.__annotations__ and key != "force"}
+    outputs = [Path(output_dir) / f"{name}.metrics.json" for name in NAMES]
+    inputs = [train_file, test_data_path, info_file]
+    stage = cli.Stage("baselines", settings, inputs, outputs, Path(output_dir) / "baselines.stage.json", force)
     if stage.finished:
         return
     catalogue = read_info(info_file, shared_sids)
     train, test = read_rows(train_file, "train_file"), read_rows(test_data_path, "test_data_path")
-    sid_of = dict(zip(catalogue.item_ids, catalogue.sids))
-    for number, row in enumerate(test, 1):
-        if row.item_id not in sid_of:
-            raise InputError(f"{test_data_path}, row {number}: item {row.item_id} is not in {info_file}")
+    check_items(test, test_data_path, catalogue, info_file)
     counts = popularity(row.item_id for row in train)
     by_popularity = popularity_order(catalogue.item_ids, counts)
     follows = transition_counts(train)
-    rankings = {
-        "popularity": [by_popularity[:K]] * len(test),
-        "transitions": [rank_by_transitions(row.history_ids, follows, by_popularity, K) for row in test],
+
+    by_transitions = [rank_by_transitions(row.history_ids, follows, by_popularity, K) for row in test]
+    scores = [transition_scores(row.history_ids, follows) for row in test]
+    values = [[of_item.get(item, 0.0) for item in ranked] for of_item, ranked in zip(scores, by_transitions)]
+    predictions = {
+        "popularity": item_predictions(test, [by_popularity[:K]] * len(test), catalogue),
+        "transitions": item_predictions(test, by_transitions, catalogue, values),
+        "repeat_last": item_predictions(
+            test, [rank_by_repeating(row.history_ids, by_popularity, K) for row in test], catalogue
+        ),
     }
     results = {}
-    for name, output in zip(names, outputs):
-        predictions = item_predictions(test, rankings[name], sid_of)
-        results[name] = score_item_lists(predictions, test, catalogue, counts, K)
-        write_json(Path(output_dir) / f"{name}.json", predictions, indent=None)
+    for name, output in zip(NAMES, outputs):
+        results[name] = score_item_lists(predictions[name], test, catalogue, counts, K)
+        write_json(Path(output_dir) / f"{name}.json", predictions[name], indent=None)
         write_json(output, results[name])
     cli.say(table(results))
     stage.done(**{name: f"HR@10 {result['item'].get('HR@10')}" for name, result in results.items()})

@@ -12,7 +12,7 @@
 #   --sft "--flag value"  more flags for sft.py;  --rl "..." for rl.py;  --eval "..." for evaluate.py
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-fail() { echo "error: $1" >&2; exit 2; }
+source scripts/files.sh
 
 DATA_ROOT="" CATEGORY="" BASE_MODEL="" OUT="" SEED=42 SFT_FLAGS="" RL_FLAGS="" EVAL_FLAGS=""
 while [ $# -gt 0 ]; do
@@ -34,13 +34,6 @@ done
 [ -n "$CATEGORY" ] || fail "--category is missing"
 OUT="${OUT:-output/$CATEGORY}"
 
-# The one file that matches; the published names carry a suffix after the category.
-only() {
-    local found=("$DATA_ROOT"/$1)
-    [ -f "${found[0]}" ] || fail "$DATA_ROOT/$1: no such file"
-    [ ${#found[@]} -eq 1 ] || fail "$DATA_ROOT/$1: ${#found[@]} files match, expected one"
-    echo "${found[0]}"
-}
 TRAIN=$(only "train/$CATEGORY*.csv")
 VALID=$(only "valid/$CATEGORY*.csv")
 TEST=$(only "test/$CATEGORY*.csv")

@@ -15,6 +15,9 @@ from metrics import table
 RESULTS = {
     "popularity": "baselines/popularity.metrics.json",
     "transition counts": "baselines/transitions.metrics.json",
+    "repeat last": "baselines/repeat_last.metrics.json",
+    "SASRec": "sasrec/test.metrics.json",
+    "GRU4Rec": "gru4rec/test.metrics.json",
     "after SFT": "sft/test.metrics.json",
     "after RL": "rl/test.metrics.json",
 }
