@@ -5,15 +5,15 @@ python baselines.py --train_file ... --test_data_path ... --info_file ... --outp
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cli
 from fileio import InputError, write_json
-from item_lists import check_items, item_predictions, score_item_lists
+from item_lists import check_items, item_predictions, score_item_lists, transition_counts, transition_scores
 from metrics import popularity, table
-from records import Row, read_info, read_rows
+from records import read_info, read_rows
 
 NAMES = ("popularity", "transitions", "repeat_last")
 
@@ -31,23 +31,6 @@ def filled(ranked: Iterable[int], by_popularity: Sequence[int], k: int) -> list[
             break
         chosen[item] = None
     return list(chosen)[:k]
-
-
-def transition_counts(rows: Sequence[Row]) -> dict[int, Counter]:
-    """{item: how often each item was the target right after it in the train rows}."""
-    follows: dict[int, Counter] = defaultdict(Counter)
-    for row in rows:
-        follows[row.history_ids[-1]][row.item_id] += 1
-    return follows
-
-
-def transition_scores(history: Sequence[int], follows: dict[int, Counter]) -> dict[int, float]:
-    """{candidate: sum over the history, newest first (j = 0, 1, ...), of 0.5**j * count(item -> candidate)}."""
-    scores: dict[int, float] = defaultdict(float)
-    for age, item in enumerate(reversed(history)):
-        for candidate, count in follows.get(item, {}).items():
-            scores[candidate] += 0.5**age * count
-    return scores
 
 
 def rank_by_transitions(

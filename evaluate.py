@@ -21,13 +21,15 @@ import cli
 from beam_search import fitting_batch_size
 from data import EvalSidDataset
 from fileio import InputError, read_lines, write_json
+from fusion import PARTNERS, Fusion, choose_weight, make_partner, sid_log_probs
 from hf_search import hf_rank_sids
+from item_lists import check_items, item_predictions, score_item_lists
 from metrics import popularity, score_predictions, table
 from model_io import load_model, process_state
 from prompts import Encoder, checkpoint_prompts, prompts_file
 from ranking import build_trie, rank_sids
 from ranking_shards import prepare_folder, work_in_shards
-from records import read_info, read_rows
+from records import Row, read_info, read_rows
 from report import plot
 
 ENGINES = ("tree", "hf")
@@ -65,6 +67,11 @@ def evaluate(
     exclude_seen: bool = False,
     only_items: str | None = None,
     engine: str = "tree",
+    fuse: str | None = None,
+    fuse_weight: float | None = None,
+    fuse_valid_file: str | None = None,
+    fuse_valid_sample: int = -1,
+    cf_path: str | None = None,
     cutoff_len: int = 512,
     prompts: str | None = None,
     category: str | None = None,
@@ -88,6 +95,11 @@ def evaluate(
         exclude_seen: the search leaves out what stands in the row's history. only_items: a file with an item id a line, such
             as those of a category: the search finds no others.
         engine: tree (`beam_search`), or hf: the same search by Hugging Face `generate`, slow, for comparison.
+        fuse: a second recommender whose likelihoods are added: transitions, content (likeness of titles), sasrec (then
+            cf_path is the model folder of a sasrec.py run), or a predictions file of the same rows with log-probabilities.
+            The fused lists are over items; they and their metrics go to NAME.fused.json and NAME.fused.metrics.json.
+        fuse_weight: of the second recommender. Default: of 0, .01, .03, .1, .3, 1, 3 the one with the best NDCG@10 on
+            fuse_valid_file, a validation CSV, or on fuse_valid_sample random rows of it.
         prompts: another prompt set than the checkpoint's own. category: any text, for prompts that show {category}.
         sample: evaluate that many random rows (-1: all), for a quick look.
     """
@@ -99,105 +111,175 @@ def evaluate(
         )
     if engine == "hf" and (renormalize or exclude_seen or only_items):
         raise InputError("--engine hf: has neither --renormalize nor --exclude_seen nor --only_items")
+    if fuse is None:
+        given = [fuse_weight, fuse_valid_file, cf_path]
+        for flag, value in zip(("fuse_weight", "fuse_valid_file", "cf_path"), given):
+            if value is not None:
+                raise InputError(f"--{flag}: has an effect with --fuse only")
+    else:
+        if fuse not in PARTNERS and not Path(fuse).is_file():
+            raise InputError(f"--fuse {fuse}: expected one of {', '.join(PARTNERS)}, or a predictions file")
+        if length_penalty or renormalize or only_items or exclude_seen:
+            raise InputError(
+                "--fuse: adds probabilities, so it goes without --length_penalty, --renormalize, --only_items and --exclude_seen"
+            )
+        if (cf_path is None) == (fuse == "sasrec"):
+            raise InputError("--fuse sasrec and --cf_path go together")
+        if (fuse_weight is None) == (fuse_valid_file is None):
+            raise InputError("--fuse: expected either --fuse_weight or --fuse_valid_file to choose it on")
+        if fuse not in PARTNERS and fuse_weight is None:
+            raise InputError(f"--fuse {fuse}: a file has no validation rows; give --fuse_weight")
+        if fuse_weight is not None and not fuse_weight >= 0:
+            raise InputError(f"--fuse_weight {fuse_weight}: must be 0 or more")
+    if fuse_valid_sample != -1 and (fuse_valid_file is None or fuse_valid_sample < 1):
+        raise InputError(f"--fuse_valid_sample {fuse_valid_sample}: expected at least 1, with --fuse_valid_file")
     if sample < -1 or sample == 0:
         raise InputError(f"--sample {sample}: expected -1 (all rows) or at least 1")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch_size {batch_size}: must be at least 1")
     output = Path(result_json_data)
-    metrics_file, picture, record, partial = (
-        output.with_name(f"{output.stem}{end}") for end in (".metrics.json", ".png", ".stage.json", ".partial")
-    )
+    ends = (".metrics.json", ".png", ".stage.json", ".fused.json", ".fused.metrics.json")
+    metrics_file, picture, record, fused_file, fused_metrics = (output.with_name(output.stem + end) for end in ends)
+    partials = [output.with_name(f"{output.stem}{end}") for end in (".partial", ".valid.partial")]
     settings = {key: value for key, value in locals().items() if key in evaluate.__annotations__ and key != "force"}
     inputs = [train_file, info_file, test_data_path, *([prompts_file(prompts)[0]] if prompts else [])]
-    inputs += [only_items] if only_items else []
+    inputs += [path for path in (only_items, fuse_valid_file, cf_path) if path]
+    inputs += [fuse] if fuse and fuse not in PARTNERS else []
+    grid = None
     inputs += [base_model] if Path(base_model).exists() else []
     with process_state().main_process_first():
-        stage = cli.Stage("evaluate", settings, inputs, [output, metrics_file, picture], record, force)
+        outputs = [output, metrics_file, picture, *([fused_file, fused_metrics] if fuse else [])]
+        stage = cli.Stage("evaluate", settings, inputs, outputs, record, force)
         if cli.is_main_process():
-            prepare_folder(partial, stage.resuming)
+            for folder in partials:
+                prepare_folder(folder, stage.resuming)
     if stage.finished:
         return
 
     catalogue = read_info(info_file, shared_sids)
-    counts = popularity(row.item_id for row in read_rows(train_file, "train_file"))
-    rows = read_rows(test_data_path, "test_data_path")
+    train = read_rows(train_file, "train_file")
+    counts = popularity(row.item_id for row in train)
     known = dict(zip(catalogue.item_ids, catalogue.sids))
-    for number, row in enumerate(rows, 1):
-        if known.get(row.item_id) != row.sid:
-            raise InputError(
-                f"{test_data_path}, row {number}: item {row.item_id} with SID {row.sid} is not in {info_file}"
-            )
-    if 0 < sample < len(rows):
-        chosen = (
-            torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:sample].sort().values.tolist()
-        )
-        rows = [rows[place] for place in chosen]
+    generator = torch.Generator().manual_seed(seed)
 
+    def read_split(path: str, flag: str, count: int) -> list[Row]:
+        rows = read_rows(path, flag)
+        for number, row in enumerate(rows, 1):
+            if known.get(row.item_id) != row.sid:
+                raise InputError(f"{path}, row {number}: item {row.item_id} with SID {row.sid} is not in {info_file}")
+        if fuse:
+            check_items(rows, path, catalogue, info_file)
+        if 0 < count < len(rows):
+            rows = [rows[place] for place in torch.randperm(len(rows), generator=generator)[:count].sort().values]
+        return rows
+
+    rows = read_split(test_data_path, "test_data_path", sample)
     set_seed(seed)
     model, tokenizer = load_model(base_model, "base_model")
     encoder = Encoder(tokenizer, checkpoint_prompts(base_model, prompts, category))
     device = process_state().device
     trie, sid_of_sequence = build_trie(catalogue, encoder, device)
     model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
-    examples = EvalSidDataset(rows, encoder, cutoff_len).examples
-    if len(examples) < len(rows):
-        raise InputError(f"{test_data_path}: {len(rows) - len(examples)} rows have a history of empty SIDs")
-
     number_of = {sid: number for number, sid in enumerate(sid_of_sequence)}
     wanted = read_item_ids(only_items, known) if only_items else []
     included = sorted({number_of[known[item]] for item in wanted}) if only_items else None
 
-    def rank(places: list[int]) -> list[dict]:
-        chosen = [examples[place] for place in places]
-        if engine == "hf":
-            ranked, scores = hf_rank_sids(
-                model, trie, sid_of_sequence, chosen, num_beams, encoder.end[-1], length_penalty
-            )
-        else:
-            seen = [[number_of[sid] for sid in rows[place].history_sids if sid in number_of] for place in places]
-            ranked, scores = rank_sids(
-                model,
-                trie,
-                sid_of_sequence,
-                chosen,
-                num_beams,
-                len(chosen),
-                length_penalty,
-                progress=False,
-                renormalize=renormalize,
-                excluded=seen if exclude_seen else None,
-                included=[included] * len(places) if included else None,
-            )
-        return [
-            {"predict": best[:K], "score": [round(value, 6) for value in values[:K]]}
-            for best, values in zip(ranked, scores)
-        ]
+    def search(rows: list[Row], path: str, folder: Path) -> list[dict] | None:
+        """The lists of a split in row order, on the main process; with --fuse also what fusion needs."""
+        examples = EvalSidDataset(rows, encoder, cutoff_len).examples
+        if len(examples) < len(rows):
+            raise InputError(f"{path}: {len(rows) - len(examples)} rows have a history of empty SIDs")
+        partner = make_partner(fuse, K, rows, train, catalogue, cf_path) if fuse else None
 
-    lengths = [len(example.prompt_ids) for example in examples]
-    # All processes must cut the same batches, whatever memory each of them has.
-    size = batch_size or min(gather_object([fitting_batch_size(model, trie, max(lengths), num_beams)]))
-    if batch_size is None and engine == "hf":
-        size = max(1, size // num_beams)  # a beam is a row of its own there
-    lists = work_in_shards(rank, lengths, size, partial, stage.tick)
+        def rank(places: list[int]) -> list[dict]:
+            chosen = [examples[place] for place in places]
+            if engine == "hf":
+                ranked, scores = hf_rank_sids(
+                    model, trie, sid_of_sequence, chosen, num_beams, encoder.end[-1], length_penalty
+                )
+            else:
+                seen = [[number_of[sid] for sid in rows[place].history_sids if sid in number_of] for place in places]
+                ranked, scores = rank_sids(
+                    model,
+                    trie,
+                    sid_of_sequence,
+                    chosen,
+                    num_beams,
+                    len(chosen),
+                    length_penalty,
+                    progress=False,
+                    renormalize=renormalize,
+                    excluded=seen if exclude_seen else None,
+                    included=[included] * len(places) if included else None,
+                )
+            found = [
+                {"predict": best[:K], "score": [round(value, 6) for value in values[:K]]}
+                for best, values in zip(ranked, scores)
+            ]
+            if not partner:
+                return found
+            likely = partner(places)
+            others = [sorted({known[item] for item in items} - set(best)) for items, best in zip(likely, ranked)]
+            scored = sid_log_probs(
+                model, [example.prompt_ids for example in chosen], [encoder.sid_ids(own) for own in others], pad
+            )
+            for own, items, best, values, sids, more in zip(found, likely, ranked, scores, others, scored):
+                own["language"] = [*zip(best, values), *zip(sids, more)]
+                own["partner"] = list(items.items())
+            return found
+
+        pad = encoder.pad_token_id
+        lengths = [len(example.prompt_ids) for example in examples]
+        # All processes must cut the same batches, whatever memory each of them has.
+        size = batch_size or min(gather_object([fitting_batch_size(model, trie, max(lengths), num_beams)]))
+        if batch_size is None and engine == "hf":
+            size = max(1, size // num_beams)  # a beam is a row of its own there
+        return work_in_shards(rank, lengths, size, folder, stage.tick)
+
+    if fuse and fuse_weight is None:
+        valid = read_split(fuse_valid_file, "fuse_valid_file", fuse_valid_sample)
+        found = search(valid, fuse_valid_file, partials[1])
+        if found is not None:
+            fuse_weight, grid = choose_weight(valid, Fusion(found, catalogue, counts))
+            cli.say(f"[evaluate] --fuse {fuse}: NDCG@10 on {len(valid):,} validation rows by weight: {grid}")
+    lists = search(rows, test_data_path, partials[0])
     if lists is None:
         return  # another process than the main one
 
+    prompts_shown = EvalSidDataset(rows, encoder, cutoff_len).examples
     predictions = [
-        {"user_id": row.user_id, "item_id": row.item_id, "input": example.prompt, "output": row.sid, **found}
-        for row, example, found in zip(rows, examples, lists, strict=True)
+        {
+            "user_id": row.user_id,
+            "item_id": row.item_id,
+            "input": example.prompt,
+            "output": row.sid,
+            "predict": found["predict"],
+            "score": found["score"],
+        }
+        for row, example, found in zip(rows, prompts_shown, lists, strict=True)
     ]
     histories = [row.history_sids for row in rows]
     results = score_predictions(predictions, catalogue.sids, catalogue.item_ids, counts, K, histories)
+    columns = {base_model: results}
     write_json(output, predictions, indent=None)
     write_json(metrics_file, results)
-    cli.say(table({base_model: results}))
+    if fuse:
+        ranked = [Fusion(lists, catalogue, counts)(place, fuse_weight)[:K] for place in range(len(rows))]
+        items, values = ([[pair[part] for pair in own] for own in ranked] for part in (0, 1))
+        fused = item_predictions(rows, items, catalogue, values)
+        how = {"fuse": fuse, "fuse_weight": fuse_weight, "chosen_on": grid and fuse_valid_file, "grid": grid}
+        columns[f"with {fuse}, weight {fuse_weight:g}"] = score_item_lists(fused, rows, catalogue, counts, K)
+        write_json(fused_file, fused, indent=None)
+        write_json(fused_metrics, {**columns[f"with {fuse}, weight {fuse_weight:g}"], **how})
+    cli.say(table(columns))
     if results["items_sharing_a_sid"]:
         cli.say(
             f"{results['items_sharing_a_sid']} items share a SID; at item level the most popular of them comes first"
         )
-    plot({base_model: results}, picture)
+    plot(columns, picture)
     stage.done(rows=len(rows), illegal=results["illegal"], short_lists=results["short_lists"])
-    shutil.rmtree(partial)
+    for folder in partials:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,30 @@
-"""Rankings made over items rather than SIDs: their predictions files and their metrics."""
+"""Rankings made over items rather than SIDs: transition counts, predictions files and metrics."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from fileio import InputError
 from metrics import score_predictions
 from records import Catalogue, Row
+
+
+def transition_counts(rows: Sequence[Row]) -> dict[int, Counter]:
+    """{item: how often each item was the target right after it in the train rows}."""
+    follows: dict[int, Counter] = defaultdict(Counter)
+    for row in rows:
+        follows[row.history_ids[-1]][row.item_id] += 1
+    return follows
+
+
+def transition_scores(history: Sequence[int], follows: dict[int, Counter]) -> dict[int, float]:
+    """{candidate: sum over the history, newest first (j = 0, 1, ...), of 0.5**j * count(item -> candidate)}."""
+    scores: dict[int, float] = defaultdict(float)
+    for age, item in enumerate(reversed(history)):
+        for candidate, count in follows.get(item, {}).items():
+            scores[candidate] += 0.5**age * count
+    return scores
 
 
 def check_items(rows: Sequence[Row], path: str, catalogue: Catalogue, info_file: str) -> None:

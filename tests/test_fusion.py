@@ -1,0 +1,151 @@
+"""Fusion: by hand, against plain forward passes, and end to end beside the pure model."""
+
+import json
+import math
+import random
+
+import pytest
+import torch
+from tiny import END, random_catalogue, random_prompts, tiny_model
+
+import evaluate as module
+from evaluate import evaluate
+from fileio import InputError, read_json
+from fusion import WEIGHTS, Fusion, choose_weight, fuse, make_partner, sid_log_probs
+from item_lists import transition_counts, transition_scores
+from recommenders import build, save_recommender
+from records import Catalogue, Row, read_info, read_rows
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    monkeypatch.setattr(module, "plot", lambda columns, path: path.write_text(", ".join(columns)))
+
+
+def run(trained, output, **changes):
+    paths = trained.paths
+    flags = {key: paths[key] for key in ("train_file", "info_file", "test_data_path")}
+    flags |= dict(base_model=trained.checkpoint, result_json_data=str(output / "test.json"), num_beams=12, K=10)
+    evaluate(**{**flags, **changes})
+    return [read_json(output / f"test{end}.json") for end in ("", ".metrics", ".fused", ".fused.metrics")]
+
+
+def test_fuse_by_hand():
+    language = {"x": math.log(0.5), "y": math.log(0.2), "z": math.log(0.2)}
+    items = {"x": [1], "y": [2, 3], "z": [4]}
+    partner = {3: 0.4, 4: 0.1}
+    assert [item for item, _ in fuse(language, partner, 0.0, items, {2: 5})] == [1, 3, 4, 2]
+    assert [item for item, _ in fuse(language, {}, 0.0, items, {2: 5})] == [1, 2, 3, 4]
+    ranked = fuse(language, partner, 1.0, items, {})
+    assert [item for item, _ in ranked] == [3, 1, 4, 2]
+    assert [score for _, score in ranked] == pytest.approx([0.6, 0.5, 0.3, 0.2])
+
+
+def test_the_weight_with_the_best_ndcg_is_chosen():
+    catalogue = Catalogue(["x", "y"], ["", ""], [0, 1])
+    language = [["x", math.log(0.3)], ["y", math.log(0.1)]]
+    found = [{"language": language, "partner": [[1, 0.5]]}] * 3
+    rows = [Row("u", (), (0,), (), "", target, "") for target in (1, 1, 0)]
+    weight, grid = choose_weight(rows, Fusion(found, catalogue, {}))
+    second = 1 / math.log2(3)
+    assert grid == {w: pytest.approx((2 + second) / 3 if w > 0.4 else (1 + 2 * second) / 3, abs=1e-6) for w in WEIGHTS}
+    assert weight == 1.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sid_log_probs_are_those_of_plain_forward_passes(seed):
+    rng = random.Random(seed)
+    model = tiny_model(["llama", "qwen2", "qwen3"][seed % 3], 40, seed)
+    prompts = random_prompts(rng, 4, 40)
+    sequences = [random_catalogue(rng, size, 3, 5, 40, True) for size in (5, 0, 1, 9)]
+    for prompt, own, scores in zip(prompts, sequences, sid_log_probs(model, prompts, sequences, 0), strict=True):
+        for sequence, score in zip(own, scores, strict=True):
+            log_probs = model(torch.tensor([prompt + sequence])).logits[0].log_softmax(-1)
+            plain = sum(log_probs[len(prompt) - 1 + n, token].item() for n, token in enumerate(sequence))
+            assert sequence[-1] == END and score == pytest.approx(plain, abs=1e-4)
+    assert sid_log_probs(model, prompts, [[]] * 4, 0) == [[]] * 4
+
+
+def test_without_weight_it_is_the_model_and_with_a_huge_one_the_partner(trained, tmp_path):
+    catalogue, rows = read_info(trained.paths["info_file"]), read_rows(trained.paths["test_data_path"])
+    follows = transition_counts(read_rows(trained.paths["train_file"]))
+    sid_of = dict(zip(catalogue.item_ids, catalogue.sids))
+    beams = len(catalogue.sids)  # no item can be missed by the search and found by the partner
+    pure, metrics, fused, beside = run(trained, tmp_path / "a", fuse="transitions", fuse_weight=0.0, num_beams=beams)
+    assert [row["predict"] for row in fused] == [row["predict"] for row in pure]
+    assert beside["item"] == metrics["item"] and beside["fuse_weight"] == 0
+    *_, fused, beside = run(trained, tmp_path / "b", fuse="transitions", fuse_weight=1e9)
+    for row, own in zip(rows, fused, strict=True):
+        scores = transition_scores(row.history_ids, follows)
+        followed = own["predict_items"][: min(10, len(scores))]
+        assert {scores[item] for item in followed} >= set(sorted(scores.values(), reverse=True)[:1])
+        assert [scores[item] for item in followed] == sorted(scores.values(), reverse=True)[: len(followed)]
+        assert own["predict"] == [sid_of[item] for item in own["predict_items"]]
+        assert len(own["predict"]) == 10 and own["score"] == sorted(own["score"], reverse=True)
+    assert (tmp_path / "b" / "test.png").read_text() == f"{trained.checkpoint}, with transitions, weight 1e+09"
+
+
+@pytest.mark.parametrize("kind", ["transitions", "content", "sasrec"])
+def test_the_weight_is_chosen_on_validation_rows(trained, tmp_path, kind):
+    valid, extra = trained.paths["eval_file"], {}
+    if kind == "sasrec":
+        catalogue = read_info(trained.paths["info_file"])
+        torch.manual_seed(0)
+        shape = dict(model="sasrec", hidden_size=8, num_layers=1, num_heads=1, dropout=0.0, max_history=10)
+        save_recommender(build(catalogue.item_ids, shape), tmp_path / "cf")
+        extra = {"cf_path": str(tmp_path / "cf")}
+    pure, metrics, _, beside = run(trained, tmp_path, fuse=kind, fuse_valid_file=valid, fuse_valid_sample=9, **extra)
+    assert beside["fuse_weight"] in WEIGHTS and beside["chosen_on"] == valid
+    assert max(beside["grid"].values()) == beside["grid"][f"{beside['fuse_weight']}"]
+    plain = tmp_path / "plain"
+    evaluate(
+        **{key: trained.paths[key] for key in ("train_file", "info_file", "test_data_path")},
+        base_model=trained.checkpoint,
+        result_json_data=str(plain / "test.json"),
+        num_beams=12,
+        K=10,
+    )
+    assert read_json(plain / "test.metrics.json") == metrics and read_json(plain / "test.json") == pure
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_predictions_file_as_partner(trained, tmp_path):
+    """The model fused with its own file has twice the probabilities, and so the same order."""
+    pure, *_ = run(trained, tmp_path / "a", fuse="content", fuse_weight=0.1)
+    file = tmp_path / "a" / "test.json"
+    again, _, fused, _ = run(trained, tmp_path / "b", fuse=str(file), fuse_weight=1.0)
+    for row, own in zip(again, fused, strict=True):
+        assert own["predict"] == row["predict"]
+        assert own["score"] == pytest.approx([2 * math.exp(score) for score in row["score"]], abs=1e-5)
+    rows, catalogue = read_rows(trained.paths["test_data_path"]), read_info(trained.paths["info_file"])
+    for change, message in (
+        ({"user_id": "someone"}, "row 2: expected user"),
+        ({"score": pure[1]["score"][:-1]}, "row 2: expected a score for every recommendation"),
+        ({"score": [0.5] * 10}, "row 2: the scores must be log-probabilities"),
+    ):
+        file.write_text(json.dumps([pure[0], {**pure[1], **change}, *pure[2:]]))
+        with pytest.raises(InputError, match=message):
+            make_partner(str(file), 10, rows, [], catalogue, None)
+    file.write_text(json.dumps(pure[:-1]))
+    with pytest.raises(InputError, match=f"expected a predictions file of these {len(rows)} rows"):
+        make_partner(str(file), 10, rows, [], catalogue, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"fuse_weight": 1.0}, "--fuse_weight: has an effect with --fuse only"),
+        ({"cf_path": "x"}, "--cf_path: has an effect with --fuse only"),
+        ({"fuse": "luck", "fuse_weight": 1.0}, "--fuse luck: expected one of transitions, content, sasrec, or a"),
+        ({"fuse": "content", "fuse_weight": 1.0, "renormalize": True}, "--fuse: adds probabilities"),
+        ({"fuse": "sasrec", "fuse_weight": 1.0}, "--fuse sasrec and --cf_path go together"),
+        ({"fuse": "content", "fuse_weight": 1.0, "cf_path": "x"}, "--fuse sasrec and --cf_path go together"),
+        ({"fuse": "content"}, "expected either --fuse_weight or --fuse_valid_file"),
+        ({"fuse": "content", "fuse_weight": -1.0}, "--fuse_weight -1.0: must be 0 or more"),
+        ({"fuse": __file__, "fuse_valid_file": "x"}, "a file has no validation rows"),
+        ({"fuse": "content", "fuse_weight": 1.0, "fuse_valid_sample": 5}, "--fuse_valid_sample 5: expected"),
+    ],
+)
+def test_flags_that_do_not_go_together(trained, tmp_path, flags, message):
+    with pytest.raises(InputError, match=message):
+        run(trained, tmp_path, **flags)
