@@ -21,6 +21,7 @@ PROMPTS_FILE = "prompts.yaml"  # the prompt set a checkpoint carries
 # target item. Beside it a prompt may show {category}.
 TASK_FIELDS = {
     "next_sid": ("history", "sid"),
+    "similar_sid": ("history", "sid"),
     "next_title": ("history", "title"),
     "next_description": ("history", "description"),
     "title_history2sid": ("history", "sid"),

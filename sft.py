@@ -32,7 +32,8 @@ from prompts import Encoder, load_prompts, prompts_file
 from ranking import build_trie, validation_metrics
 from records import Catalogue, check_rows_against_index, read_index, read_rows
 from sft_trainer import PACKINGS, TreeBatches, TreeTrainer
-from sid_init import code_directions, embedding_vectors, texts_of, tfidf_vectors
+from sid_init import code_directions, embedding_vectors, tfidf_vectors
+from similar_items import texts_of
 from tasks import Inputs, choose_tasks, make_mixture, read_preferences
 
 BEST_BY = ("loss", "HR@10")
@@ -106,7 +107,7 @@ def sft(
         sid_index_path, item_meta_path: the index.json and item.json, by their full names.
         prompts: compact, worded or a YAML file; default compact from scratch, else worded.
         tasks: with weights, such as next_sid,title2sid:0.5 (`choose_tasks`); default: next_sid, title_history2sid,
-            title2sid and sid2title, as far as the prompt set has them. Worded prompts also know next_title,
+            title2sid and sid2title, as far as the prompt set has them. Both sets also know similar_sid, worded ones next_title,
             next_description, title_history2title, description2sid, sid2description, history2preference, preference2sid.
             The validation loss is that of next_sid, or of the chosen tasks if the prompt set has no next_sid.
         category: any text, for prompts that show {category}.
@@ -131,7 +132,7 @@ def sft(
     prompt_set = load_prompts(prompts or ("compact" if train_from_scratch else "worded"), category)
     weights = choose_tasks(tasks, prompt_set, preference_file=preference_file)
     tasks = list(tasks or weights)
-    compact = set(prompt_set.templates) == {"next_sid"}
+    compact = set(prompt_set.templates) == {"next_sid", "similar_sid"}
     cut_histories = compact if cut_histories is None else cut_histories
     check_flags(
         freeze_LLM,

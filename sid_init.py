@@ -7,15 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_CHARACTERS = 400  # of a description
+from similar_items import tfidf_table
+
 COMPONENTS = 128  # of latent semantic analysis
-
-
-def texts_of(titles: Sequence[str], descriptions: Sequence[str]) -> list[str]:
-    return [f"{title} {description[:MAX_CHARACTERS]}" for title, description in zip(titles, descriptions, strict=True)]
 
 
 def tfidf_vectors(texts: Sequence[str], width: int, seed: int) -> np.ndarray:
@@ -24,11 +20,7 @@ def tfidf_vectors(texts: Sequence[str], width: int, seed: int) -> np.ndarray:
     For a model without any knowledge of words: its dimensions mean nothing yet, but like items get like vectors. All zeros
     if the texts have too few words in common.
     """
-    words = TfidfVectorizer(sublinear_tf=True, min_df=min(2, len(texts)), stop_words="english")
-    try:
-        table = words.fit_transform(texts)
-    except ValueError:  # no word that two texts share
-        return np.zeros((len(texts), width))
+    table = tfidf_table(texts)
     components = min(COMPONENTS, width, *(size - 1 for size in table.shape))
     if components < 1:
         return np.zeros((len(texts), width))

@@ -16,6 +16,7 @@ from records import Catalogue, Row
 
 MAX_CHARACTERS = 400  # of a description
 CANDIDATES = 50  # a history; further ones would be drawn hardly ever
+DRAWS = 2  # targets a row and epoch
 DECAY = 0.7  # of an item's weight with every newer item
 TEMPERATURE = 0.05  # of cosine similarities
 CHUNK = 512  # histories at once; bounds the memory of their similarities to all items
@@ -54,7 +55,8 @@ def similar_items(table: sparse.csr_matrix, histories: Sequence[Sequence[int]]) 
     columns = np.fromiter((item for history in histories for item in history), dtype=np.int64, count=len(rows))
     age = np.concatenate([np.arange(length)[::-1] for length in lengths]) if len(rows) else np.zeros(0)
     taken = sparse.csr_matrix((DECAY**age, (rows, columns)), shape=(len(histories), items), dtype=np.float32)
-    queries = normalize(taken @ table)
+    queries = taken @ table
+    queries = normalize(queries) if queries.shape[1] else queries
     found = np.empty((len(histories), k), dtype=np.int64)
     probability = np.empty((len(histories), k))
     for start in range(0, len(histories), CHUNK):
@@ -71,7 +73,7 @@ def similar_items(table: sparse.csr_matrix, histories: Sequence[Sequence[int]]) 
 
 
 class SimilarSidDataset(SidSFTDataset):
-    """History SIDs -> SID of an item whose text is like those of the history, drawn anew in every epoch.
+    """History SIDs -> SID of an item whose text is like those of the history; two draws a row, anew in every epoch.
 
     What a content-based recommender knows, said in SIDs: also of items that nobody in the train split has taken. Drawn by
     `similar_items`; a row whose history shares no word with another item has no example.
@@ -108,16 +110,20 @@ class SimilarSidDataset(SidSFTDataset):
     def set_epoch(self, epoch: int) -> None:
         """Choose cuts and targets of this epoch; a function of the seed and the epoch alone."""
         super().set_epoch(epoch)
-        draws = np.random.default_rng([self.seed, epoch]).random((len(self._up_to), 1))
-        places = (draws * self._up_to[:, -1:] >= self._up_to).sum(axis=1)
-        items = self._similar[np.arange(len(places)), places].tolist()
-        self.examples = [
-            replace(
-                example,
-                target=self._targets[item],
-                target_ids=self._target_ids[item],
-                sid=self._catalogue.sids[item],
-                item_id=self._catalogue.item_ids[item],
-            )
-            for example, item in zip(self.examples if self.cut_histories else self._whole, items, strict=True)
-        ]
+        shown = self.examples if self.cut_histories else self._whole
+        generator = np.random.default_rng([self.seed, epoch])
+        self.examples = []
+        for _ in range(DRAWS):
+            draws = generator.random((len(shown), 1)) * self._up_to[:, -1:]
+            places = (draws >= self._up_to).sum(axis=1)
+            items = self._similar[np.arange(len(shown)), places].tolist()
+            self.examples += [
+                replace(
+                    example,
+                    target=self._targets[item],
+                    target_ids=self._target_ids[item],
+                    sid=self._catalogue.sids[item],
+                    item_id=self._catalogue.item_ids[item],
+                )
+                for example, item in zip(shown, items, strict=True)
+            ]

@@ -29,6 +29,7 @@ from data import (
 from fileio import InputError, open_text, read_json, read_lines
 from prompts import Encoder, PromptSet
 from records import Catalogue, Row
+from similar_items import SimilarSidDataset, texts_of
 
 DEFAULT_TASKS = ("next_sid", "title_history2sid", "title2sid", "sid2title")
 
@@ -123,9 +124,17 @@ def _of_preferences(kind: type[UserPreference2sidSFTDataset | PreferenceSFTDatas
     return lambda inputs, encoder, cutoff_len: kind(inputs.rows, encoder, inputs.preferences, cutoff_len)
 
 
+def _similar(inputs: Inputs, encoder: Encoder, cutoff_len: int) -> SimilarSidDataset:
+    catalogue = inputs.catalogue
+    descriptions = [(inputs.descriptions or {}).get(item, "") for item in catalogue.item_ids]
+    texts = texts_of(catalogue.titles, descriptions)
+    return SimilarSidDataset(inputs.rows, encoder, catalogue, texts, cutoff_len, inputs.cut_histories, inputs.seed)
+
+
 # Task: how its dataset is made, and the flag of the file it needs beside rows and catalogue.
 TASKS: dict[str, tuple[Maker, str]] = {
     "next_sid": (lambda inputs, *rest: SidSFTDataset(inputs.rows, *rest, inputs.cut_histories, inputs.seed), ""),
+    "similar_sid": (_similar, "item_meta_path"),
     "next_title": (_of_rows(FusionSeqRecDataset), ""),
     "next_description": (
         lambda inputs, *rest: FusionSeqRecDataset(inputs.rows, *rest, inputs.descriptions),

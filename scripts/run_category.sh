@@ -42,10 +42,14 @@ INDEX=$(only "index/$CATEGORY*.index.json")
 ITEMS=$(only "index/$CATEGORY*.item.json")
 
 if [ -z "$BASE_MODEL" ]; then
-    MODEL=(--base_model config/tiny_qwen3.json --train_from_scratch True --batch_size 96 --micro_batch_size 96
-        --num_epochs 16 --learning_rate 1e-3 --weight_decay 0.1 --dropout 0.3)
+    # A model from scratch first learns from item texts too which items are alike, then the next item alone.
+    LIKENESS=(--base_model config/tiny_qwen3.json --train_from_scratch True --tasks next_sid,similar_sid --num_epochs 6
+        --batch_size 288 --micro_batch_size 288 --learning_rate 2e-3 --weight_decay 0.1 --dropout 0.2)
+    MODEL=(--base_model "$OUT/likeness/final_checkpoint" --prompts compact --batch_size 96 --micro_batch_size 96
+        --num_epochs 6 --learning_rate 1e-3 --weight_decay 0.1 --dropout 0.3)
     RL=(--max_steps 100 --train_batch_size 256 --learning_rate 3e-5)
 else
+    LIKENESS=()
     MODEL=(--base_model "$BASE_MODEL")
     RL=()
 fi
@@ -57,8 +61,11 @@ read -ra RL_FLAGS <<< "$RL_FLAGS"
 read -ra EVAL_FLAGS <<< "$EVAL_FLAGS"
 
 "$PYTHON" baselines.py "${DATA[@]}" --test_data_path "$TEST" --output_dir "$OUT/baselines"
-"$PYTHON" sft.py "${MODEL[@]}" --train_file "$TRAIN" --eval_file "$VALID" --sid_index_path "$INDEX" \
-    --item_meta_path "$ITEMS" --output_dir "$OUT/sft" --seed "$SEED" "${SFT_FLAGS[@]}"
+SFT_DATA=(--train_file "$TRAIN" --eval_file "$VALID" --sid_index_path "$INDEX" --item_meta_path "$ITEMS" --seed "$SEED")
+if [ ${#LIKENESS[@]} -gt 0 ]; then
+    "$PYTHON" sft.py "${LIKENESS[@]}" "${SFT_DATA[@]}" --output_dir "$OUT/likeness"
+fi
+"$PYTHON" sft.py "${MODEL[@]}" "${SFT_DATA[@]}" --output_dir "$OUT/sft" "${SFT_FLAGS[@]}"
 "$PYTHON" evaluate.py --base_model "$OUT/sft/final_checkpoint" "${DATA[@]}" --test_data_path "$TEST" \
     --result_json_data "$OUT/sft/test.json" "${EVAL_FLAGS[@]}"
 "$PYTHON" rl.py --model_path "$OUT/sft/final_checkpoint" "${DATA[@]}" --eval_file "$VALID" \

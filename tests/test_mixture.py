@@ -55,7 +55,7 @@ def test_tasks_and_weights_are_read():
 @pytest.mark.parametrize(
     "tasks, known, files, said",
     [
-        (["next_sid", "next"], TASKS, {}, "unknown task 'next'; known: next_sid, next_title"),
+        (["next_sid", "next"], TASKS, {}, "unknown task 'next'; known: next_sid, similar_sid, next_title"),
         (["next_title"], RL_TASKS, {}, "unknown task 'next_title'; known: next_sid, title_history2sid"),
         (["next_sid", "next_sid:2"], TASKS, {}, "next_sid stands there twice; write next_sid:2"),
         (["next_sid:0"], TASKS, {}, "--tasks next_sid:0: expected TASK or TASK:WEIGHT with a positive number"),
@@ -261,7 +261,7 @@ def test_all_tasks_from_sft_to_evaluation(toy, tmp_path, capsys, monkeypatch):
     weighted = [f"{task}:0.5" if task == "next_title" else task for task in TASKS]
     checkpoint = train(toy, tmp_path / "sft", tasks=weighted, **extra)
     said = capsys.readouterr().out
-    assert "tasks=['next_sid', 'next_title:0.5', " in said
+    assert "tasks=['next_sid', 'similar_sid', 'next_title:0.5', " in said
     assert "[sft] description2sid x 1: 15 examples, 5 left out without description" in said
     assert "[sft] next_title x 0.5: " in said
     assert load_prompts(f"{checkpoint}/prompts.yaml") == load_prompts(paths["prompts"], "Toys")

@@ -58,7 +58,7 @@ def test_prompt_sets_are_found_by_name_file_and_file_with_set(tmp_path):
     path.write_text("a: [")
     with pytest.raises(InputError, match="mine.yaml: not valid YAML"):
         load_prompts(path)
-    assert set(first.templates) == {"next_sid"} and {"next_sid", "title2sid", "sid2title"} <= set(second.templates)
+    assert set(first.templates) == {"next_sid", "similar_sid"} and {"next_sid", "title2sid", "sid2title"} <= set(second.templates)
     with pytest.raises(InputError, match="no task 'title2sid'"):
         first.template("title2sid")
 

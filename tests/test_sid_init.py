@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_model
 
 from model_io import add_sid_tokens, train_tokenizer
-from sid_init import code_directions, embedding_vectors, texts_of, tfidf_vectors
+from sid_init import code_directions, embedding_vectors, tfidf_vectors
 
 TOOLS = ["steel bolt metric thread", "steel nut metric thread", "brass bolt thread", "steel bolt long"]
 LAB = ["glass beaker laboratory", "glass flask laboratory", "plastic beaker laboratory", "laboratory flask stopper"]
@@ -61,10 +61,6 @@ def test_embedding_vectors_by_loops():
         weights = {token: np.log(len(texts) / sum(token in other for other in ids) + 1) for token in own}
         total = sum((rows[token] * weight for token, weight in weights.items()), np.zeros(rows.shape[1]))
         np.testing.assert_allclose(vector, total / max(sum(weights.values()), 1e-9), atol=1e-6)
-
-
-def test_texts_are_title_and_the_beginning_of_the_description():
-    assert texts_of(["a", "b"], ["", "x" * 1000]) == ["a ", "b " + "x" * 400]
 
 
 @pytest.mark.parametrize("tied", [True, False])
