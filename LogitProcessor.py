@@ -272,7 +272,8 @@ class SidTrie:
     def add(self, sequences: Sequence[Sequence[int]]) -> SidTrie:
         """A trie that also holds `sequences`, on the same device; they are its last rows (`row_sequence`).
 
-        What is there is not sorted again. Sequence numbers change, as they are lexicographic; numbers of rows do not.
+        It is built anew, which takes as long as for all of them at once. Sequence numbers change, as they are
+        lexicographic; numbers of rows do not.
 
         Raises:
             ValueError: as for a new trie.

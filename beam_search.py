@@ -126,14 +126,8 @@ class _PromptRows:
 
 
 @contextmanager
-def _inference(model: PreTrainedModel, trie: SidTrie) -> Iterator[None]:
-    """Evaluation mode without gradients, restored afterwards; checks that model and trie belong together."""
-    check_tree_attention(model)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    if trie.max_token >= vocabulary:
-        raise ValueError(
-            f"the trie holds token {trie.max_token}, but the model knows {vocabulary} tokens: another tokenizer?"
-        )
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients; the model's own mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
@@ -141,6 +135,19 @@ def _inference(model: PreTrainedModel, trie: SidTrie) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def _inference(model: PreTrainedModel, trie: SidTrie) -> Iterator[None]:
+    """`evaluation_mode`, once it is checked that model and trie belong together."""
+    check_tree_attention(model)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    if trie.max_token >= vocabulary:
+        raise ValueError(
+            f"the trie holds token {trie.max_token}, but the model knows {vocabulary} tokens: another tokenizer?"
+        )
+    with evaluation_mode(model):
+        yield
 
 
 def stable_topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ write the same one file.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Container
 from pathlib import Path
@@ -19,9 +20,9 @@ from transformers import set_seed
 
 import cli
 from beam_search import fitting_batch_size
-from data import EvalSidDataset
+from data import EvalSidDataset, Example
 from fileio import InputError, read_lines, write_json
-from fusion import PARTNERS, Fusion, choose_weight, make_partner, sid_log_probs
+from fusion import PARTNERS, Fusion, Mixing, choose_weight, make_partner
 from hf_search import hf_rank_sids
 from item_lists import check_items, item_predictions, score_item_lists
 from metrics import popularity, score_predictions, table
@@ -129,8 +130,11 @@ def evaluate(
             raise InputError("--fuse: expected either --fuse_weight or --fuse_valid_file to choose it on")
         if fuse not in PARTNERS and fuse_weight is None:
             raise InputError(f"--fuse {fuse}: a file has no validation rows; give --fuse_weight")
-        if fuse_weight is not None and not fuse_weight >= 0:
-            raise InputError(f"--fuse_weight {fuse_weight}: must be 0 or more")
+        if fuse_weight is not None and not 0 <= fuse_weight < math.inf:
+            raise InputError(f"--fuse_weight {fuse_weight}: must be 0 or more, and finite")
+        for flag, path in (("test_data_path", test_data_path), ("train_file", train_file)):
+            if fuse_valid_file and Path(fuse_valid_file).resolve() == Path(path).resolve():
+                raise InputError(f"--fuse_valid_file {path}: is --{flag}; choose the weight on the validation split")
     if fuse_valid_sample != -1 and (fuse_valid_file is None or fuse_valid_sample < 1):
         raise InputError(f"--fuse_valid_sample {fuse_valid_sample}: expected at least 1, with --fuse_valid_file")
     if sample < -1 or sample == 0:
@@ -145,7 +149,6 @@ def evaluate(
     inputs = [train_file, info_file, test_data_path, *([prompts_file(prompts)[0]] if prompts else [])]
     inputs += [path for path in (only_items, fuse_valid_file, cf_path) if path]
     inputs += [fuse] if fuse and fuse not in PARTNERS else []
-    grid = None
     inputs += [base_model] if Path(base_model).exists() else []
     with process_state().main_process_first():
         outputs = [output, metrics_file, picture, *([fused_file, fused_metrics] if fuse else [])]
@@ -174,6 +177,9 @@ def evaluate(
         return rows
 
     rows = read_split(test_data_path, "test_data_path", sample)
+    choosing = fuse is not None and fuse_weight is None
+    valid = read_split(fuse_valid_file, "fuse_valid_file", fuse_valid_sample) if choosing else []
+    wanted = read_item_ids(only_items, known) if only_items else []
     set_seed(seed)
     model, tokenizer = load_model(base_model, "base_model")
     encoder = Encoder(tokenizer, checkpoint_prompts(base_model, prompts, category))
@@ -181,15 +187,17 @@ def evaluate(
     trie, sid_of_sequence = build_trie(catalogue, encoder, device)
     model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
     number_of = {sid: number for number, sid in enumerate(sid_of_sequence)}
-    wanted = read_item_ids(only_items, known) if only_items else []
     included = sorted({number_of[known[item]] for item in wanted}) if only_items else None
 
-    def search(rows: list[Row], path: str, folder: Path) -> list[dict] | None:
-        """The lists of a split in row order, on the main process; with --fuse also what fusion needs."""
+    def search(rows: list[Row], path: str, folder: Path) -> tuple[list[Example], list[dict] | None]:
+        """(examples; their lists on the main process, None on others, with --fuse also what fusion needs), in row order."""
         examples = EvalSidDataset(rows, encoder, cutoff_len).examples
         if len(examples) < len(rows):
             raise InputError(f"{path}: {len(rows) - len(examples)} rows have a history of empty SIDs")
-        partner = make_partner(fuse, K, rows, train, catalogue, cf_path) if fuse else None
+        mixing = None
+        if fuse:
+            partner = make_partner(fuse, rows, train, catalogue, cf_path)
+            mixing = Mixing(model, encoder, catalogue, counts, partner, K)
 
         def rank(places: list[int]) -> list[dict]:
             chosen = [examples[place] for place in places]
@@ -198,7 +206,8 @@ def evaluate(
                     model, trie, sid_of_sequence, chosen, num_beams, encoder.end[-1], length_penalty
                 )
             else:
-                seen = [[number_of[sid] for sid in rows[place].history_sids if sid in number_of] for place in places]
+                histories = [rows[place].history_sids for place in places] if exclude_seen else []
+                seen = [[number_of[sid] for sid in history if sid in number_of] for history in histories]
                 ranked, scores = rank_sids(
                     model,
                     trie,
@@ -216,37 +225,29 @@ def evaluate(
                 {"predict": best[:K], "score": [round(value, 6) for value in values[:K]]}
                 for best, values in zip(ranked, scores)
             ]
-            if not partner:
+            if not mixing:
                 return found
-            likely = partner(places)
-            others = [sorted({known[item] for item in items} - set(best)) for items, best in zip(likely, ranked)]
-            scored = sid_log_probs(
-                model, [example.prompt_ids for example in chosen], [encoder.sid_ids(own) for own in others], pad
-            )
-            for own, items, best, values, sids, more in zip(found, likely, ranked, scores, others, scored):
-                own["language"] = [*zip(best, values), *zip(sids, more)]
-                own["partner"] = list(items.items())
-            return found
+            mixed = mixing(places, [example.prompt_ids for example in chosen], ranked, scores)
+            return [{**own, **more} for own, more in zip(found, mixed)]
 
-        pad = encoder.pad_token_id
         lengths = [len(example.prompt_ids) for example in examples]
         # All processes must cut the same batches, whatever memory each of them has.
-        size = batch_size or min(gather_object([fitting_batch_size(model, trie, max(lengths), num_beams)]))
+        width = num_beams + K if fuse else num_beams  # the partner's items are scored like beams more
+        size = batch_size or min(gather_object([fitting_batch_size(model, trie, max(lengths), width)]))
         if batch_size is None and engine == "hf":
             size = max(1, size // num_beams)  # a beam is a row of its own there
-        return work_in_shards(rank, lengths, size, folder, stage.tick)
+        return examples, work_in_shards(rank, lengths, size, folder, stage.tick)
 
-    if fuse and fuse_weight is None:
-        valid = read_split(fuse_valid_file, "fuse_valid_file", fuse_valid_sample)
-        found = search(valid, fuse_valid_file, partials[1])
+    grid = None
+    if choosing:
+        _, found = search(valid, fuse_valid_file, partials[1])
         if found is not None:
             fuse_weight, grid = choose_weight(valid, Fusion(found, catalogue, counts))
             cli.say(f"[evaluate] --fuse {fuse}: NDCG@10 on {len(valid):,} validation rows by weight: {grid}")
-    lists = search(rows, test_data_path, partials[0])
+    examples, lists = search(rows, test_data_path, partials[0])
     if lists is None:
         return  # another process than the main one
 
-    prompts_shown = EvalSidDataset(rows, encoder, cutoff_len).examples
     predictions = [
         {
             "user_id": row.user_id,
@@ -256,21 +257,25 @@ def evaluate(
             "predict": found["predict"],
             "score": found["score"],
         }
-        for row, example, found in zip(rows, prompts_shown, lists, strict=True)
+        for row, example, found in zip(rows, examples, lists, strict=True)
     ]
     histories = [row.history_sids for row in rows]
     results = score_predictions(predictions, catalogue.sids, catalogue.item_ids, counts, K, histories)
     columns = {base_model: results}
     write_json(output, predictions, indent=None)
     write_json(metrics_file, results)
+    for path in (fused_file, fused_metrics):
+        path.unlink(missing_ok=True)  # of an earlier run with other lists
     if fuse:
-        ranked = [Fusion(lists, catalogue, counts)(place, fuse_weight)[:K] for place in range(len(rows))]
+        fusion = Fusion(lists, catalogue, counts)
+        ranked = [fusion(place, fuse_weight)[:K] for place in range(len(rows))]
         items, values = ([[pair[part] for pair in own] for own in ranked] for part in (0, 1))
         fused = item_predictions(rows, items, catalogue, values)
         how = {"fuse": fuse, "fuse_weight": fuse_weight, "chosen_on": grid and fuse_valid_file, "grid": grid}
-        columns[f"with {fuse}, weight {fuse_weight:g}"] = score_item_lists(fused, rows, catalogue, counts, K)
+        beside = score_item_lists(fused, rows, catalogue, counts, K)
+        columns[f"with {fuse}, weight {fuse_weight:g}"] = beside
         write_json(fused_file, fused, indent=None)
-        write_json(fused_metrics, {**columns[f"with {fuse}, weight {fuse_weight:g}"], **how})
+        write_json(fused_metrics, {**beside, **how})
     cli.say(table(columns))
     if results["items_sharing_a_sid"]:
         cli.say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 
@@ -12,31 +13,31 @@ from fileio import InputError, read_json
 from item_lists import transition_counts, transition_scores
 from metrics import items_by_sid, ndcg, rank_of
 from prefix_tree import batch_trees, tree_log_probs
+from prompts import Encoder
 from recommenders import load_recommender
 from records import Catalogue, Row
 from similar_items import similar_items, tfidf_table
 
-# {item id: p} of the partner's best items, for rows by their places in a split.
+# {item id: p} of the catalogue's items, for rows by their places in a split; items that it leaves out have p = 0.
 Partner = Callable[[Sequence[int]], list[dict[int, float]]]
 
 PARTNERS = ("transitions", "content", "sasrec")
 WEIGHTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
-def largest(likelihoods: dict[int, float], k: int) -> dict[int, float]:
-    """The k most likely items, ties by id."""
-    return dict(sorted(likelihoods.items(), key=lambda pair: (-pair[1], pair[0]))[:k])
+def largest(likelihoods: dict[int, float], k: int, counts: dict[int, int]) -> list[int]:
+    """The k most likely items, best first; ties by training popularity, then id."""
+    return heapq.nsmallest(k, likelihoods, key=lambda item: (-likelihoods[item], -counts.get(item, 0), item))
 
 
 def make_partner(
     kind: str,
-    k: int,
     rows: Sequence[Row],
     train: Sequence[Row],
     catalogue: Catalogue,
     cf_path: str | None,
 ) -> Partner:
-    """The second recommender for the rows of a split, giving its k best items per row.
+    """The second recommender for the rows of a split, for every item of the catalogue.
 
     Args:
         kind: transitions (decayed transition counts of the train rows, as shares of their sum), content (likeness of
@@ -47,11 +48,15 @@ def make_partner(
         InputError: a broken file or model folder, or one of another catalogue or other rows.
     """
     if kind == "transitions":
-        follows = transition_counts(train)
+        follows, known = transition_counts(train), set(catalogue.item_ids)
 
         def transitions(places: Sequence[int]) -> list[dict[int, float]]:
-            found = [transition_scores(rows[place].history_ids, follows) for place in places]
-            return [largest({item: s / sum(scores.values()) for item, s in scores.items()}, k) for scores in found]
+            shares = []
+            for place in places:
+                scores = transition_scores(rows[place].history_ids, follows)
+                total = sum(score for item, score in scores.items() if item in known)
+                shares.append({item: score / total for item, score in scores.items() if item in known})
+            return shares
 
         return transitions
     if kind == "content":
@@ -61,7 +66,7 @@ def make_partner(
             histories = [[number[item] for item in rows[place].history_ids] for place in places]
             items, likelihoods = similar_items(table, histories)
             pairs = zip(items.tolist(), likelihoods.tolist())
-            return [largest({catalogue.item_ids[i]: p for i, p in zip(*pair) if p > 0}, k) for pair in pairs]
+            return [{catalogue.item_ids[i]: p for i, p in zip(*pair) if p > 0} for pair in pairs]
 
         return content
     if kind == "sasrec":
@@ -71,25 +76,22 @@ def make_partner(
 
         def learned(places: Sequence[int]) -> list[dict[int, float]]:
             with torch.no_grad():
-                scores = recommender.scores([rows[place].history_ids for place in places])
-            best = scores.topk(min(k, scores.shape[1]), dim=1)
-            return [
-                {recommender.item_ids[place]: math.exp(value) for place, value in zip(*pair)}
-                for pair in zip(best.indices.tolist(), best.values.tolist())
-            ]
+                likelihoods = recommender.scores([rows[place].history_ids for place in places]).exp()
+            return [dict(zip(recommender.item_ids, own)) for own in likelihoods.tolist()]
 
         return learned
     likelihoods = read_likelihoods(kind, rows, catalogue)
-    return lambda places: [largest(likelihoods[place], k) for place in places]
+    return lambda places: [likelihoods[place] for place in places]
 
 
 def read_likelihoods(path: str, rows: Sequence[Row], catalogue: Catalogue) -> list[dict[int, float]]:
     """{item: p} per row of a predictions file with log-probabilities; by item ids where it has them, else by SIDs.
 
     Raises:
-        InputError: not such a file, or one of other rows.
+        InputError: not such a file, one of other rows, or one with an item outside the catalogue.
     """
     predictions, items = read_json(path, "fuse"), items_by_sid(catalogue.sids, catalogue.item_ids, {})
+    known = set(catalogue.item_ids)
     if not isinstance(predictions, list) or len(predictions) != len(rows):
         raise InputError(f"--fuse {path}: expected a predictions file of these {len(rows)} rows")
     found = []
@@ -101,11 +103,64 @@ def read_likelihoods(path: str, rows: Sequence[Row], catalogue: Catalogue) -> li
         scores = own.get("score")
         if not isinstance(names, list) or not isinstance(scores, list) or len(scores) != len(names):
             raise InputError(f"{where}: expected a score for every recommendation")
-        if any(not isinstance(score, float | int) or score > 1e-6 for score in scores):
+        if any(not isinstance(score, float | int) or not score <= 1e-6 for score in scores):
             raise InputError(f"{where}: the scores must be log-probabilities, which are never above 0")
-        owned = [[name] if "predict_items" in own else items.get(name, []) for name in names]
+        unknown = [name for name in names if name not in (known if "predict_items" in own else items)]
+        if unknown:
+            raise InputError(f"{where}: {unknown[0]} is not in the info file")
+        owned = [[name] if "predict_items" in own else items[name] for name in names]
         found.append({item: math.exp(score) for group, score in zip(owned, scores) for item in group})
     return found
+
+
+class Mixing:
+    """What `Fusion` needs to know of the rows of a split, batch by batch.
+
+    Args:
+        partner: of `make_partner`, for the rows of this split. k: how many of its best items are candidates.
+        counts: training popularity.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoder: Encoder,
+        catalogue: Catalogue,
+        counts: dict[int, int],
+        partner: Partner,
+        k: int,
+    ):
+        self.model, self.pad_token_id, self.partner = model, encoder.pad_token_id, partner
+        self.counts, self.k = counts, k
+        # Once: reading out a large vocabulary takes a tenth of a second.
+        self.tokens_of = dict(zip(catalogue.sids, encoder.sid_ids(catalogue.sids)))
+        self.sid_of = dict(zip(catalogue.item_ids, catalogue.sids))
+        self.items_of = items_by_sid(catalogue.sids, catalogue.item_ids, counts)
+
+    def __call__(
+        self,
+        places: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        ranked: Sequence[Sequence[str]],
+        scores: Sequence[Sequence[float]],
+    ) -> list[dict]:
+        """Per row, `language` [(SID, log-probability), ...] of the beam and of the partner's k best items, and `partner`
+        [(item, p), ...] of the items of these SIDs.
+
+        Args:
+            places, prompts: of the rows in their split. ranked, scores: their beams, as `rank_sids` gives them.
+        """
+        likely = self.partner(places)
+        tops = [largest(own, self.k, self.counts) for own in likely]
+        others = [sorted({self.sid_of[item] for item in top} - set(best)) for top, best in zip(tops, ranked)]
+        sequences = [[self.tokens_of[sid] for sid in own] for own in others]
+        scored = sid_log_probs(self.model, prompts, sequences, self.pad_token_id)
+        found = []
+        for p, best, values, sids, more in zip(likely, ranked, scores, others, scored):
+            owners = [item for sid in (*best, *sids) for item in self.items_of[sid]]
+            language = [*zip(best, values), *zip(sids, more)]
+            found.append({"language": language, "partner": [(item, p[item]) for item in owners if item in p]})
+        return found
 
 
 def sid_log_probs(

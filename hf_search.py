@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from beam_search import NEGATIVE, Ranked
+from beam_search import NEGATIVE, Ranked, evaluation_mode
 from data import Example
 from LogitProcessor import ConstrainedLogitsProcessor, SidTrie
 
@@ -21,14 +21,10 @@ from LogitProcessor import ConstrainedLogitsProcessor, SidTrie
 def _without_its_generation_config(model: PreTrainedModel) -> Iterator[None]:
     """`generate` fills whatever an explicit config leaves open from the model's own, so that one steps aside."""
     own, model.generation_config = model.generation_config, GenerationConfig()
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         model.generation_config = own
-        model.train(training)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +69,7 @@ def hf_beam_search(
         return_dict_in_generate=True,
         output_scores=True,
     )
-    with _without_its_generation_config(model):
+    with evaluation_mode(model), _without_its_generation_config(model):
         out = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),

@@ -193,7 +193,7 @@ def sft(
         model, tokenizer = load_model(base_model, "base_model")
     sid_tokens = sorted({token for tokens in index.values() for token in tokens})
     directions = None
-    if sid_init == "text":
+    if sid_init == "text" and not tokenizer.get_vocab().keys() >= set(sid_tokens):  # a base that has them needs none
         about = texts_of(catalogue.titles, descriptions)
         if train_from_scratch:
             vectors = tfidf_vectors(about, model.get_input_embeddings().weight.shape[1], seed)

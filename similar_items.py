@@ -105,7 +105,8 @@ class SimilarSidDataset(SidSFTDataset):
         self._target_ids = encoder.target_ids(self._targets)
         super().__init__([rows[number] for number in kept], encoder, cutoff_len, cut_histories, seed)
         self.left_out["like no other item"] += len(rows) - len(kept)
-        self.set_epoch(0)
+        if not cut_histories:  # else done already
+            self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose cuts and targets of this epoch; a function of the seed and the epoch alone."""

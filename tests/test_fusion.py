@@ -25,7 +25,7 @@ def no_picture(monkeypatch):
 def run(trained, output, **changes):
     paths = trained.paths
     flags = {key: paths[key] for key in ("train_file", "info_file", "test_data_path")}
-    flags |= dict(base_model=trained.checkpoint, result_json_data=str(output / "test.json"), num_beams=12, K=10)
+    flags |= {"base_model": trained.checkpoint, "result_json_data": str(output / "test.json"), "num_beams": 12, "K": 10}
     evaluate(**{**flags, **changes})
     return [read_json(output / f"test{end}.json") for end in ("", ".metrics", ".fused", ".fused.metrics")]
 
@@ -91,7 +91,14 @@ def test_the_weight_is_chosen_on_validation_rows(trained, tmp_path, kind):
     if kind == "sasrec":
         catalogue = read_info(trained.paths["info_file"])
         torch.manual_seed(0)
-        shape = dict(model="sasrec", hidden_size=8, num_layers=1, num_heads=1, dropout=0.0, max_history=10)
+        shape = {
+            "model": "sasrec",
+            "hidden_size": 8,
+            "num_layers": 1,
+            "num_heads": 1,
+            "dropout": 0.0,
+            "max_history": 10,
+        }
         save_recommender(build(catalogue.item_ids, shape), tmp_path / "cf")
         extra = {"cf_path": str(tmp_path / "cf")}
     pure, metrics, _, beside = run(trained, tmp_path, fuse=kind, fuse_valid_file=valid, fuse_valid_sample=9, **extra)
@@ -122,13 +129,54 @@ def test_a_predictions_file_as_partner(trained, tmp_path):
         ({"user_id": "someone"}, "row 2: expected user"),
         ({"score": pure[1]["score"][:-1]}, "row 2: expected a score for every recommendation"),
         ({"score": [0.5] * 10}, "row 2: the scores must be log-probabilities"),
+        ({"score": [math.nan] * 10}, "row 2: the scores must be log-probabilities"),
+        ({"predict_items": [999] * 10}, "row 2: 999 is not in the info file"),
+        ({"predict": ["<z_1>"] * 10}, "row 2: <z_1> is not in the info file"),
     ):
         file.write_text(json.dumps([pure[0], {**pure[1], **change}, *pure[2:]]))
         with pytest.raises(InputError, match=message):
-            make_partner(str(file), 10, rows, [], catalogue, None)
+            make_partner(str(file), rows, [], catalogue, None)
     file.write_text(json.dumps(pure[:-1]))
     with pytest.raises(InputError, match=f"expected a predictions file of these {len(rows)} rows"):
-        make_partner(str(file), 10, rows, [], catalogue, None)
+        make_partner(str(file), rows, [], catalogue, None)
+
+
+def test_the_partner_counts_for_every_item_of_the_search(trained, tmp_path):
+    """Also for those beyond its own K best; and the lists are those of a plain sort over the whole catalogue."""
+    catalogue, rows = read_info(trained.paths["info_file"]), read_rows(trained.paths["test_data_path"])
+    torch.manual_seed(0)
+    shape = {"model": "sasrec", "hidden_size": 8, "num_layers": 1, "num_heads": 1, "dropout": 0.0, "max_history": 10}
+    recommender = build(catalogue.item_ids, shape)
+    save_recommender(recommender, tmp_path / "cf")
+    flags = {"num_beams": len(catalogue.sids), "sample": 6}
+    whole, *_ = run(trained, tmp_path / "a", K=30, fuse="content", fuse_weight=1.0, **flags)
+    *_, fused, _ = run(
+        trained, tmp_path / "b", K=3, fuse="sasrec", fuse_weight=0.3, cf_path=str(tmp_path / "cf"), **flags
+    )
+    history_of = {(row.user_id, row.item_id): row.history_ids for row in rows}
+    item_of = dict(zip(catalogue.sids, catalogue.item_ids))
+    for row, own in zip(whole, fused, strict=True):
+        p = dict(zip(catalogue.item_ids, recommender.scores([history_of[row["user_id"], row["item_id"]]])[0].exp()))
+        values = {item_of[s]: math.exp(v) + 0.3 * p[item_of[s]].item() for s, v in zip(row["predict"], row["score"])}
+        assert own["score"] == pytest.approx(sorted(values.values(), reverse=True)[:3], abs=3e-6)
+
+
+def test_train_targets_outside_the_catalogue_are_no_candidates():
+    train = [Row("u", (), (0,), (), "", target, "") for target in (1, 9, 9)]
+    catalogue = Catalogue(["x", "y"], ["", ""], [0, 1])
+    assert make_partner("transitions", train[:1], train, catalogue, None)([0]) == [{1: 1.0}]
+
+
+@pytest.mark.parametrize("split", ["test_data_path", "train_file"])
+def test_the_weight_is_not_chosen_on_the_other_splits(trained, tmp_path, split):
+    with pytest.raises(InputError, match=f"is --{split}; choose the weight on the validation split"):
+        run(trained, tmp_path, fuse="content", fuse_valid_file=trained.paths[split])
+
+
+def test_fused_lists_of_an_earlier_run_do_not_stay(trained, tmp_path):
+    run(trained, tmp_path, fuse="content", fuse_weight=0.1)
+    with pytest.raises(InputError, match=r"test.fused.json: no such file"):
+        run(trained, tmp_path, num_beams=13)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +190,7 @@ def test_a_predictions_file_as_partner(trained, tmp_path):
         ({"fuse": "content", "fuse_weight": 1.0, "cf_path": "x"}, "--fuse sasrec and --cf_path go together"),
         ({"fuse": "content"}, "expected either --fuse_weight or --fuse_valid_file"),
         ({"fuse": "content", "fuse_weight": -1.0}, "--fuse_weight -1.0: must be 0 or more"),
+        ({"fuse": "content", "fuse_weight": math.inf}, "--fuse_weight inf: must be 0 or more, and finite"),
         ({"fuse": __file__, "fuse_valid_file": "x"}, "a file has no validation rows"),
         ({"fuse": "content", "fuse_weight": 1.0, "fuse_valid_sample": 5}, "--fuse_valid_sample 5: expected"),
     ],
