@@ -79,7 +79,7 @@ def sft(
     warmup_ratio: float = 0.03,
     weight_decay: float = 0.0,
     dropout: float = 0.0,
-    sid_init: str = "text",
+    sid_init: str | None = None,
     freeze_LLM: bool = False,
     lora: bool = False,
     lora_rank: int = 16,
@@ -117,7 +117,8 @@ def sft(
         batch_size: rows per optimizer step over all processes; micro_batch_size: rows per forward pass of one process.
         dropout: on embeddings and residual branches, for training from scratch.
         sid_init: where new SID rows start: text (what the items that use a code are about: by their words' embeddings in a
-            pretrained base, by latent semantic analysis of their words from scratch) or noise.
+            pretrained base, by latent semantic analysis of their words from scratch) or noise. Default: text from scratch,
+            noise in a pretrained base, where text was no better.
         freeze_LLM: only the token rows of the index's SIDs learn; in a base without SIDs these are its new rows.
         lora: those rows learn, and LoRA matrices of lora_rank beside every linear layer of the decoder, or beside those
             that lora_targets names (q_proj,v_proj); they act times lora_alpha / lora_rank. lora_dropout: on their input.
@@ -145,6 +146,7 @@ def sft(
     )
     if best_by not in BEST_BY or eval_beams < 10:
         raise InputError(f"--best_by {best_by}: expected one of {', '.join(BEST_BY)}, and --eval_beams of 10 or more")
+    sid_init = sid_init or ("text" if train_from_scratch else "noise")
     if sid_init not in SID_INITS:
         raise InputError(f"--sid_init {sid_init}: expected one of {', '.join(SID_INITS)}")
     if packing not in PACKINGS or tree_tokens < 1:

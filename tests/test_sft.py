@@ -5,6 +5,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import make_dataset, random_examples, tiny_model, write_config
@@ -18,7 +19,7 @@ from model_io import add_sid_tokens, last_checkpoint, load_model, model_from_con
 from prompts import Encoder, load_prompts
 from records import read_index, read_rows
 from sft import sft
-from sid_init import code_directions, tfidf_vectors
+from sid_init import code_directions, embedding_vectors, tfidf_vectors
 from sft_trainer import TreeBatches, TreeTrainer
 
 
@@ -317,6 +318,31 @@ def test_worded_prompts_and_alignment_on_a_pretrained_base(toy, tmp_path, kind, 
     assert len(tokenizer("<a_1><b_2><c_0>", add_special_tokens=False).input_ids) == 3
 
 
+def test_new_rows_of_a_pretrained_base_start_where_they_are_told(toy, tmp_path):
+    """With a learning rate of almost nothing, the rows written are those it started from."""
+    paths, _ = toy
+    base = pretrained(tmp_path / "base", "llama", paths)
+    flags = {"base_model": base, "train_from_scratch": False, "sample": 24, "eval_sample": 8, "num_epochs": 1}
+    rows = {}
+    for sid_init in (None, "noise", "text"):
+        output = train(toy, tmp_path / str(sid_init), sid_init=sid_init, learning_rate=1e-12, **flags)
+        model, tokenizer = load_model(str(output / "final_checkpoint"), "base_model")
+        ids = tokenizer.convert_tokens_to_ids([f"<a_{code}>" for code in range(5)])
+        rows[sid_init] = model.get_input_embeddings().weight.detach()[ids]
+    index, items = read_index(paths["sid_index_path"]), read_json(paths["item_meta_path"])
+    texts = [f"{items[str(item)]['title']} {items[str(item)]['description']}" for item in sorted(index)]
+    start, start_tokenizer = load_model(base, "base_model")
+    directions = code_directions(
+        [index[item] for item in sorted(index)], embedding_vectors(texts, start, start_tokenizer)
+    )
+    old = start.get_input_embeddings().weight.detach()
+    assert torch.equal(rows[None], rows["noise"])
+    for code in range(5):
+        off = {how: ((rows[how][code] - old.mean(dim=0)) / old.std(dim=0)).numpy() for how in ("noise", "text")}
+        agree = {how: np.corrcoef(vector, directions[f"<a_{code}>"])[0, 1] for how, vector in off.items()}
+        assert agree["text"] > 0.7 > 0.6 > abs(agree["noise"])  # a part of each row stays noise
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("padded", [0, 64])
 def test_only_the_rows_of_new_tokens_change(tied, padded):
@@ -360,6 +386,7 @@ def test_only_the_rows_of_new_tokens_change(tied, padded):
         (dict(cutoff_len=6), "--cutoff_len 6: row"),
         (dict(best_by="accuracy"), "--best_by accuracy: expected one of loss, HR@10"),
         (dict(eval_beams=5), "--eval_beams of 10 or more"),
+        (dict(sid_init="luck"), "--sid_init luck: expected one of text, noise"),
         (dict(packing="forest"), "--packing forest: expected one of tree, none"),
         (dict(tree_tokens=0), "--tree_tokens of 1 or more"),
     ],
