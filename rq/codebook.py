@@ -16,11 +16,11 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
+from embeddings import load_embeddings
 from fileio import InputError, atomic, require_file
 from rq.models.rqkmeans import RQKMeans, RQKMeansPlus
 from rq.models.rqvae import RQVAE
 from rq.models.vq import squared_distances
-from rq.text2emb.amazon_text2emb import load_embeddings
 
 Model = RQVAE | RQKMeans
 

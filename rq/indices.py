@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import cli
+from embeddings import side_file
 from fileio import InputError, read_json, write_json
 from records import read_index
 from rq.append import append, parse_sids
@@ -22,7 +23,6 @@ from rq.codebook import (
 )
 from rq.collisions import Repair, resolve, sid_tokens
 from rq.quality import report_files, table, write_report
-from rq.text2emb.amazon_text2emb import side_file
 
 
 def stem(output_file: str | Path) -> Path:

@@ -19,10 +19,10 @@ from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
 import cli
+from embeddings import load_embeddings, side_file
 from fileio import InputError, atomic, read_json, write_json
 from records import read_index
 from rq.quality_plot import plot, table
-from rq.text2emb.amazon_text2emb import load_embeddings, side_file
 
 CODE_NUMBER = re.compile(r"(\d+)>$")
 BLOCK_ENTRIES = 4_000_000  # numbers held by one block of work: 32 MB of float64

@@ -10,12 +10,12 @@ import torch
 from tqdm import tqdm
 
 import cli
+from embeddings import side_file
 from fileio import InputError
 from rq.codebook import load_items, pick_device, save_codebooks
 from rq.collisions import LETTERS, Repair
 from rq.indices import finish, output_files, stem, write_index
 from rq.models.rqkmeans import RQKMeans
-from rq.text2emb.amazon_text2emb import side_file
 
 # points [n, dim], codes, level -> centres [codes, dim], cluster of each point [n]
 Cluster = Callable[[torch.Tensor, int, int], tuple[torch.Tensor, torch.Tensor]]

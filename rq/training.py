@@ -9,10 +9,10 @@ from typing import Any, Callable
 import torch
 
 import cli
+from embeddings import side_file
 from fileio import InputError
 from rq.codebook import load_items, pick_device
 from rq.models.rqvae import LOSSES, RQVAE
-from rq.text2emb.amazon_text2emb import side_file
 from rq.trainer import BEST_COLLISION, BEST_LOSS, FINAL, Trainer, TrainerSettings
 
 

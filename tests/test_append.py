@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embeddings import save_embeddings
 from fileio import InputError, read_json, write_json
 from rq import generate_indices
 from rq.append import append, parse_sids
 from rq.codebook import last_level, quantise, save_codebooks
 from rq.collisions import Repair, resolve, sid_tokens
 from rq.models.rqkmeans import RQKMeans
-from rq.text2emb.amazon_text2emb import save_embeddings
 
 STEPS = ("nearest_free", "extra_token")
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embeddings import save_embeddings, side_file
 from fileio import InputError, read_json
 from rq import generate_indices
 from rq.collisions import (
@@ -23,7 +24,6 @@ from rq.collisions import (
     sinkhorn_repair,
 )
 from rq.models.rqvae import RQVAE
-from rq.text2emb.amazon_text2emb import save_embeddings, side_file
 
 
 @st.composite

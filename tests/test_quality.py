@@ -15,11 +15,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import cli
+from embeddings import save_embeddings
 from fileio import InputError, read_json, write_json
 from rq import quality
 from rq.collisions import sid_tokens
 from rq.quality import measure, report_files, table, write_report
-from rq.text2emb.amazon_text2emb import save_embeddings
 
 
 def approximately(value):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from embeddings import save_embeddings
 from fileio import InputError, read_json
 from rq import generate_indices, generate_indices_plus, rqkmeans_constrained, rqkmeans_faiss, rqkmeans_plus, rqvae
 from rq.codebook import load_checkpoint, load_codebooks, load_items, load_model, quantise, reconstruction_error
@@ -15,7 +16,6 @@ from rq.models.rqvae import RQVAE
 from rq.residual_kmeans import level_sizes, residual_kmeans
 from rq.rqkmeans_constrained import min_cost_flow_kmeans
 from rq.rqkmeans_faiss import faiss_kmeans, uniform_mapping
-from rq.text2emb.amazon_text2emb import save_embeddings
 from rq.trainer import BEST_LOSS
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embeddings import save_embeddings
 from fileio import InputError
 from rq import rqvae
 from rq.codebook import load_checkpoint, load_model
@@ -16,7 +17,6 @@ from rq.models.layers import MLPLayers
 from rq.models.rq import ResidualVectorQuantizer
 from rq.models.rqvae import RQVAE
 from rq.models.vq import VectorQuantizer, kmeans_centres, sinkhorn, squared_distances
-from rq.text2emb.amazon_text2emb import save_embeddings
 from rq.trainer import Trainer, TrainerSettings
 
 

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from embeddings import load_embeddings, save_embeddings, side_file
 from fileio import InputError
 from rq.text2emb import amazon_text2emb as text2emb
-from rq.text2emb.amazon_text2emb import clean, item_texts, load_embeddings, save_embeddings, side_file, tfidf_embeddings
+from rq.text2emb.amazon_text2emb import clean, item_texts, tfidf_embeddings
 
 WORDS = "red blue green small large steel wood glass saw drill screw nail".split()
 
