@@ -16,7 +16,10 @@ from records import Catalogue, Row
 
 @dataclass(frozen=True)
 class Example:
-    """What a model sees and must say. `group` is what packing keeps together; `sid` and `item_id` are the target's."""
+    """What a model sees and must say. `group` is what packing keeps together; `sid` and `item_id` are the target's.
+
+    history_ids: the items the row's user has had, oldest first; empty where a task has no user.
+    """
 
     prompt: str
     prompt_ids: list[int]
@@ -26,6 +29,7 @@ class Example:
     sid: str
     item_id: int
     target: str = ""
+    history_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Source:
     user_id: str
     sid: str
     item_id: int
+    history_ids: tuple[int, ...] = ()
 
 
 class PromptDataset(Dataset):
@@ -101,9 +106,8 @@ class PromptDataset(Dataset):
                 self.left_out["longer than cutoff_len"] += 1
                 continue
             found.append((place, count))
-            self.examples.append(
-                Example(prompt, prompt_ids, ids, source.group, source.user_id, source.sid, source.item_id, target)
-            )
+            origin = (source.group, source.user_id, source.sid, source.item_id)
+            self.examples.append(Example(prompt, prompt_ids, ids, *origin, target, source.history_ids))
         return found
 
 
@@ -159,7 +163,8 @@ class RowDataset(PromptDataset):
         return row.sid
 
     def _source(self, row: Row) -> Source | str | None:
-        return Source(self._given(row), self._answer(row), row.user_id, row.user_id, row.sid, row.item_id)
+        origin = (row.user_id, row.user_id, row.sid, row.item_id, row.history_ids)
+        return Source(self._given(row), self._answer(row), *origin)
 
 
 # ------------------------------------------------------------------------------------------------------------------ SFT

@@ -1,84 +1,132 @@
 """GRPO over prefix trees: one row is one prompt with its group of completions, and the prompt is computed once.
 
 Method: GRPO (arXiv 2402.03300) as used by arXiv 2510.24431, with rollouts that are constrained beam searches or constrained
-samples over the catalogue, so that every completion is an item.
+samples over the catalogue, so that every completion is an item. The formulas stand in `grpo_loss.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
 from collections import defaultdict
-from typing import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from peft import PeftModel
+from safetensors.torch import load_model, save_model
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_callback import ProgressCallback
 from trl import GRPOConfig
 from trl.trainer.callbacks import SyncRefModelCallback
 
-from beam_search import beam_search, sample
+from beam_search import evaluation_mode, fitting_batch_size
 from data import Example
-from LogitProcessor import SidTrie
+from fileio import InputError
+from grpo_loss import LOSSES, group_advantages, kl_estimate, label_weights, policy_loss
+from LogitProcessor import SidTrie, pad_sequences
 from model_io import QuietSaves
-from prefix_tree import batch_trees, tree_log_probs
-from rewards import Reward
+from prefix_tree import TreeBatch, batch_trees, label_entropy, label_log_probs, label_logits
+from rewards import NamedReward
+from rollouts import legal_tokens, roll_out
+from training_table import TrainingTable
+
+REFERENCE_FILE = "reference.safetensors"
 
 
-def group_advantages(rewards: Sequence[float], eps: float = 1e-4) -> torch.Tensor:
-    """(r - mean) / (std + eps) within a group; all zeros where the rewards are equal or alone."""
-    values = torch.tensor(rewards, dtype=torch.float32)
-    if len(values) < 2 or bool((values == values[0]).all()):
-        return torch.zeros_like(values)
-    return (values - values.mean()) / (values.std() + eps)
+@dataclass
+class RLConfig(GRPOConfig):
+    """TRL's `GRPOConfig` and what it has no word for.
 
-
-def grpo_token_loss(
-    log_probs: torch.Tensor, reference: torch.Tensor | None, advantages: torch.Tensor, beta: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, KL) per completion token, [K] each.
-
-    loss = -exp(log_probs - stop_gradient(log_probs)) * advantage + beta * KL with the k3 estimator
-    KL = exp(reference - log_probs) - (reference - log_probs) - 1. Rollout and update are on-policy: the ratio is 1 and only
-    its gradient matters.
+    `per_device_train_batch_size` counts completions, as in TRL; a batch holds that many / num_generations prompts.
+    loss_type is one of `grpo_loss.LOSSES`; temperature is that of sampled rollouts, and of their log-probabilities.
     """
-    policy = -torch.exp(log_probs - log_probs.detach()) * advantages
-    if reference is None:
-        return policy, torch.zeros_like(policy)
-    difference = reference - log_probs
-    divergence = torch.exp(difference) - difference - 1
-    return policy + beta * divergence, divergence.detach()
+
+    beam_search: bool = field(default=True, metadata={"help": "Roll out by beam search; False: by sampling."})
+    dynamic_sampling: bool = field(default=False, metadata={"help": "Find 1.5 G completions, keep a diverse G."})
+    add_gt: bool = field(default=False, metadata={"help": "Put the target into groups that lack it."})
+    mask_all_zero: bool = field(default=False, metadata={"help": "Leave groups of equal rewards out, KL included."})
+    renormalize: bool = field(default=False, metadata={"help": "Probabilities over legal tokens only."})
+
+
+@dataclass
+class GroupBatch:
+    """The groups of one forward pass. C completions with K tokens together; labels are completion by completion.
+
+    Attributes:
+        tree: the prompts with their completions; None where no group takes part.
+        lengths [C] int64; advantages, weight [K] float32: weight is what a label counts in the mean over the step.
+        legal [K, F]: tokens that may stand at each label, or None for the full vocabulary.
+        old, reference [K]: log-probabilities of the rollout's policy and of the reference, once they are computed.
+    """
+
+    tree: TreeBatch | None
+    lengths: torch.Tensor | None = None
+    advantages: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
+    legal: torch.Tensor | None = None
+    old: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
+
+
+class StepSampler(Sampler[int]):
+    """Random order, anew every epoch, in which the prompts of a step stand `repeats` times: once for each of its updates.
+
+    Args:
+        size: rows. step: prompts of a step over all processes; with repeats > 1 an incomplete last step is left out.
+        epoch: called for the number of the epoch; the order is a function of it and the seed.
+    """
+
+    def __init__(self, size: int, step: int, repeats: int, seed: int, epoch: Callable[[], int]):
+        self.size, self.step, self.repeats, self.seed, self.epoch = size, step, repeats, seed, epoch
+        self.used = size if repeats == 1 else size // step * step
+
+    def __len__(self) -> int:
+        return self.used * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
+        order = torch.randperm(self.size, generator=generator).tolist()[: self.used]
+        for start in range(0, self.used, self.step):
+            for _ in range(self.repeats):
+                yield from order[start : start + self.step]
 
 
 class GroupTrainer(QuietSaves, Trainer):
-    """A `transformers.Trainer` whose row is one prompt group, configured by TRL's `GRPOConfig`.
+    """A `transformers.Trainer` whose row is one prompt group, configured by `RLConfig`.
 
-    `per_device_train_batch_size` counts completions, as in TRL; a batch holds that many / num_generations prompts.
+    All prompts of an optimizer step are rolled out together before its first forward pass, so that means are taken over
+    the step, whatever its batches and processes; with num_iterations > 1 the same rollouts serve that many steps.
 
     Args:
-        model: the policy. reference: frozen copy for the KL term, or None where beta is 0.
+        model: the policy, plain or with adapters of `peft`.
+        reference: frozen model for the KL term; None where beta is 0, or where the policy without adapters is meant.
         trie: the catalogue, on the model's device; sid_of_sequence: SID text of every sequence of the trie.
-        reward: see `rewards.py`.
-        beam_rollouts: the `num_generations` best items of a beam search, ranked; otherwise independent samples.
-        add_gt: put the target in the last place of a group that lacks it.
-        mask_all_zero: groups with equal rewards take no part in the loss (not even in its KL term) and cost no forward.
-        validate: called without gradients on the main process's model, returns validation metrics.
+        rewards: the terms of the reward, see `rewards.py`.
+        validate: called without gradients on every process, returns validation metrics.
+
+    Raises:
+        InputError: settings that do not fit together, a target outside the trie, a reference of another vocabulary.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         reference: PreTrainedModel | None,
-        args: GRPOConfig,
+        args: RLConfig,
         train_dataset: Dataset,
         trie: SidTrie,
         sid_of_sequence: list[str],
-        reward: Reward,
+        rewards: Sequence[NamedReward],
         pad_token_id: int,
-        beam_rollouts: bool = True,
-        add_gt: bool = False,
-        mask_all_zero: bool = False,
-        validate=None,
-        callbacks=None,
+        validate: Callable[[], dict[str, float]] | None = None,
+        callbacks: Sequence | None = None,
     ):
+        self.sequence_of_sid = {sid: number for number, sid in enumerate(sid_of_sequence)}
+        self._check(model, reference, args, train_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -87,102 +135,244 @@ class GroupTrainer(QuietSaves, Trainer):
             data_collator=list,
             eval_dataset=train_dataset if validate else None,
         )
-        self.reference, self.trie, self.sid_of_sequence, self.reward = reference, trie, sid_of_sequence, reward
-        self.sequence_of_sid = {sid: number for number, sid in enumerate(sid_of_sequence)}
+        self.reference, self.trie, self.sid_of_sequence, self.rewards = reference, trie, sid_of_sequence, rewards
         self.completion_tokens = trie.sequences()
-        self.pad_token_id, self.beam_rollouts, self.add_gt = pad_token_id, beam_rollouts, add_gt
-        self.mask_all_zero, self.validate = mask_all_zero, validate
-        self.model_accepts_loss_kwargs = False
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counted = 0
-        if reference is not None and args.sync_ref_model:
+        self.pad_token_id, self.validate = pad_token_id, validate
+        self.temperature = 1.0 if args.beam_search else args.temperature
+        self.model_accepts_loss_kwargs = True  # the weights of a batch are those of the mean over the whole step
+        self._step_batches: list[dict[str, GroupBatch]] = []
+        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2))
+        self._fitting = 0  # prompts per forward pass of the rollouts, once known
+        self._logged_step: int | None = None
+        self.remove_callback(ProgressCallback)
+        self.add_callback(TrainingTable())
+        if args.sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=reference, accelerator=self.accelerator))
 
+    def _check(self, model, reference, args: RLConfig, train_dataset) -> None:
+        if args.loss_type not in LOSSES:
+            raise InputError(f"loss_type {args.loss_type}: expected one of {', '.join(LOSSES)}")
+        if args.per_device_train_batch_size % args.num_generations:
+            raise InputError(
+                f"--train_batch_size {args.per_device_train_batch_size}: must be a multiple of num_generations "
+                f"{args.num_generations}"
+            )
+        if args.beta and reference is None and not isinstance(model, PeftModel):
+            raise InputError(f"--beta {args.beta}: the KL term needs a reference model")
+        if args.sync_ref_model and (reference is None or not args.beta):
+            raise InputError("--sync_ref_model: there is no copy to sync; it needs a beta above 0 and full training")
+        if reference is not None:
+            sizes = [other.get_output_embeddings().weight.shape[0] for other in (model, reference)]
+            if sizes[0] != sizes[1]:
+                raise InputError(f"the reference has a vocabulary of {sizes[1]} tokens, the policy one of {sizes[0]}")
+        for place in range(len(train_dataset)):
+            if train_dataset[place].sid not in self.sequence_of_sid:
+                raise InputError(f"training prompt {place + 1}: target {train_dataset[place].sid} is not in the trie")
+
+    # ---------------------------------------------------------------------------------------------------------- batches
     def get_train_dataloader(self) -> DataLoader:
+        prompts = self._train_batch_size // self.args.num_generations
+        step = prompts * self.args.gradient_accumulation_steps * self.args.world_size
+        if self.args.num_iterations > 1 and len(self.train_dataset) < step:
+            raise InputError(f"{len(self.train_dataset)} prompts do not fill a step of {step}")
+        sampler = StepSampler(
+            len(self.train_dataset),
+            step,
+            self.args.num_iterations,
+            self.args.seed,
+            lambda: int(self.state.epoch or 0),
+        )
         return self._get_dataloader(
             dataset=self.train_dataset,
             description="Training",
-            batch_size=self._train_batch_size // self.args.num_generations,
-            sampler_fn=self._get_train_sampler,
+            batch_size=prompts,
+            sampler_fn=lambda _: sampler,
             is_training=True,
         )
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, GroupBatch]], torch.Tensor | None]:
+        """The batches of one optimizer step: rolled out, or those of the step before where it is one more update."""
+        drawn, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not drawn:
+            return [], None
+        if self._logged_step is None:
+            self._logged_step = self.state.global_step
+        if self.state.global_step % self.args.num_iterations == 0 or not self._step_batches:
+            self._step_batches = self._make_step([example for batch in drawn for example in batch], len(drawn))
+        return self._step_batches, torch.ones((), device=device)
+
     def rollout(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Sequence numbers of every prompt's completions, best first (beam) or in order of drawing."""
-        model = self.accelerator.unwrap_model(self.model)
+        """Sequence numbers of every prompt's completions, see `roll_out`."""
+        policy, args = self.accelerator.unwrap_model(self.model), self.args
         prompts = [example.prompt_ids for example in examples]
-        count = self.args.num_generations
+        if not self._fitting:
+            found = args.num_generations * 3 // 2 if args.dynamic_sampling else args.num_generations
+            longest = max(len(self.train_dataset[place].prompt_ids) for place in range(len(self.train_dataset)))
+            self._fitting = fitting_batch_size(policy, self.trie, longest, found)
         with self.compute_loss_context_manager():
-            if self.beam_rollouts:
-                found = beam_search(model, self.trie, prompts, count)
-            else:
-                found = sample(model, self.trie, prompts, count, self.args.temperature)
-        groups = [[number for number in sequences if number >= 0] for sequences in found.sequence.tolist()]
-        if self.add_gt:
-            for group, example in zip(groups, examples):
-                target = self.sequence_of_sid[example.sid]
-                if target not in group:
-                    group[-1] = target
-        return groups
+            return roll_out(
+                policy,
+                self.trie,
+                prompts,
+                [self.sequence_of_sid[example.sid] for example in examples],
+                args.num_generations,
+                self._fitting,
+                args.beam_search,
+                args.temperature,
+                args.dynamic_sampling,
+                args.add_gt,
+                args.renormalize,
+                f"{args.seed}-{self.state.global_step}-{args.process_index}",
+            )
 
-    def compute_loss(self, model, inputs: list[Example], return_outputs=False, num_items_in_batch=None):
-        """Mean over the batch's completions of their mean token loss."""
+    def reward_groups(self, examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The weighted sum of the reward's terms for every completion."""
+        totals = []
+        for example, group in zip(examples, groups):
+            completions = [self.sid_of_sequence[number] for number in group]
+            total = [0.0] * len(group)
+            for term in self.rewards:
+                values = term(completions, example)
+                self._note(f"reward_{term.name}", sum(values) / len(values))
+                total = [before + term.weight * value for before, value in zip(total, values)]
+            totals.append(total)
+        return totals
+
+    def _make_step(self, examples: Sequence[Example], batches: int) -> list[dict[str, GroupBatch]]:
         # Phase 1: rollouts, rewards, advantages.
-        groups = self.rollout(inputs)
-        rewards, advantages = [], []
-        for example, group in zip(inputs, groups):
-            rewards.append(self.reward([self.sid_of_sequence[number] for number in group], example.sid))
-            advantages.append(group_advantages(rewards[-1]))
-        silent = [not bool(advantage.any()) for advantage in advantages]
-        kept = [place for place, zero in enumerate(silent) if not (zero and self.mask_all_zero)]
-        masked_out = not kept
-        if masked_out:
-            kept = [0]  # every process must run backward; a loss of zero times anything keeps the gradients at zero
+        started = self._now()
+        groups = self.rollout(examples)
+        rewards = self.reward_groups(examples, groups)
+        scale = self.args.loss_type != "dr_grpo"
+        advantages = [group_advantages(values, scale=scale) for values in rewards]
+        silent = [not bool(values.any()) for values in advantages]
+        for example, group, values, zero in zip(examples, groups, rewards, silent):
+            self._note("reward", sum(values) / len(values))
+            self._note("reward_std", float(torch.tensor(values).std(correction=0)))
+            self._note("zero_advantage_share", float(zero))
+            self._note("rollout_hit_rate", float(self.sequence_of_sid[example.sid] in group))
+            self._note("diversity", len(set(group)) / len(group))
+        for number in (number for group in groups for number in group):
+            self._note("completion_length", len(self.completion_tokens[number]))
 
-        # Phase 2: one tree per prompt; labels come back row by row, token by token.
-        completions = [[self.completion_tokens[number] for number in groups[place]] for place in kept]
-        batch = batch_trees(
-            [[(inputs[place].prompt_ids, tokens) for tokens in group] for place, group in zip(kept, completions)],
+        # Phase 2: what the mean of the step is taken over, on all processes.
+        counts = [sum(map(len, groups)), sum(len(self.completion_tokens[n]) for group in groups for n in group)]
+        counts = self.accelerator.reduce(torch.tensor(counts, device=self.args.device)).tolist()
+
+        # Phase 3: the groups that take part, shared out over the step's batches. Without a KL term a silent group has no
+        # gradient, masked or not.
+        leave_out = self.args.mask_all_zero or not self.args.beta
+        kept = [place for place, zero in enumerate(silent) if not (zero and leave_out)]
+        kept.sort(key=lambda place: len(examples[place].prompt_ids))  # rows of like length need less padding
+        bounds = [round(part * len(kept) / batches) for part in range(batches + 1)]
+        made = []
+        for low, high in zip(bounds, bounds[1:]):
+            places = kept[low:high]
+            if places:
+                made.append(self._group_batch(examples, groups, advantages, places, counts))
+            elif self.args.world_size > 1:
+                # Gradients are averaged in backward, so that every process needs a forward pass; one that counts nothing.
+                shortest = min(range(len(examples)), key=lambda place: len(examples[place].prompt_ids))
+                made.append(self._group_batch(examples, groups, advantages, [shortest], counts))
+                made[-1].weight.zero_()
+            else:
+                made.append(GroupBatch(None))
+        self._note("seconds_rollout", self._now() - started)
+        return [{"groups": batch} for batch in made]
+
+    def _group_batch(self, examples, groups, advantages, places, counts) -> GroupBatch:
+        """One tree per prompt; labels come back group by group, completion by completion, token by token."""
+        device = self.args.device
+        completions = [[self.completion_tokens[number] for number in groups[place]] for place in places]
+        tree = batch_trees(
+            [[(examples[place].prompt_ids, tokens) for tokens in group] for place, group in zip(places, completions)],
             self.pad_token_id,
-        ).to(self.args.device)
-        lengths = torch.tensor([len(tokens) for group in completions for tokens in group])
-        per_completion = torch.cat([advantages[place] for place in kept])
-        total_completions = sum(len(group) for group in groups)
-        weight = (1 / (lengths * total_completions)).repeat_interleave(lengths).to(self.args.device)
-        token_advantages = per_completion.repeat_interleave(lengths).to(self.args.device)
+        ).to(device)
+        flat = [tokens for group in completions for tokens in group]
+        lengths = torch.tensor([len(tokens) for tokens in flat])
+        legal = None
+        if self.args.renormalize:
+            matrix = torch.from_numpy(pad_sequences(flat)[0]).to(device)
+            legal = legal_tokens(self.trie, matrix)[matrix >= 0]
+        weight = label_weights(lengths, self.args.loss_type, *counts, self.trie.depth)
+        each = torch.cat([advantages[place] for place in places]).repeat_interleave(lengths)
+        return GroupBatch(tree, lengths.to(device), each.to(device), weight.to(device), legal)
 
-        # Phase 3: policy and reference log-probabilities, loss.
-        log_probs = tree_log_probs(model, batch)
-        reference = None
-        if self.reference is not None:
-            with torch.no_grad():
-                reference = tree_log_probs(self.reference, batch)
-        token_loss, divergence = grpo_token_loss(log_probs, reference, token_advantages, self.args.beta)
-        loss = (token_loss * weight).sum() * (0.0 if masked_out else 1.0)
-
-        self._note(
-            reward=sum(sum(group) / len(group) for group in rewards) / len(rewards),
-            zero_advantage_share=sum(silent) / len(silent),
-            rollout_hit_rate=sum(self.sequence_of_sid[example.sid] in group for example, group in zip(inputs, groups))
-            / len(groups),
-            kl=(divergence * weight).sum().item() / max(weight.sum().item(), 1e-12),
+    # ------------------------------------------------------------------------------------------------------------- loss
+    def compute_loss(self, model, inputs: dict[str, GroupBatch], return_outputs=False, num_items_in_batch=None):
+        """The batch's share of the step's loss: sum over labels of weight * (policy loss + beta * KL)."""
+        batch, args = inputs["groups"], self.args
+        if batch.tree is None:
+            return sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad) * 0.0
+        logits, where = label_logits(model, batch.tree, self.temperature)
+        log_probs = label_log_probs(logits, where, batch.tree.label_token, batch.legal)
+        with torch.no_grad():
+            entropy = label_entropy(logits.detach(), where, batch.legal)
+        if batch.old is None:
+            batch.old = log_probs.detach()
+        loss, clipped = policy_loss(
+            log_probs,
+            batch.old,
+            batch.advantages,
+            args.epsilon,
+            args.epsilon_high,
+            batch.lengths if args.loss_type == "gspo" else None,
         )
+        counted = batch.weight.sum().clamp(min=1e-12)
+        if args.beta:
+            if batch.reference is None:
+                batch.reference = self._reference_log_probs(model, batch)
+            divergence = kl_estimate(log_probs, batch.reference)
+            loss = loss + args.beta * divergence
+            self._note("kl", (divergence.detach() * batch.weight).sum() / counted)
+        self._note("entropy", (entropy * batch.weight).sum() / counted)
+        self._note("clip_share", (clipped * batch.weight).sum() / counted)
+        # Gradients are averaged over processes afterwards, while the weights count the completions of all of them.
+        return (loss * batch.weight).sum() * args.world_size
+
+    def _reference_log_probs(self, model: torch.nn.Module, batch: GroupBatch) -> torch.Tensor:
+        started = self._now()
+        inner = self.accelerator.unwrap_model(model)
+        without = inner.disable_adapter() if self.reference is None else contextlib.nullcontext()
+        reference = self.reference or inner
+        with without, evaluation_mode(reference):
+            logits, where = label_logits(reference, batch.tree, self.temperature)
+            found = label_log_probs(logits, where, batch.tree.label_token, batch.legal)
+        self._reference_seconds += self._now() - started
+        return found
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """`Trainer.training_step`, timed: the reference's forward pass apart from the policy's forward and backward."""
+        started, self._reference_seconds = self._now(), 0.0
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._note("seconds_reference", self._reference_seconds)
+        self._note("seconds_train", self._now() - started - self._reference_seconds)
         return loss
 
-    def _note(self, **values: float) -> None:
-        for name, value in values.items():
-            self._sums[name] += value
-        self._counted += 1
+    def _now(self) -> float:
+        if self.args.device.type == "cuda":
+            torch.cuda.synchronize(self.args.device)
+        return time.perf_counter()
+
+    # ---------------------------------------------------------------------------------------------------- what is logged
+    def _note(self, name: str, value: float | torch.Tensor) -> None:
+        self._sums[name] += torch.tensor([float(value), 1.0])
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if self._counted and "loss" in logs:
-            means = torch.tensor(
-                [self._sums[name] / self._counted for name in sorted(self._sums)], device=self.args.device
-            )
-            means = self.accelerator.reduce(means, reduction="mean").tolist()
-            logs = {**logs, **{name: round(value, 5) for name, value in zip(sorted(self._sums), means)}}
+        """Adds the means since the last log, over all processes; seconds are per optimizer step."""
+        if self._sums and "loss" in logs:
+            # Every process must reduce the same names, and one whose groups were all silent has no KL to report.
+            names = sorted({*self._sums, "kl", "entropy", "clip_share"} - (set() if self.args.beta else {"kl"}))
+            totals = torch.stack([self._sums[name] for name in names]).to(self.args.device)
+            totals = self.accelerator.reduce(totals, reduction="sum").cpu()
+            steps = max(1, self.state.global_step - self._logged_step)
+            for name, (total, count) in zip(names, totals.tolist()):
+                divisor = steps * self.args.world_size if name.startswith("seconds") else max(count, 1.0)
+                logs[name] = round(total / divisor, 6)
             self._sums.clear()
-            self._counted = 0
+            self._logged_step = self.state.global_step
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
@@ -191,3 +381,17 @@ class GroupTrainer(QuietSaves, Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    # ------------------------------------------------------------------------------------------- a reference that moves
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.args.sync_ref_model and self.args.should_save:
+            # First, as the trainer writes last what says that a checkpoint is complete.
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            save_model(self.reference, str(folder / REFERENCE_FILE))
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.args.sync_ref_model:
+            load_model(self.reference, os.path.join(resume_from_checkpoint, REFERENCE_FILE))

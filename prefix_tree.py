@@ -175,10 +175,14 @@ def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
     )
 
 
-def tree_log_probs(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
-    """Log-probability [K] (float32, full vocabulary) of every label of `batch` under `model`, differentiable."""
+def label_logits(
+    model: torch.nn.Module, batch: TreeBatch, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits [U, vocab] float32 of the distinct label nodes, divided by the temperature; which of them each label has [K]).
+
+    Rows often share a label node; its logits are computed once. Differentiable.
+    """
     inner = getattr(model, "module", model)
-    # Rows often share a label node; its logits are computed once.
     nodes, where = torch.unique(batch.label_node, return_inverse=True)
     with logits_only_at(model, nodes):
         logits = model(
@@ -187,5 +191,34 @@ def tree_log_probs(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
             attention_mask=None if batch.end is None else attention_mask_for(inner, tree_mask(batch.end)),
             use_cache=False,
         ).logits.float()
-    normaliser = torch.logsumexp(logits, dim=-1)
-    return logits[where, batch.label_token] - normaliser[where]
+    return logits if temperature == 1.0 else logits / temperature, where
+
+
+def label_log_probs(
+    logits: torch.Tensor, where: torch.Tensor, tokens: torch.Tensor, legal: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Log-probability [K] of the label tokens [K] from `label_logits`: over the vocabulary, or over legal tokens.
+
+    legal: token ids [K, F] that may stand at each label, -1 in empty places; the label's own token is among them.
+    """
+    chosen = logits[where, tokens]
+    if legal is None:
+        return chosen - torch.logsumexp(logits, dim=-1)[where]
+    return chosen - torch.logsumexp(_legal_logits(logits, where, legal), dim=-1)
+
+
+def label_entropy(logits: torch.Tensor, where: torch.Tensor, legal: torch.Tensor | None = None) -> torch.Tensor:
+    """Entropy [K] in nats of the distribution each label is drawn from, over the vocabulary or over legal tokens."""
+    rows = logits if legal is None else _legal_logits(logits, where, legal)
+    log_probs = rows.log_softmax(dim=-1)
+    entropy = -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(dim=-1)
+    return entropy[where] if legal is None else entropy
+
+
+def _legal_logits(logits: torch.Tensor, where: torch.Tensor, legal: torch.Tensor) -> torch.Tensor:
+    return logits[where.unsqueeze(1), legal.clamp(min=0)].masked_fill(legal < 0, float("-inf"))
+
+
+def tree_log_probs(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
+    """Log-probability [K] (float32, full vocabulary) of every label of `batch` under `model`, differentiable."""
+    return label_log_probs(*label_logits(model, batch), batch.label_token)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Sequence
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -80,7 +82,15 @@ def validation_metrics(
     num_beams: int,
     batch_size: int,
 ) -> dict[str, float]:
-    """{"HR@10", "NDCG@10"} at SID level of a search with num_beams (at least 10, or the figures are too low)."""
-    ranked, _ = rank_sids(model, trie, sid_of_sequence, list(examples), num_beams, batch_size, progress=False)
-    ranks = [rank_of(example.sid, best) for example, best in zip(examples, ranked)]
-    return {"HR@10": hit_ratio(ranks, 10), "NDCG@10": ndcg(ranks, 10)}
+    """{"HR@10", "NDCG@10"} at SID level of a search with num_beams (at least 10, or the figures are too low).
+
+    Called on every process with all examples; each ranks its share, and all return the same figures.
+    """
+    state = PartialState()
+    own = list(examples[state.process_index :: state.num_processes])
+    ranked, _ = rank_sids(model, trie, sid_of_sequence, own, num_beams, batch_size, progress=False)
+    ranks = [rank_of(example.sid, best) for example, best in zip(own, ranked)]
+    # Sums, so that the processes' shares add up to the same figures whatever their number.
+    sums = [hit_ratio(ranks, 10) * len(ranks), ndcg(ranks, 10) * len(ranks)] if ranks else [0.0, 0.0]
+    total = reduce(torch.tensor(sums, dtype=torch.float64, device=model.device), "sum").tolist()
+    return {"HR@10": round(total[0]) / len(examples), "NDCG@10": total[1] / len(examples)}

@@ -1,14 +1,30 @@
-"""Rewards of a group of completions, as pure functions `(completions, target) -> one number per completion`.
+"""Rewards of a group of completions: one number per completion, from the row's own target.
 
-`completions` are the SIDs a prompt produced, in rank order for beam rollouts; `target` is the SID of the prompt's own row.
+The plain ones are pure functions `(completions, target) -> numbers`: `completions` are the SIDs a prompt produced, in rank
+order for beam rollouts; `target` is the SID of the prompt's own row. `make_rewards` turns names with weights into what the
+trainer calls: functions `(completions, example) -> numbers`, where `example` (data.Example) also has the row's item_id,
+history_ids and user_id. A group's reward is the weighted sum.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-Reward = Callable[[Sequence[str], str], list[float]]
+import numpy as np
+
+from data import Example
+from embeddings import load_embeddings
+from fileio import InputError
+from metrics import items_by_sid
+from recommenders import load_recommender
+from records import SID_TOKEN, Catalogue
+
+PlainReward = Callable[[Sequence[str], str], list[float]]
+GroupReward = Callable[[Sequence[str], Example], list[float]]
 
 
 def rule(completions: Sequence[str], target: str) -> list[float]:
@@ -34,4 +50,185 @@ def ranking(completions: Sequence[str], target: str) -> list[float]:
     return [hit + penalty for hit, penalty in zip(rule(completions, target), ranking_only(completions, target))]
 
 
-REWARDS: dict[str, Reward] = {"rule": rule, "ranking": ranking, "ranking_only": ranking_only}
+def prefix(completions: Sequence[str], target: str) -> list[float]:
+    """Tokens that completion and target begin with alike / tokens of the target: 1 for the target, dense below.
+
+    Groups without the target then still say which wrong items are nearer to it.
+    """
+    wanted = SID_TOKEN.findall(target)
+    shares = []
+    for completion in completions:
+        shared = 0
+        for ours, theirs in zip(SID_TOKEN.findall(completion), wanted):
+            if ours != theirs:
+                break
+            shared += 1
+        shares.append(shared / len(wanted))
+    return shares
+
+
+REWARDS: dict[str, PlainReward] = {
+    "rule": rule,
+    "ranking": ranking,
+    "ranking_only": ranking_only,
+    "prefix": prefix,
+}
+
+
+def semantic_reward(catalogue: Catalogue, vectors: dict[int, np.ndarray]) -> GroupReward:
+    """Cosine between the embeddings of the completion's item and of the row's target item; vectors go by item id.
+
+    A SID that several items share counts as the mean of their unit vectors; a zero vector is like nothing.
+    """
+    unit = {item: vector / max(float(np.linalg.norm(vector)), 1e-12) for item, vector in vectors.items()}
+    of_sid = {
+        sid: np.mean([unit[item] for item in items], axis=0)
+        for sid, items in items_by_sid(catalogue.sids, catalogue.item_ids, {}).items()
+    }
+    of_sid = {sid: mean / max(float(np.linalg.norm(mean)), 1e-12) for sid, mean in of_sid.items()}
+
+    def semantic(completions: Sequence[str], example: Example) -> list[float]:
+        target = unit[example.item_id]
+        return [float(of_sid[completion] @ target) for completion in completions]
+
+    return semantic
+
+
+def collaborative_reward(
+    catalogue: Catalogue, scores: Callable[[Sequence[Sequence[int]]], np.ndarray], item_ids: Sequence[int]
+) -> GroupReward:
+    """p(item | history) / p(best item | history) of a second recommender: 1 for its favourite, towards 0 for the rest.
+
+    Args:
+        scores: histories of item ids -> log-probabilities [n, items], columns as in item_ids. A SID that several items
+            share counts as the likeliest of them.
+    """
+    column = {item: place for place, item in enumerate(item_ids)}
+    columns = {
+        sid: [column[item] for item in items]
+        for sid, items in items_by_sid(catalogue.sids, catalogue.item_ids, {}).items()
+    }
+
+    def sasrec(completions: Sequence[str], example: Example) -> list[float]:
+        if not example.history_ids:
+            raise InputError(
+                "reward sasrec: a prompt without a history; choose --tasks that show one, such as next_sid"
+            )
+        own = scores([example.history_ids])[0]
+        likelihood = np.exp(own - own.max())
+        return [float(likelihood[columns[completion]].max()) for completion in completions]
+
+    return sasrec
+
+
+def module_reward(place: str) -> GroupReward:
+    """The function `name` of a user's file, written path.py:name; it is called as (completions, example).
+
+    Raises:
+        InputError: no such file, a file that does not load, or one without that function.
+    """
+    path, colon, name = place.rpartition(":")
+    if not colon or not path.endswith(".py") or not Path(path).is_file():
+        raise InputError(f"--reward_module {place}: expected FILE.py:FUNCTION with a file that exists")
+    spec = importlib.util.spec_from_file_location(f"reward_module_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file may raise
+        raise InputError(f"--reward_module {path}: does not load ({error!r})") from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f"--reward_module {path}: has no function {name!r}")
+    return function
+
+
+@dataclass(frozen=True)
+class NamedReward:
+    """One term of the reward: weight * function(completions, example)."""
+
+    name: str
+    weight: float
+    function: GroupReward
+
+    def __call__(self, completions: Sequence[str], example: Example) -> list[float]:
+        """The term without its weight, checked.
+
+        Raises:
+            InputError: not one finite number per completion.
+        """
+        try:
+            values = [float(value) for value in self.function(completions, example)]
+        except InputError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise InputError(f"reward {self.name}: expected a list of numbers, got {error!r}") from None
+        if len(values) != len(completions):
+            raise InputError(f"reward {self.name}: {len(values)} numbers for {len(completions)} completions")
+        if not all(map(math.isfinite, values)):
+            wrong = next(place for place, value in enumerate(values) if not math.isfinite(value))
+            raise InputError(f"reward {self.name}: {values[wrong]} for {completions[wrong]}, target {example.sid}")
+        return values
+
+
+NEEDS = {"semantic": "ada_path", "sasrec": "cf_path", "module": "reward_module"}
+
+
+def make_rewards(
+    terms: Sequence[str], catalogue: Catalogue, device: str = "cpu", **files: str | None
+) -> list[NamedReward]:
+    """The terms of --reward_type: names, each with a weight after a colon if it is not 1.
+
+    Args:
+        terms: of REWARDS, or semantic (item embeddings, ada_path), sasrec (a model folder of sasrec.py, cf_path), module
+            (reward_module).
+        files: those three, by flag; each that is given must have a term that needs it.
+
+    Raises:
+        InputError: an unknown or repeated name, a weight that is no number, a term without its file or the other way
+            round, embeddings or a recommender of another catalogue.
+    """
+    known = [*REWARDS, *NEEDS]
+    found: list[NamedReward] = []
+    for term in terms:
+        name, colon, text = term.partition(":")
+        if name not in known:
+            raise InputError(f"--reward_type {name}: expected one of {', '.join(known)}")
+        if any(name == other.name for other in found):
+            raise InputError(f"--reward_type: {name} stands there twice; write {name}:2 to weigh it")
+        try:
+            weight = float(text) if colon else 1.0
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight) or not weight:
+            raise InputError(f"--reward_type {term}: expected NAME or NAME:WEIGHT, such as {name}:0.5")
+        if name in NEEDS and not files.get(NEEDS[name]):
+            raise InputError(f"--reward_type {name}: needs --{NEEDS[name]}")
+        if name in REWARDS:
+            plain = REWARDS[name]
+            function: GroupReward = lambda completions, example, plain=plain: plain(completions, example.sid)
+        elif name == "semantic":
+            function = semantic_reward(catalogue, _vectors(files["ada_path"], catalogue))
+        elif name == "sasrec":
+            recommender = load_recommender(files["cf_path"]).to(device)
+            if set(recommender.item_ids) != set(catalogue.item_ids):
+                raise InputError(f"--cf_path {files['cf_path']}: its items are not those of the info file")
+            scores = lambda histories: recommender.scores(histories).cpu().numpy()
+            function = collaborative_reward(catalogue, scores, recommender.item_ids)
+        else:
+            function = module_reward(files["reward_module"])
+        found.append(NamedReward(name, weight, function))
+    if not found:
+        raise InputError(f"--reward_type: name a reward: {', '.join(known)}")
+    for name, flag in NEEDS.items():
+        if files.get(flag) and not any(name == term.name for term in found):
+            raise InputError(f"--{flag}: has an effect with --reward_type {name} only")
+    return found
+
+
+def _vectors(path: str, catalogue: Catalogue) -> dict[int, np.ndarray]:
+    array, item_ids = load_embeddings(path, "ada_path")
+    vectors = dict(zip(item_ids, array))
+    missing = [item for item in catalogue.item_ids if str(item) not in vectors]
+    if missing:
+        raise InputError(f"{path}: has no row for item {missing[0]} of the info file")
+    return {item: vectors[str(item)] for item in catalogue.item_ids}

@@ -11,18 +11,19 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, set_seed
-from trl import GRPOConfig
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 import cli
+from adapters import check_checkpoint, check_flags, merged, train_lora, trainable_parameters
 from data import EvalSidDataset
 from fileio import InputError
-from minionerec_trainer import GroupTrainer
-from model_io import TimeKeeper, checkpoint_to_resume, load_model, process_state, save_checkpoint_folder
+from grpo_loss import CLIP
+from minionerec_trainer import GroupTrainer, RLConfig
+from model_io import TimeKeeper, add_dropout, checkpoint_to_resume, load_model, process_state, save_checkpoint_folder
 from prompts import Encoder, checkpoint_prompts, prompts_file
 from ranking import build_trie, validation_metrics
 from records import read_info, read_rows
-from rewards import REWARDS
+from rewards import make_rewards
 from tasks import RL_TASKS, Inputs, choose_tasks, make_mixture, read_descriptions, read_preferences
 
 
@@ -33,13 +34,25 @@ class FreshExamples(TrainerCallback):
         train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
+def chosen_loss(dapo: bool, gspo: bool, dr_grpo: bool) -> str:
+    """The name in `grpo_loss.LOSSES` that the flags ask for.
+
+    Raises:
+        InputError: more than one of them.
+    """
+    named = [name for name, flag in (("dapo", dapo), ("gspo", gspo), ("dr_grpo", dr_grpo)) if flag]
+    if len(named) > 1:
+        raise InputError(f"--{named[0]} and --{named[1]}: choose one")
+    return (named or ["grpo"])[0]
+
+
 def rl(
     model_path: str,
     train_file: str,
     eval_file: str,
     info_file: str,
     output_dir: str,
-    reward_type: str = "ranking",
+    reward_type: list[str] | None = None,
     num_generations: int = 16,
     train_batch_size: int = 64,
     gradient_accumulation_steps: int = 1,
@@ -51,13 +64,35 @@ def rl(
     beta: float = 1e-3,
     beam_search: bool = True,
     temperature: float = 1.0,
+    dynamic_sampling: bool = False,
     add_gt: bool = False,
     mask_all_zero: bool = False,
+    dapo: bool = False,
+    gspo: bool = False,
+    dr_grpo: bool = False,
+    num_iterations: int = 1,
+    epsilon: float | None = None,
+    epsilon_high: float | None = None,
+    renormalize: bool = False,
+    dropout: float = 0.0,
+    weight_decay: float = 0.0,
+    ref_model_path: str | None = None,
     sync_ref_model: bool = False,
+    ref_model_sync_steps: int = 512,
+    ref_model_mixup_alpha: float = 0.6,
+    lora: bool = False,
+    lora_rank: int = 16,
+    lora_alpha: int = 32,
+    lora_targets: list[str] | None = None,
+    lora_dropout: float = 0.0,
+    ada_path: str | None = None,
+    cf_path: str | None = None,
+    reward_module: str | None = None,
     test_during_training: bool = True,
     test_beam: int = 20,
     eval_step: float = 0.2,
     eval_sample: int = 1000,
+    early_stopping_patience: int = 0,
     eval_batch_size: int = 640,
     sample_train: int = -1,
     tasks: list[str] | None = None,
@@ -72,43 +107,73 @@ def rl(
     resume_from_checkpoint: str | None = None,
     wandb_project: str | None = None,
     wandb_run_name: str | None = None,
+    tensorboard: bool = False,
     force: bool = False,
 ) -> None:
     """GRPO from an SFT checkpoint.
 
     Args:
         model_path: checkpoint of sft.py. train_file, eval_file: CSV splits. info_file: the catalogue.
-        reward_type: rule, ranking (rule + rank penalty) or ranking_only.
+        reward_type: rewards with weights, such as ranking,prefix:0.5, summed; default ranking. rule (1 for the target),
+            ranking (rule + rank penalty), ranking_only, prefix (share of the target's SID tokens that the completion begins
+            with), semantic (cosine of item embeddings, ada_path), sasrec (likelihood by a model folder of sasrec.py,
+            cf_path, against its favourite's), module (reward_module: FILE.py:FUNCTION, called as (completions, example)).
         num_generations: completions per prompt. train_batch_size, eval_batch_size: completions per device and pass.
         max_steps: stop after that many optimizer steps; -1 goes by num_train_epochs.
+        beta: weight of the KL term; 0 needs no reference model.
         beam_search: rollouts are the best num_generations items; False samples them at `temperature`.
-        add_gt: put the target into groups that lack it. mask_all_zero: leave groups of equal rewards out.
-        sync_ref_model: let the KL reference follow the policy slowly.
+        dynamic_sampling: find half as many again and keep the target, if it was found, and as many distinct ones as possible.
+        add_gt: put the target into groups that lack it. mask_all_zero: leave groups of equal rewards out, KL term included.
+        dapo: the mean over tokens and a higher upper clip. gspo: ratios of whole completions. dr_grpo: rewards are not
+            divided by their spread, sums over tokens not by the completion's length. At most one; see `grpo_loss.py`.
+        num_iterations: optimizer steps per rollout. epsilon, epsilon_high: clip of the ratio; default as in the papers.
+        renormalize: probabilities over legal tokens only, in rollouts' ranks, loss and KL; False: over the vocabulary.
+        dropout: on embeddings and residual branches of the policy, while it learns.
+        ref_model_path: another reference for the KL term than the model the run starts from.
+        sync_ref_model: move the reference towards the policy every ref_model_sync_steps, by ref_model_mixup_alpha.
+        lora: LoRA matrices and the SID tokens' rows learn, as in sft.py; the reference is the model without them.
         test_during_training: measure validation HR@10 and NDCG@10 at every eval_step (below 1: share of the run) on
             eval_sample rows with test_beam beams; final_checkpoint is then the best of them by HR@10, the start included.
+        early_stopping_patience: stop after so many measurements without a better one; 0 never does.
         sample_train: use that many random train rows; -1 is all.
         tasks: with weights, such as next_sid,title2sid:0.5 (`choose_tasks`); default: next_sid, title_history2sid and
             title2sid, as far as the prompt set has them. Others: description2sid, which needs item_meta_path, and
             preference2sid, which needs preference_file (`read_preferences`).
         prompts: another prompt set than the checkpoint's own. category: any text, for prompts that show {category}.
         shared_sids: accept an info file in which items share a SID.
+        wandb_project: log there. tensorboard: log to runs/ below output_dir.
     """
-    if reward_type not in REWARDS:
-        raise InputError(f"--reward_type {reward_type}: expected one of {', '.join(REWARDS)}")
+    loss_type = chosen_loss(dapo, gspo, dr_grpo)
     if num_generations < 2:
         raise InputError(f"--num_generations {num_generations}: a group needs at least 2 completions")
     if train_batch_size % num_generations or train_batch_size < num_generations:
         raise InputError(
             f"--train_batch_size {train_batch_size}: must be a multiple of num_generations {num_generations}"
         )
-    if eval_batch_size < test_beam:
-        raise InputError(f"--eval_batch_size {eval_batch_size}: must hold at least test_beam {test_beam} completions")
+    if test_beam < 10 or eval_batch_size < test_beam:
+        raise InputError(
+            f"--eval_batch_size {eval_batch_size}: must hold at least test_beam {test_beam} completions, and test_beam 10 or more"
+        )
     if temperature <= 0:
         raise InputError(f"--temperature {temperature}: must be positive")
+    if num_iterations < 1 or gradient_accumulation_steps < 1:
+        raise InputError("--num_iterations, --gradient_accumulation_steps: must be at least 1")
+    if early_stopping_patience and not test_during_training:
+        raise InputError("--early_stopping_patience: needs --test_during_training True")
+    if sync_ref_model and (lora or not beta):
+        raise InputError("--sync_ref_model True: needs a reference of its own: a beta above 0, and no --lora")
+    if ref_model_path and not beta:
+        raise InputError("--ref_model_path: has no effect with --beta 0")
+    lora_settings = dict(
+        lora_rank=lora_rank, lora_alpha=lora_alpha, lora_targets=lora_targets, lora_dropout=lora_dropout
+    )
+    check_flags(False, lora, False, **lora_settings)
     settings = {key: value for key, value in locals().items() if key in rl.__annotations__ and key != "force"}
     inputs = [train_file, eval_file, info_file]
     inputs += [prompts_file(prompts)[0]] if prompts else []
-    inputs += [path for path in (model_path, item_meta_path, preference_file) if path and Path(path).exists()]
+    optional = [model_path, ref_model_path, item_meta_path, preference_file, ada_path, cf_path]
+    optional += [reward_module.rpartition(":")[0]] if reward_module else []
+    inputs += [path for path in optional if path and Path(path).exists()]
     final = Path(output_dir) / "final_checkpoint"
     with process_state().main_process_first():
         stage = cli.Stage("rl", settings, inputs, [final], Path(output_dir) / "rl.stage.json", force)
@@ -116,6 +181,7 @@ def rl(
         return
     # Now, not when training begins: a run cut off before that must not leave another run's checkpoints to be resumed.
     checkpoint = checkpoint_to_resume(output_dir, resume_from_checkpoint, stage.resuming)
+    check_checkpoint(checkpoint, False, lora)
 
     # Phase 1: data, model, catalogue; everything that can be wrong is found here.
     generator = random.Random(seed)
@@ -130,6 +196,9 @@ def rl(
         splits.append(
             [rows[i] for i in sorted(generator.sample(range(len(rows)), count))] if 0 <= count < len(rows) else rows
         )
+    device = process_state().device
+    reward_files = {"ada_path": ada_path, "cf_path": cf_path, "reward_module": reward_module}
+    rewards = make_rewards(reward_type or ["ranking"], catalogue, str(device), **reward_files)
     prompt_set = checkpoint_prompts(model_path, prompts, category)
     weights = choose_tasks(tasks, prompt_set, RL_TASKS, item_meta_path=item_meta_path, preference_file=preference_file)
     descriptions = read_descriptions(item_meta_path, catalogue.item_ids) if item_meta_path else None
@@ -141,10 +210,27 @@ def rl(
     train_set = make_mixture(weights, sources, encoder, cutoff_len, RL_TASKS)
     for line in train_set.report():
         cli.say(f"[rl] {line}")
+    for dataset in train_set.datasets:
+        # Once with what a rollout may find, so that a reward that cannot work says so before the first step.
+        completions = list(dict.fromkeys([dataset[0].sid, *catalogue.sids[:num_generations]]))[:num_generations]
+        for reward in rewards:
+            reward(completions, dataset[0])
     validation = EvalSidDataset(splits[1], encoder, cutoff_len).examples
-    device = process_state().device
     trie, sid_of_sequence = build_trie(catalogue, encoder, device)
     model.to(device)
+    reference = None
+    if ref_model_path:
+        reference, other = load_model(ref_model_path, "ref_model_path")
+        if other.get_vocab() != tokenizer.get_vocab():
+            raise InputError(f"--ref_model_path {ref_model_path}: its vocabulary is not that of {model_path}")
+        reference = reference.to(device).eval().requires_grad_(False)
+    elif beta and not lora:
+        reference = copy.deepcopy(model).eval().requires_grad_(False)
+    if lora:
+        sid_rows = {token for level in trie.level_tokens for token in level.tolist()} - set(encoder.end)
+        model = train_lora(model, sorted(sid_rows), lora_rank, lora_alpha, lora_targets, lora_dropout)
+    if dropout:  # after the wrapping: its hooks are to stand on the layers that are called
+        add_dropout(model, dropout)
 
     def validate() -> dict[str, float]:
         with trainer.compute_loss_context_manager():
@@ -153,42 +239,59 @@ def rl(
             return validation_metrics(policy, trie, sid_of_sequence, validation, test_beam, batch_size)
 
     # Phase 2: train.
-    reference = None
-    if beta:
-        reference = copy.deepcopy(model).eval().requires_grad_(False)
     if wandb_project:
         os.environ["WANDB_PROJECT"] = wandb_project
+    if tensorboard:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(output_dir) / "runs"))
     world = process_state().num_processes
     per_step = train_batch_size // num_generations * gradient_accumulation_steps * world
-    steps = max_steps if max_steps > 0 else max(1, round(num_train_epochs * len(train_set) / per_step))
+    updates = num_train_epochs * len(train_set) / per_step * num_iterations
+    steps = max_steps if max_steps > 0 else max(1, round(updates))
     interval = max(1, round(eval_step * steps) if eval_step < 1 else int(eval_step))
+    interval = (
+        -(-interval // num_iterations) * num_iterations
+    )  # a checkpoint holds no rollouts that are to be used again
     cli.say(
-        f"[rl] {len(train_set):,} prompts, about {steps:,} steps of {per_step} prompts x {num_generations} completions"
+        f"[rl] {trainable_parameters(model):,} trainable parameters, {len(train_set):,} prompts, about {steps:,} steps of "
+        f"{per_step} prompts x {num_generations} completions"
     )
+    clip = CLIP[loss_type]
+    stopping = [EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else []
     trainer = GroupTrainer(
         model=model,
         reference=reference,
         train_dataset=train_set,
         trie=trie,
         sid_of_sequence=sid_of_sequence,
-        reward=REWARDS[reward_type],
+        rewards=rewards,
         pad_token_id=encoder.pad_token_id,
-        beam_rollouts=beam_search,
-        add_gt=add_gt,
-        mask_all_zero=mask_all_zero,
         validate=validate if test_during_training else None,
-        callbacks=[TimeKeeper(stage), FreshExamples()],
-        args=GRPOConfig(
+        callbacks=[TimeKeeper(stage), FreshExamples(), *stopping],
+        args=RLConfig(
             output_dir=output_dir,
+            beam_search=beam_search,
+            dynamic_sampling=dynamic_sampling,
+            add_gt=add_gt,
+            mask_all_zero=mask_all_zero,
+            renormalize=renormalize,
+            loss_type=loss_type,
+            importance_sampling_level="sequence" if gspo else "token",
+            scale_rewards="none" if dr_grpo else "group",
+            num_iterations=num_iterations,
+            epsilon=clip[0] if epsilon is None else epsilon,
+            epsilon_high=clip[1] if epsilon_high is None else epsilon_high,
             per_device_train_batch_size=train_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
             num_generations=num_generations,
             temperature=temperature,
             beta=beta,
             sync_ref_model=sync_ref_model,
+            ref_model_sync_steps=ref_model_sync_steps,
+            ref_model_mixup_alpha=ref_model_mixup_alpha,
             num_train_epochs=num_train_epochs,
             max_steps=max_steps,
             learning_rate=learning_rate,
+            weight_decay=weight_decay,
             lr_scheduler_type="cosine",
             warmup_steps=round(warmup_ratio * steps),
             max_grad_norm=max_grad_norm,
@@ -211,7 +314,7 @@ def rl(
             seed=seed,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
-            report_to="wandb" if wandb_project else "none",
+            report_to=["wandb"] * bool(wandb_project) + ["tensorboard"] * tensorboard or "none",
             run_name=wandb_run_name,
         ),
     )
@@ -225,14 +328,15 @@ def rl(
 
     # Phase 3: keep the best validated weights, the start included.
     results = {"steps": trainer.state.global_step}
+    kept = merged(model)
     if start:
         best = trainer.state.best_metric
         results |= {"validation HR@10 at start": round(start["HR@10"], 4), "validation HR@10 best": round(best, 4)}
         if best <= start["HR@10"]:
             cli.say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
-            model.load_state_dict(load_model(model_path, "model_path")[0].state_dict())
+            kept = load_model(model_path, "model_path")[0]
     if trainer.is_world_process_zero():
-        save_checkpoint_folder(model, tokenizer, prompt_set, final)
+        save_checkpoint_folder(kept, tokenizer, prompt_set, final)
     trainer.accelerator.wait_for_everyone()
     stage.done(**results)
 

@@ -1,12 +1,27 @@
-"""Tables of hand-computed numbers for rewards, and slow twins for the GRPO formulas."""
+"""Tables of hand-computed numbers for rewards, weighted terms, a user's own function, and what is refused."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from minionerec_trainer import group_advantages, grpo_token_loss
-from rewards import REWARDS, ranking, ranking_only, rule
+from data import Example
+from embeddings import save_embeddings
+from fileio import InputError
+from recommenders import build, save_recommender
+from records import Catalogue
+from rewards import (
+    REWARDS,
+    NamedReward,
+    collaborative_reward,
+    make_rewards,
+    prefix,
+    ranking,
+    ranking_only,
+    rule,
+    semantic_reward,
+)
 
 # -------------------------------------------------------------------------------------------------------------- rewards
 W = [1, 1 / math.log2(3), 1 / 2, 1 / math.log2(5)]  # 1 / log2(rank + 1)
@@ -33,51 +48,150 @@ def test_rank_penalty_in_numbers():
     assert ranking(["a", "b", "c"], "b") == pytest.approx([-0.46928, 1, -0.23464], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "completion, target, share",
+    [
+        ("<a_1><b_2><c_3>", "<a_1><b_2><c_3>", 1),
+        ("<a_1><b_2><c_4>", "<a_1><b_2><c_3>", 2 / 3),
+        ("<a_1><b_3><c_3>", "<a_1><b_2><c_3>", 1 / 3),
+        ("<a_2><b_2><c_3>", "<a_1><b_2><c_3>", 0),
+        ("<a_1>", "<a_1><b_2><c_3><d_0>", 1 / 4),  # depths differ
+        ("<a_1><b_2><c_3><d_0>", "<a_1><b_2>", 1),
+        ("<a_12>", "<a_1>", 0),  # tokens, not characters
+    ],
+)
+def test_prefix(completion, target, share):
+    assert prefix(["<z_9>", completion], target) == pytest.approx([0, share])
+
+
 def test_the_registry_names_them():
-    assert REWARDS["rule"] is rule and REWARDS["ranking"] is ranking and REWARDS["ranking_only"] is ranking_only
+    assert REWARDS == {"rule": rule, "ranking": ranking, "ranking_only": ranking_only, "prefix": prefix}
 
 
-# ----------------------------------------------------------------------------------------------------------------- GRPO
-def test_group_advantages():
-    assert group_advantages([1, 0, 0, 0]).tolist() == pytest.approx([0.75 / 0.5001, *[-0.25 / 0.5001] * 3])
-    half = 0.5 / (math.sqrt(0.5) + 1e-4)
-    assert group_advantages([0.5, -0.5]).tolist() == pytest.approx([half, -half])
-    values = group_advantages([0.3, -0.1, 0.9, 0.2, 0.2])
-    assert values.sum().item() == pytest.approx(0, abs=1e-6) and values.std().item() == pytest.approx(1, abs=1e-3)
+# ------------------------------------------------------------------------------------------- rewards that need a file
+CATALOGUE = Catalogue(["<a>", "<b>", "<c>", "<c>"], ["A", "B", "C", "D"], [5, 6, 7, 9])  # two items share <c>
 
 
-@pytest.mark.parametrize("rewards", [[0.0] * 4, [1.0] * 4, [0.1] * 16, [0.7]])
-def test_equal_rewards_say_nothing(rewards):
-    """Exactly zero: a mean that is off by one rounding would be blown up by the division."""
-    assert group_advantages(rewards).tolist() == [0] * len(rewards)
+def example(item, sid, history=(5,)):
+    return Example("", [1], [2], "", "u", sid, item, "", tuple(history))
 
 
-def test_token_loss_value_and_gradient():
-    """The twin writes the ratio to a frozen old policy and the k3 estimator out, and differentiates by hand."""
-    generator = torch.Generator().manual_seed(0)
-    log_probs = (-3 * torch.rand(40, generator=generator, dtype=torch.float64)).requires_grad_()
-    reference = -3 * torch.rand(40, generator=generator, dtype=torch.float64)
-    advantages = torch.randn(40, generator=generator, dtype=torch.float64)
-    for beta in (0.0, 0.04, 1.0):
-        loss, divergence = grpo_token_loss(log_probs, reference, advantages, beta)
-        policy, base = log_probs.detach().exp(), reference.exp()
-        kl = base / policy - torch.log(base / policy) - 1
-        torch.testing.assert_close(loss.detach(), -advantages + beta * kl)
-        torch.testing.assert_close(divergence, kl)
-        assert (divergence >= 0).all() and not divergence.requires_grad
-        (gradient,) = torch.autograd.grad(loss.sum(), log_probs)
-        torch.testing.assert_close(gradient, -advantages + beta * (1 - base / policy))
-
-        twin = log_probs.detach().clone().requires_grad_()
-        ratio = twin.exp() / policy
-        difference = reference - twin
-        (-(ratio * advantages) + beta * (difference.exp() - difference - 1)).sum().backward()
-        torch.testing.assert_close(gradient, twin.grad)
+def test_semantic_is_the_cosine_to_the_target_item():
+    vectors = {5: np.array([2.0, 0.0]), 6: np.array([3.0, 3.0]), 7: np.array([0.0, 1.0]), 9: np.array([0.0, -5.0])}
+    reward = semantic_reward(CATALOGUE, vectors)
+    half = math.sqrt(0.5)
+    assert reward(["<a>", "<b>"], example(5, "<a>")) == pytest.approx([1, half])
+    assert reward(["<b>", "<a>", "<c>"], example(7, "<c>")) == pytest.approx([half, 0, 0])  # <c>: opposite items cancel
+    vectors[9] = np.array([0.0, 4.0])
+    assert semantic_reward(CATALOGUE, vectors)(["<c>"], example(7, "<c>")) == pytest.approx([1])
 
 
-def test_without_reference_there_is_no_divergence():
-    log_probs = torch.tensor([-1.0, -2.0], requires_grad=True)
-    loss, divergence = grpo_token_loss(log_probs, None, torch.tensor([2.0, -1.0]), 5.0)
-    assert loss.tolist() == [-2, 1] and divergence.tolist() == [0, 0]
-    loss.sum().backward()
-    assert log_probs.grad.tolist() == [-2, 1]
+def test_sasrec_is_the_likelihood_against_the_favourite():
+    asked = []
+
+    def scores(histories):
+        asked.append(histories)
+        return np.log([[0.1, 0.2, 0.4, 0.3]])  # columns 9, 7, 6, 5
+
+    reward = collaborative_reward(CATALOGUE, scores, [9, 7, 6, 5])
+    assert reward(["<b>", "<a>", "<c>"], example(6, "<b>", (7, 5))) == pytest.approx(
+        [1, 0.75, 0.5]
+    )  # <c>: its best item
+    assert asked == [[(7, 5)]]
+    with pytest.raises(InputError, match="a prompt without a history"):
+        reward(["<b>"], example(6, "<b>", ()))
+
+
+@pytest.fixture
+def files(tmp_path):
+    save_embeddings(tmp_path / "x.npy", np.eye(4, dtype=np.float32), ["9", "7", "6", "5"], "made", ["title"])
+    torch.manual_seed(0)
+    shape = {"model": "sasrec", "hidden_size": 8, "num_layers": 1, "num_heads": 1, "dropout": 0.0, "max_history": 5}
+    save_recommender(build([5, 6, 7, 9], shape), tmp_path / "cf")
+    (tmp_path / "own.py").write_text(
+        "def liked(completions, example):\n    return [len(example.history_ids) + len(c) for c in completions]\n"
+        "def bad(completions, example):\n    return [float('nan')] * len(completions)\n"
+        "def short(completions, example):\n    return [1]\n"
+        "def fails(completions, example):\n    return 1 / 0\n"
+        "word = 'not a function'\n"
+    )
+    (tmp_path / "broken.py").write_text("def (\n")
+    return tmp_path
+
+
+def test_terms_with_weights_and_files(files):
+    terms = make_rewards(
+        ["rule:2", "semantic", "sasrec:-0.5", "module"],
+        CATALOGUE,
+        ada_path=str(files / "x.npy"),
+        cf_path=str(files / "cf"),
+        reward_module=f"{files / 'own.py'}:liked",
+    )
+    assert [(term.name, term.weight) for term in terms] == [
+        ("rule", 2),
+        ("semantic", 1),
+        ("sasrec", -0.5),
+        ("module", 1),
+    ]
+    row = example(6, "<b>", (7, 5))
+    found = [term(["<a>", "<b>"], row) for term in terms]
+    assert found[0] == [0, 1] and found[1] == [0, 1] and found[3] == [5, 5]
+    assert 0 < min(found[2]) and max(found[2]) <= 1
+
+
+@pytest.mark.parametrize(
+    "terms, given, said",
+    [
+        (
+            ["rank"],
+            {},
+            "--reward_type rank: expected one of rule, ranking, ranking_only, prefix, semantic, sasrec, module",
+        ),
+        (["rule", "rule:2"], {}, "--reward_type: rule stands there twice"),
+        (["rule:x"], {}, "--reward_type rule:x: expected NAME or NAME:WEIGHT"),
+        (["rule:0"], {}, "--reward_type rule:0"),
+        (["rule:nan"], {}, "--reward_type rule:nan"),
+        ([], {}, "--reward_type: name a reward"),
+        (["semantic"], {}, "--reward_type semantic: needs --ada_path"),
+        (["sasrec"], {}, "--reward_type sasrec: needs --cf_path"),
+        (["module"], {}, "--reward_type module: needs --reward_module"),
+        (["rule"], {"ada_path": "x.npy"}, "--ada_path: has an effect with --reward_type semantic only"),
+        (["semantic"], {"ada_path": "nowhere.npy"}, "nowhere.npy: no such file"),
+        (["sasrec"], {"cf_path": "nowhere"}, "no such file"),
+        (["module"], {"reward_module": "own.py"}, "expected FILE.py:FUNCTION"),
+        (["module"], {"reward_module": "other.py:liked"}, "expected FILE.py:FUNCTION"),
+        (["module"], {"reward_module": "own.py:word"}, "has no function 'word'"),
+        (["module"], {"reward_module": "broken.py:liked"}, "broken.py: does not load"),
+    ],
+)
+def test_terms_that_are_refused(files, monkeypatch, terms, given, said):
+    monkeypatch.chdir(files)
+    with pytest.raises(InputError) as error:
+        make_rewards(terms, CATALOGUE, **given)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_of_another_catalogue(files):
+    other = Catalogue(["<a>", "<b>"], ["A", "B"], [5, 8])
+    with pytest.raises(InputError, match="has no row for item 8"):
+        make_rewards(["semantic"], other, ada_path=str(files / "x.npy"))
+    with pytest.raises(InputError, match="its items are not those of the info file"):
+        make_rewards(["sasrec"], other, cf_path=str(files / "cf"))
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("bad", "reward module: nan for <a>, target <b>"),
+        ("short", "reward module: 1 numbers for 2 completions"),
+        ("fails", "reward module: expected a list of numbers, got ZeroDivisionError"),
+    ],
+)
+def test_a_users_function_that_goes_wrong(files, name, said):
+    (term,) = make_rewards(["module"], CATALOGUE, reward_module=f"{files / 'own.py'}:{name}")
+    with pytest.raises(InputError, match=said):
+        term(["<a>", "<c>"], example(6, "<b>"))
+
+
+def test_values_become_floats():
+    assert NamedReward("x", 1.0, lambda completions, row: torch.tensor([1, 2]))(["a", "b"], None) == [1.0, 2.0]

@@ -1,188 +1,21 @@
-"""GRPO: loss and gradients against a row-by-row twin, rollouts, whole runs for every reward, wrong input."""
+"""rl.py from the command's side: whole runs for every reward, loss and option, resuming, what is kept, wrong input."""
 
-import random
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import END, random_catalogue, random_prompts, tiny_model
 from transformers import AutoModelForCausalLM
-from trl import GRPOConfig
 
 import ranking
-from data import Example
+from embeddings import save_embeddings
 from fileio import InputError, read_json
-from LogitProcessor import SidTrie
 from minionerec_trainer import GroupTrainer
 from model_io import load_model
 from prompts import load_prompts
 from rewards import REWARDS
 from rl import rl
 from sft import sft
-
-
-# ---------------------------------------------------------------------------------------------------------- the trainer
-def make_trainer(tmp_path, beta=0.5, reward="ranking", generations=6, prompts=5, seed=0, **options):
-    """(trainer, examples) over a random catalogue of mixed depths; the reference is another random model."""
-    rng = random.Random(seed)
-    sequences = sorted(random_catalogue(rng, 40, 4, 6, 30, mixed=True))
-    trie = SidTrie(sequences)
-    names = ["".join(f"<{token}>" for token in tokens[:-1]) for tokens in sequences]
-    model = tiny_model("qwen3", 30, seed)
-    reference = tiny_model("qwen3", 30, seed + 1)
-    examples = [
-        Example("", prompt, sequences[target], "", "", names[target], target)
-        for prompt, target in zip(random_prompts(rng, prompts, 30), rng.choices(range(len(sequences)), k=prompts))
-    ]
-    trainer = GroupTrainer(
-        model=model,
-        reference=reference.requires_grad_(False) if beta else None,
-        train_dataset=examples,
-        trie=trie,
-        sid_of_sequence=names,
-        reward=REWARDS[reward],
-        pad_token_id=0,
-        args=GRPOConfig(
-            output_dir=str(tmp_path),
-            per_device_train_batch_size=generations * prompts,
-            num_generations=generations,
-            beta=beta,
-            per_device_eval_batch_size=generations,
-            gradient_checkpointing=False,
-            bf16=False,
-            report_to="none",
-            max_steps=1,
-        ),
-        **options,
-    )
-    return trainer, examples
-
-
-def slow_loss(trainer, examples, groups, beta, skip_silent=False):
-    """Every completion as a row of its own, by an ordinary forward; formulas written out, mean over all completions."""
-    total, count = 0.0, sum(map(len, groups))
-    for example, group in zip(examples, groups):
-        rewards = trainer.reward([trainer.sid_of_sequence[number] for number in group], example.sid)
-        mean = sum(rewards) / len(rewards)
-        spread = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
-        silent = max(rewards) - min(rewards) < 1e-12
-        if silent and skip_silent:
-            continue
-        for number, reward in zip(group, rewards):
-            advantage = 0.0 if silent else (reward - mean) / (spread + 1e-4)
-            completion = trainer.trie.sequences()[number]
-            row = torch.tensor([example.prompt_ids + completion])
-            first = len(example.prompt_ids) - 1
-            policy = trainer.model(row).logits[0].log_softmax(-1)
-            if beta:
-                with torch.no_grad():
-                    base = trainer.reference(row).logits[0].log_softmax(-1)
-            for place, token in enumerate(completion):
-                log_prob = policy[first + place, token]
-                loss = -(log_prob - log_prob.detach()).exp() * advantage
-                if beta:
-                    difference = base[first + place, token] - log_prob
-                    loss = loss + beta * (difference.exp() - difference - 1)
-                total = total + loss / len(completion) / count
-    return total
-
-
-def gradients(trainer, loss):
-    trainer.model.zero_grad()
-    loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
-
-
-def assert_close(first, second):
-    scale = max(gradient.abs().max() for gradient in second.values())
-    assert scale > 1e-3
-    for name in second:
-        assert (first[name] - second[name]).abs().max() < 1e-5 * max(scale, 1), name
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.5])
-@pytest.mark.parametrize("reward", ["rule", "ranking", "ranking_only"])
-@pytest.mark.parametrize("mask", [False, True])
-def test_loss_and_gradients_equal_separate_rows(tmp_path, beta, reward, mask):
-    trainer, examples = make_trainer(tmp_path, beta, reward, mask_all_zero=mask)
-    groups = trainer.rollout(examples)  # a beam search: the same every time
-    # One prompt's target is among its completions, another's is not, so that both kinds of group take part.
-    missing = next(number for number in range(len(trainer.sid_of_sequence)) if number not in groups[0])
-    targets = [missing] + [group[2] for group in groups[1:]]
-    examples = [replace(example, sid=trainer.sid_of_sequence[target]) for example, target in zip(examples, targets)]
-    assert trainer.rollout(examples) == groups
-    ours = trainer.compute_loss(trainer.model, examples)
-    theirs = slow_loss(trainer, examples, groups, beta, skip_silent=mask)
-    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
-    assert_close(gradients(trainer, ours), gradients(trainer, theirs))
-
-
-def test_sampled_rollouts_are_trained_on_as_drawn(tmp_path, monkeypatch):
-    trainer, examples = make_trainer(tmp_path, beam_rollouts=False)
-    groups = trainer.rollout(examples)
-    assert any(len(set(group)) < len(group) for group in groups)  # independent draws repeat themselves
-    examples = [replace(example, sid=trainer.sid_of_sequence[group[0]]) for example, group in zip(examples, groups)]
-    monkeypatch.setattr(trainer, "rollout", lambda _: groups)
-    ours = trainer.compute_loss(trainer.model, examples)
-    theirs = slow_loss(trainer, examples, groups, 0.5)
-    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
-    assert_close(gradients(trainer, ours), gradients(trainer, theirs))
-
-
-@pytest.mark.parametrize("beams", [True, False])
-def test_completions_are_items_and_end_with_the_end_token(tmp_path, beams):
-    trainer, examples = make_trainer(tmp_path, beam_rollouts=beams)
-    for group in trainer.rollout(examples):
-        assert len(group) == 6 and (len(set(group)) == 6 or not beams)
-        for number in group:
-            tokens = trainer.completion_tokens[number]
-            assert tokens[-1] == END and END not in tokens[:-1]
-            assert trainer.sid_of_sequence[number] == "".join(f"<{token}>" for token in tokens[:-1])
-
-
-@pytest.mark.parametrize("beams", [True, False])
-def test_add_gt_puts_the_target_in_the_last_place_of_groups_that_lack_it(tmp_path, beams):
-    plain, examples = make_trainer(tmp_path, beam_rollouts=beams, prompts=8)
-    helped, _ = make_trainer(tmp_path, beam_rollouts=beams, prompts=8, add_gt=True)
-    torch.manual_seed(0)
-    before = plain.rollout(examples)
-    torch.manual_seed(0)
-    after = helped.rollout(examples)
-    lacking = 0
-    for example, old, new in zip(examples, before, after):
-        target = helped.sequence_of_sid[example.sid]
-        if target in old:
-            assert new == old
-        else:
-            lacking += 1
-            assert new == old[:-1] + [target]
-    assert lacking
-
-
-def test_silent_groups_leave_the_gradients_at_zero_when_masked(tmp_path):
-    """Without the mask their KL term still pulls towards the reference."""
-    silent = lambda completions, target: [0.3] * len(completions)
-    for mask in (True, False):
-        trainer, examples = make_trainer(tmp_path, mask_all_zero=mask)
-        trainer.reward = silent
-        found = gradients(trainer, trainer.compute_loss(trainer.model, examples))
-        assert any(bool(gradient.any()) for gradient in found.values()) != mask
-
-
-def test_rollouts_leave_no_gradient_and_no_mode_behind(tmp_path):
-    trainer, examples = make_trainer(tmp_path)
-    trainer.model.train()
-    trainer.rollout(examples)
-    assert trainer.model.training and all(parameter.grad is None for parameter in trainer.model.parameters())
-
-
-def test_a_catalogue_smaller_than_a_group(tmp_path):
-    trainer, examples = make_trainer(tmp_path, generations=50, prompts=2)
-    groups = trainer.rollout(examples)
-    assert {len(group) for group in groups} == {len(trainer.sid_of_sequence)}
-    ours = trainer.compute_loss(trainer.model, examples)
-    assert ours.item() == pytest.approx(slow_loss(trainer, examples, groups, 0.5).item(), abs=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------------- whole runs
@@ -217,7 +50,7 @@ def difference(first, second):
 @pytest.mark.parametrize("beams", [True, False])
 @pytest.mark.parametrize("reward", sorted(REWARDS))
 def test_a_few_steps_with_every_reward(trained, tmp_path, reward, beams):
-    output = run(trained, tmp_path / "rl", reward_type=reward, beam_search=beams, temperature=1.5, add_gt=True)
+    output = run(trained, tmp_path / "rl", reward_type=[reward], beam_search=beams, temperature=1.5, add_gt=True)
     final = output / "final_checkpoint"
     assert difference(weights(final), weights(trained.checkpoint)) > 1e-5
     assert load_prompts(final / "prompts.yaml") == load_prompts("compact")
@@ -268,7 +101,7 @@ def test_a_run_shorter_than_the_validation_interval(trained, tmp_path):
 
 def test_masked_silent_groups_change_nothing(trained, tmp_path, monkeypatch):
     monkeypatch.setitem(REWARDS, "rule", lambda completions, target: [1.0] * len(completions))
-    output = run(trained, tmp_path / "rl", reward_type="rule", mask_all_zero=True, beta=0.5)
+    output = run(trained, tmp_path / "rl", reward_type=["rule"], mask_all_zero=True, beta=0.5)
     assert difference(weights(output / "final_checkpoint"), weights(trained.checkpoint)) == 0
 
 
@@ -294,9 +127,95 @@ def test_gradient_accumulation_is_one_larger_batch(trained, tmp_path):
     assert difference(found[0], found[1]) < 1e-6
 
 
-def test_a_killed_run_goes_on(trained, tmp_path, monkeypatch):
-    """Without validation, so that the last weights are kept; what the later steps draw comes from a restored state."""
-    flags = dict(max_steps=3, eval_step=1, add_gt=True, beam_search=False)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(dapo=True),
+        dict(gspo=True, num_iterations=2, max_steps=4),
+        dict(dr_grpo=True, num_iterations=3),
+        dict(renormalize=True, dynamic_sampling=True),
+        dict(beam_search=False, temperature=1.5, dynamic_sampling=True),
+        dict(sync_ref_model=True, ref_model_sync_steps=1, beta=0.1),
+        dict(beta=0.0, dropout=0.2, weight_decay=0.1),
+        dict(gradient_checkpointing=True),
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_a_few_steps_with_every_option(trained, tmp_path, options):
+    output = run(trained, tmp_path / "rl", add_gt=True, **options)
+    assert difference(weights(output / "final_checkpoint"), weights(trained.checkpoint)) > 1e-5
+    assert read_json(output / "rl.stage.json")["results"]["steps"] == options.get("max_steps", 3)
+
+
+def test_lora_leaves_the_base_alone_and_is_written_as_a_plain_model(trained, tmp_path):
+    output = run(trained, tmp_path / "rl", add_gt=True, lora=True, lora_rank=2, lora_targets=["q_proj"])
+    before, after = weights(trained.checkpoint), weights(output / "final_checkpoint")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if (before[name] - after[name]).abs().max() > 1e-6}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "embed_tokens", "lm_head"} & {
+        name.split(".")[-2] for name in before
+    }
+    load_model(str(output / "final_checkpoint"), "model_path")
+
+
+def test_several_updates_use_one_rollout(trained, tmp_path, monkeypatch):
+    made, make_step = [], GroupTrainer._make_step
+    monkeypatch.setattr(
+        GroupTrainer, "_make_step", lambda self, *a: made.append(self.state.global_step) or make_step(self, *a)
+    )
+    run(trained, tmp_path / "rl", add_gt=True, num_iterations=2, max_steps=6)
+    assert made == [0, 2, 4]
+
+
+def test_rewards_from_files(trained, tmp_path):
+    """Two embeddings that say the opposite of each other pull the policy apart."""
+    found = []
+    array = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
+    save_embeddings(tmp_path / "x.npy", array, [str(item) for item in range(30)], "made", ["title"])
+    (tmp_path / "own.py").write_text(
+        "def first(completions, example):\n    return [float(c.startswith('<a_1>')) for c in completions]\n"
+    )
+    for name, terms in (("a", ["semantic", "module"]), ("b", ["semantic:-1", "module"])):
+        flags = dict(ada_path=str(tmp_path / "x.npy"), reward_module=f"{tmp_path / 'own.py'}:first")
+        found.append(weights(run(trained, tmp_path / name, reward_type=terms, **flags) / "final_checkpoint"))
+    assert difference(*found) > 1e-4
+
+
+def test_what_is_logged(trained, tmp_path, capsys):
+    output = run(
+        trained,
+        tmp_path / "rl",
+        reward_type=["rule", "prefix:0.5"],
+        add_gt=True,
+        test_during_training=True,
+        eval_step=3,
+        tensorboard=True,
+    )
+    state = read_json(next(output.glob("checkpoint-*")) / "trainer_state.json")
+    logged = state["log_history"][0]
+    names = {
+        "reward",
+        "reward_rule",
+        "reward_prefix",
+        "reward_std",
+        "zero_advantage_share",
+        "kl",
+        "entropy",
+        "diversity",
+    }
+    names |= {"rollout_hit_rate", "completion_length", "clip_share", "grad_norm"}
+    names |= {"seconds_rollout", "seconds_reference", "seconds_train"}
+    assert names <= logged.keys() and all(map(np.isfinite, (logged[name] for name in names)))
+    assert logged["reward"] == pytest.approx(logged["reward_rule"] + 0.5 * logged["reward_prefix"], abs=1e-5)
+    assert logged["reward_rule"] == 0.25 and logged["rollout_hit_rate"] == 1 and logged["diversity"] == 1
+    assert 4 <= logged["completion_length"] <= 5 and logged["seconds_train"] > 0
+    printed = capsys.readouterr()
+    assert "zero" in printed.err + printed.out and "validation: HR@10" in printed.err + printed.out
+    assert list((output / "runs").rglob("events.out.tfevents*"))
+
+
+def killed_and_resumed(trained, tmp_path, monkeypatch, **flags):
+    """(weights of a whole run, weights of one that was killed at its first checkpoint and run again, steps of the latter)."""
     expected = weights(run(trained, tmp_path / "whole", **flags) / "final_checkpoint")
     assert difference(expected, weights(trained.checkpoint)) > 1e-5
     save = GroupTrainer._save_checkpoint
@@ -311,10 +230,34 @@ def test_a_killed_run_goes_on(trained, tmp_path, monkeypatch):
             run(trained, tmp_path / "killed", **flags)
     steps, step = [], GroupTrainer.training_step
     counted = lambda self, *args, **kw: steps.append(0) or step(self, *args, **kw)
-    monkeypatch.setattr(GroupTrainer, "training_step", counted)
-    resumed = run(trained, tmp_path / "killed", **flags)
-    assert difference(weights(resumed / "final_checkpoint"), expected) < 1e-6
-    assert len(steps) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupTrainer, "training_step", counted)
+        resumed = run(trained, tmp_path / "killed", **flags)
+    return expected, weights(resumed / "final_checkpoint"), len(steps)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(beam_search=False),
+        dict(sync_ref_model=True, ref_model_sync_steps=1, beta=1.0),
+        dict(lora=True, lora_rank=2),
+        dict(sample_train=8, beam_search=False),  # the checkpoint stands in the second epoch
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_a_killed_run_goes_on(trained, tmp_path, monkeypatch, options):
+    """Without validation, so that the last weights are kept; draws are a function of the step."""
+    flags = dict(max_steps=5, eval_step=3, add_gt=True) | options
+    expected, found, steps = killed_and_resumed(trained, tmp_path, monkeypatch, **flags)
+    assert difference(found, expected) < 1e-6 and steps == 2
+
+
+def test_a_killed_run_with_several_updates_a_rollout_goes_on(trained, tmp_path, monkeypatch):
+    """Its checkpoints stand between rollouts: step 3 is put off to 4."""
+    flags = dict(max_steps=6, eval_step=3, add_gt=True, num_iterations=2, beam_search=False)
+    expected, found, steps = killed_and_resumed(trained, tmp_path, monkeypatch, **flags)
+    assert difference(found, expected) < 1e-6 and steps == 2
 
 
 def test_all_tasks_of_a_worded_model(trained, tmp_path, capsys):
@@ -334,7 +277,7 @@ def test_all_tasks_of_a_worded_model(trained, tmp_path, capsys):
         num_epochs=1,
     )
     run(trained, tmp_path / "rl", model_path=str(tmp_path / "sft" / "final_checkpoint"), sample_train=8, max_steps=2)
-    assert "[rl] 46 prompts" in capsys.readouterr().out  # 8 histories of SIDs, 8 of titles, 30 items by their title
+    assert " 46 prompts, " in capsys.readouterr().out  # 8 histories of SIDs, 8 of titles, 30 items by their title
     assert load_prompts(tmp_path / "rl" / "final_checkpoint" / "prompts.yaml") == load_prompts("worded")
 
 
@@ -342,7 +285,16 @@ def test_all_tasks_of_a_worded_model(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        (dict(reward_type="rank"), "--reward_type rank: expected one of rule, ranking, ranking_only"),
+        (dict(reward_type=["rank"]), "--reward_type rank: expected one of rule, ranking, ranking_only"),
+        (dict(reward_type=["sasrec"]), "--reward_type sasrec: needs --cf_path"),
+        (dict(dapo=True, gspo=True), "--dapo and --gspo: choose one"),
+        (dict(num_iterations=0), "--num_iterations, --gradient_accumulation_steps: must be at least 1"),
+        (dict(sync_ref_model=True, beta=0.0), "--sync_ref_model True: needs a reference of its own"),
+        (dict(sync_ref_model=True, lora=True), "--sync_ref_model True: needs a reference of its own"),
+        (dict(ref_model_path="x", beta=0.0), "--ref_model_path: has no effect with --beta 0"),
+        (dict(lora_rank=3), "--lora_rank: has an effect with --lora True only"),
+        (dict(early_stopping_patience=2), "--early_stopping_patience: needs --test_during_training True"),
+        (dict(num_iterations=2, train_batch_size=4000), "prompts do not fill a step of 1000"),
         (dict(num_generations=1), "--num_generations 1: a group needs at least 2"),
         (dict(train_batch_size=18), "--train_batch_size 18: must be a multiple of num_generations 4"),
         (dict(train_batch_size=0), "--train_batch_size 0: must be a multiple"),
@@ -370,6 +322,42 @@ def test_a_target_outside_the_catalogue(trained, tmp_path, flag):
     files = dict.fromkeys(("train_file", "eval_file"), str(tmp_path / "first.csv")) | {flag: str(tmp_path / "both.csv")}
     with pytest.raises(InputError, match=rf"both.csv, row 2: SID {sid} is not in .*info.txt"):
         run(trained, tmp_path / "rl", info_file=str(tmp_path / "info.txt"), **files)
+
+
+def test_a_reference_of_another_vocabulary(trained, tmp_path):
+    other = tmp_path / "other"
+    model, tokenizer = load_model(trained.checkpoint, "model_path")
+    model.save_pretrained(other)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(InputError, match="--ref_model_path .*other: its vocabulary is not that of"):
+        run(trained, tmp_path / "rl", ref_model_path=str(other))
+    model, tokenizer = load_model(trained.checkpoint, "model_path")
+    tokenizer.save_pretrained(other)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    model.save_pretrained(other)
+    flags = dict(beta=0.5, add_gt=True)
+    found = [
+        run(trained, tmp_path / name, **flags, **more)
+        for name, more in (("own", {}), ("given", {"ref_model_path": str(other)}))
+    ]
+    assert difference(*(weights(output / "final_checkpoint") for output in found)) > 1e-5
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        ("[float('nan')] * len(completions)", "reward module: nan for"),
+        ("[1.0]", "reward module: 1 numbers for 4 completions"),
+    ],
+)
+def test_a_broken_reward_stops_before_the_first_step(trained, tmp_path, monkeypatch, body, said):
+    (tmp_path / "own.py").write_text(f"def own(completions, example):\n    return {body}\n")
+    monkeypatch.setattr(GroupTrainer, "__init__", lambda *a, **k: pytest.fail("too late"))
+    with pytest.raises(InputError, match=said):
+        run(trained, tmp_path / "rl", reward_type=["module"], reward_module=f"{tmp_path / 'own.py'}:own")
 
 
 def test_a_model_without_the_sid_tokens(trained, tmp_path):
