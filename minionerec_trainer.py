@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from fileio import InputError
 from grpo_loss import LOSSES, group_advantages, kl_estimate, label_weights, policy_loss
 from LogitProcessor import SidTrie, pad_sequences
 from model_io import QuietSaves
-from prefix_tree import TreeBatch, batch_trees, label_entropy, label_log_probs, label_logits
+from prefix_tree import TreeBatch, batch_trees, label_entropy, label_log_probs, label_logits, pack_trees
 from rewards import NamedReward
 from rollouts import legal_tokens, roll_out
 from training_table import TrainingTable
@@ -50,6 +51,7 @@ class RLConfig(GRPOConfig):
     add_gt: bool = field(default=False, metadata={"help": "Put the target into groups that lack it."})
     mask_all_zero: bool = field(default=False, metadata={"help": "Leave groups of equal rewards out, KL included."})
     renormalize: bool = field(default=False, metadata={"help": "Probabilities over legal tokens only."})
+    tree_tokens: int = field(default=512, metadata={"help": "Prompt groups share a tree up to about so many tokens."})
 
 
 @dataclass
@@ -144,6 +146,7 @@ class GroupTrainer(QuietSaves, Trainer):
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2))
         self._fitting = 0  # prompts per forward pass of the rollouts, once known
         self._logged_step: int | None = None
+        self._reference_seconds = 0.0  # of the training step under way
         self.remove_callback(ProgressCallback)
         self.add_callback(TrainingTable())
         if args.sync_ref_model:
@@ -248,24 +251,23 @@ class GroupTrainer(QuietSaves, Trainer):
         scale = self.args.loss_type != "dr_grpo"
         advantages = [group_advantages(values, scale=scale) for values in rewards]
         silent = [not bool(values.any()) for values in advantages]
-        for example, group, values, zero in zip(examples, groups, rewards, silent):
-            self._note("reward", sum(values) / len(values))
-            self._note("reward_std", float(torch.tensor(values).std(correction=0)))
-            self._note("zero_advantage_share", float(zero))
-            self._note("rollout_hit_rate", float(self.sequence_of_sid[example.sid] in group))
-            self._note("diversity", len(set(group)) / len(group))
-        for number in (number for group in groups for number in group):
-            self._note("completion_length", len(self.completion_tokens[number]))
+        lengths = [len(self.completion_tokens[number]) for group in groups for number in group]
+        hits = sum(self.sequence_of_sid[example.sid] in group for example, group in zip(examples, groups))
+        prompts = len(examples)
+        self._note("reward", sum(sum(values) / len(values) for values in rewards), prompts)
+        self._note("reward_std", sum(statistics.pstdev(values) for values in rewards), prompts)
+        self._note("zero_advantage_share", sum(silent), prompts)
+        self._note("rollout_hit_rate", hits, prompts)
+        self._note("diversity", sum(len(set(group)) / len(group) for group in groups), prompts)
+        self._note("completion_length", sum(lengths), len(lengths))
 
         # Phase 2: what the mean of the step is taken over, on all processes.
-        counts = [sum(map(len, groups)), sum(len(self.completion_tokens[n]) for group in groups for n in group)]
-        counts = self.accelerator.reduce(torch.tensor(counts, device=self.args.device)).tolist()
+        counts = self.accelerator.reduce(torch.tensor([len(lengths), sum(lengths)], device=self.args.device)).tolist()
 
         # Phase 3: the groups that take part, shared out over the step's batches. Without a KL term a silent group has no
         # gradient, masked or not.
         leave_out = self.args.mask_all_zero or not self.args.beta
         kept = [place for place, zero in enumerate(silent) if not (zero and leave_out)]
-        kept.sort(key=lambda place: len(examples[place].prompt_ids))  # rows of like length need less padding
         bounds = [round(part * len(kept) / batches) for part in range(batches + 1)]
         made = []
         for low, high in zip(bounds, bounds[1:]):
@@ -283,22 +285,24 @@ class GroupTrainer(QuietSaves, Trainer):
         return [{"groups": batch} for batch in made]
 
     def _group_batch(self, examples, groups, advantages, places, counts) -> GroupBatch:
-        """One tree per prompt; labels come back group by group, completion by completion, token by token."""
+        """Prompts merged into trees; labels come back group by group, completion by completion, token by token."""
         device = self.args.device
-        completions = [[self.completion_tokens[number] for number in groups[place]] for place in places]
-        tree = batch_trees(
-            [[(examples[place].prompt_ids, tokens) for tokens in group] for place, group in zip(places, completions)],
-            self.pad_token_id,
-        ).to(device)
-        flat = [tokens for group in completions for tokens in group]
+        rows = [
+            [(examples[place].prompt_ids, self.completion_tokens[number]) for number in groups[place]]
+            for place in places
+        ]
+        packed = pack_trees(rows, self.args.tree_tokens)
+        order = [group for tree in packed for group in tree]
+        tree = batch_trees([[row for group in part for row in rows[group]] for part in packed], self.pad_token_id)
+        flat = [tokens for group in order for _, tokens in rows[group]]
         lengths = torch.tensor([len(tokens) for tokens in flat])
         legal = None
         if self.args.renormalize:
             matrix = torch.from_numpy(pad_sequences(flat)[0]).to(device)
             legal = legal_tokens(self.trie, matrix)[matrix >= 0]
         weight = label_weights(lengths, self.args.loss_type, *counts, self.trie.depth)
-        each = torch.cat([advantages[place] for place in places]).repeat_interleave(lengths)
-        return GroupBatch(tree, lengths.to(device), each.to(device), weight.to(device), legal)
+        each = torch.cat([advantages[places[group]] for group in order]).repeat_interleave(lengths)
+        return GroupBatch(tree.to(device), lengths.to(device), each.to(device), weight.to(device), legal)
 
     # ------------------------------------------------------------------------------------------------------------- loss
     def compute_loss(self, model, inputs: dict[str, GroupBatch], return_outputs=False, num_items_in_batch=None):
@@ -357,8 +361,8 @@ class GroupTrainer(QuietSaves, Trainer):
         return time.perf_counter()
 
     # ---------------------------------------------------------------------------------------------------- what is logged
-    def _note(self, name: str, value: float | torch.Tensor) -> None:
-        self._sums[name] += torch.tensor([float(value), 1.0])
+    def _note(self, name: str, total: float | torch.Tensor, count: int = 1) -> None:
+        self._sums[name] += torch.tensor([float(total), float(count)])
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds the means since the last log, over all processes; seconds are per optimizer step."""

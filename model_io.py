@@ -64,8 +64,23 @@ class QuietSaves:
             super().save_model(*args, **kwargs)
 
 
-def load_model(path: str, flag: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (float32 weights, sdpa) and tokenizer of a HF folder or hub name.
+ATTENTIONS = ("sdpa", "flex_attention")
+
+
+def check_attention(attention: str) -> None:
+    """Stop if this machine cannot train with `attention`.
+
+    Raises:
+        InputError: an unknown name, or flex_attention, which has no backward pass on a CPU, without a CUDA device.
+    """
+    if attention not in ATTENTIONS:
+        raise InputError(f"--attention {attention}: expected one of {', '.join(ATTENTIONS)}")
+    if attention == "flex_attention" and not torch.cuda.is_available():
+        raise InputError("--attention flex_attention: trains on a CUDA device only, and there is none here; use sdpa")
+
+
+def load_model(path: str, flag: str, attention: str = "sdpa") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (float32 weights) and tokenizer of a HF folder or hub name.
 
     Training keeps float32 master weights and computes in bf16 under autocast on a GPU; loading in the checkpoint's own
     dtype, the library's default, would train in bf16.
@@ -76,7 +91,7 @@ def load_model(path: str, flag: str) -> tuple[PreTrainedModel, PreTrainedTokeniz
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         with without_file_bars():
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
         check_tree_attention(model)
     except (OSError, ValueError) as error:
         raise InputError(
@@ -90,7 +105,9 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def model_from_config(path: str, texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def model_from_config(
+    path: str, texts: Iterable[str], seed: int, attention: str = "sdpa"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A randomly initialised model.
 
     Args:
@@ -125,7 +142,7 @@ def model_from_config(path: str, texts: Iterable[str], seed: int) -> tuple[PreTr
                 f"--base_model {path}: no config and tokenizer there ({str(error).splitlines()[0]})"
             ) from None
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     try:
         check_tree_attention(model)
     except ValueError as error:

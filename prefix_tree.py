@@ -7,12 +7,14 @@ Causal attention makes a token's hidden state a function of its prefix alone, so
 
 from __future__ import annotations
 
+import heapq
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from LogitProcessor import pad_sequences, sort_and_compare
@@ -72,9 +74,22 @@ def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
-def attention_mask_for(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor:
+def block_mask(visible: torch.Tensor) -> BlockMask:
+    """`visible` (bool, [n, 1, Q, K]) for flex_attention, which skips blocks of 128 x 128 pairs without a visible one."""
+    n, _, queries, keys = visible.shape
+
+    def sees(row, _head, query, key):
+        return visible[row, 0, query, key]
+
+    return create_block_mask(sees, n, None, queries, keys, device=visible.device)
+
+
+def attention_mask_for(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor | BlockMask:
     """`visible` (bool, 4-D) in the form the model's attention reads: sdpa takes bool, eager is only right with floats."""
-    return visible if model.config._attn_implementation == "sdpa" else additive(visible, model.dtype)
+    attention = model.config._attn_implementation
+    if attention == "flex_attention":
+        return block_mask(visible)
+    return visible if attention == "sdpa" else additive(visible, model.dtype)
 
 
 def check_tree_attention(model: PreTrainedModel) -> None:
@@ -91,8 +106,11 @@ def check_tree_attention(model: PreTrainedModel) -> None:
             f"{config.model_type}: its layers use {', '.join(sorted(kinds - {'full_attention'})) or 'sliding-window attention'}; "
             "prefix trees need full attention in every layer"
         )
-    if model.config._attn_implementation not in ("sdpa", "eager"):
-        raise ValueError(f"attention {model.config._attn_implementation!r} takes no 4-D mask: load the model with sdpa")
+    attention = model.config._attn_implementation
+    if attention not in ("sdpa", "eager", "flex_attention"):
+        raise ValueError(f"attention {attention!r} takes no 4-D mask: load the model with sdpa")
+    if attention == "flex_attention" and getattr(config, "attention_dropout", 0):
+        raise ValueError(f"attention_dropout {config.attention_dropout}: flex_attention has no dropout; use sdpa")
 
 
 @contextmanager
@@ -173,6 +191,43 @@ def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
         torch.from_numpy(np.concatenate(label_token)),
         torch.ones(len(nodes)),
     )
+
+
+def pack(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Numbers of the groups of `count` bins of like loads: largest first, into the emptiest bin (Graham 1969).
+
+    No bin is empty if there are `count` groups.
+    """
+    bins = [(0, number, []) for number in range(count)]
+    for group in sorted(range(len(sizes)), key=lambda group: -sizes[group]):
+        load, number, members = heapq.heappop(bins)
+        heapq.heappush(bins, (load + sizes[group], number, [*members, group]))
+    return [members for _, _, members in sorted(bins, key=lambda item: item[1])]
+
+
+def shared_length(first: list[int], second: list[int]) -> int:
+    """Length of the common prefix."""
+    if second[: len(first)] == first:
+        return len(first)
+    return next(
+        (place for place, pair in enumerate(zip(first, second)) if pair[0] != pair[1]), min(len(first), len(second))
+    )
+
+
+def pack_trees(
+    groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], tree_tokens: int
+) -> list[list[int]]:
+    """Which groups of (prompt, target) rows are merged into one tree, so that every tree has about `tree_tokens` tokens.
+
+    What the prompts begin with is then computed once a tree, and trees of like size need little padding.
+    """
+    # What all prompts begin with stands in a merged tree once.
+    first = groups[0][0][0]
+    head = min(shared_length(first, prompt) for rows in groups for prompt, _ in rows)
+    sizes = [
+        len(build_prefix_tree([[*prompt, *target[:-1]] for prompt, target in rows]).tokens) - head + 1 for rows in groups
+    ]
+    return pack(sizes, min(len(groups), max(1, round(sum(sizes) / max(tree_tokens, *sizes)))))
 
 
 def label_logits(

@@ -21,6 +21,7 @@ from model_io import (
     TimeKeeper,
     add_dropout,
     add_sid_tokens,
+    check_attention,
     checkpoint_to_resume,
     item_texts,
     load_model,
@@ -88,6 +89,7 @@ def sft(
     lora_dropout: float = 0.0,
     packing: str = "tree",
     tree_tokens: int = 2048,
+    attention: str = "sdpa",
     early_stopping_patience: int = 3,
     best_by: str = "loss",
     eval_beams: int = 10,
@@ -124,6 +126,7 @@ def sft(
             that lora_targets names (q_proj,v_proj); they act times lora_alpha / lora_rank. lora_dropout: on their input.
         packing: tree (rows that share prefixes are computed as one, trees of about tree_tokens tokens) or none (padded rows):
             the same loss and gradients; tree is several times cheaper.
+        attention: sdpa, or flex_attention (CUDA only), which skips the parts of a tree that do not see each other.
         early_stopping_patience: epochs that do not better the best one, which is what is kept.
         best_by: what the best epoch has: the least validation loss (loss), or the highest HR@10 of a constrained search with
             eval_beams beams over the validation rows (HR@10).
@@ -151,6 +154,7 @@ def sft(
         raise InputError(f"--sid_init {sid_init}: expected one of {', '.join(SID_INITS)}")
     if packing not in PACKINGS or tree_tokens < 1:
         raise InputError(f"--packing {packing}: expected one of {', '.join(PACKINGS)}, and --tree_tokens of 1 or more")
+    check_attention(attention)
     if Path(base_model).is_file() and not train_from_scratch:
         raise InputError(f"--base_model {base_model}: a config file has no weights; add --train_from_scratch True")
     world = process_state().num_processes
@@ -190,9 +194,9 @@ def sft(
     # Phase 2: model, tokenizer, datasets.
     set_seed(seed)
     if train_from_scratch:
-        model, tokenizer = model_from_config(base_model, item_texts(catalogue.titles, descriptions), seed)
+        model, tokenizer = model_from_config(base_model, item_texts(catalogue.titles, descriptions), seed, attention)
     else:
-        model, tokenizer = load_model(base_model, "base_model")
+        model, tokenizer = load_model(base_model, "base_model", attention)
     sid_tokens = sorted({token for tokens in index.values() for token in tokens})
     directions = None
     if sid_init == "text" and not tokenizer.get_vocab().keys() >= set(sid_tokens):  # a base that has them needs none

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections import defaultdict
 from typing import Callable, Sequence
@@ -13,21 +12,9 @@ from transformers import Trainer
 
 from data import Example
 from model_io import QuietSaves
-from prefix_tree import TreeBatch, batch_trees, build_prefix_tree, tree_log_probs
+from prefix_tree import TreeBatch, batch_trees, pack, pack_trees, shared_length, tree_log_probs
 
 PACKINGS = ("tree", "none")
-
-
-def pack(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Numbers of the groups of `count` bins of like loads: largest first, into the emptiest bin (Graham 1969).
-
-    No bin is empty if there are `count` groups.
-    """
-    bins = [(0, number, []) for number in range(count)]
-    for group in sorted(range(len(sizes)), key=lambda group: -sizes[group]):
-        load, number, members = heapq.heappop(bins)
-        heapq.heappush(bins, (load + sizes[group], number, [*members, group]))
-    return [members for _, _, members in sorted(bins, key=lambda item: item[1])]
 
 
 class TreeBatches(Dataset):
@@ -107,7 +94,7 @@ class TreeBatches(Dataset):
         for piece in pieces:
             size, before = 0, []
             for _, example in piece:
-                size += len(example.prompt_ids) - _shared(before, example.prompt_ids) + len(example.target_ids)
+                size += len(example.prompt_ids) - shared_length(before, example.prompt_ids) + len(example.target_ids)
                 before = example.prompt_ids
             sizes.append(size)
         return [[row for group in part for row in pieces[group]] for part in pack(sizes, self.micro_batches)]
@@ -123,24 +110,8 @@ class TreeBatches(Dataset):
         for group, example in self.plan[index]:
             groups[group].append((example.prompt_ids, example.target_ids))
         trees = list(groups.values())
-        # What all prompts begin with stands in a merged tree once.
-        head = min(_shared(trees[0][0][0], prompt) for tree in trees for prompt, _ in tree)
-        sizes = [
-            len(build_prefix_tree([[*prompt, *target[:-1]] for prompt, target in tree]).tokens) - head + 1
-            for tree in trees
-        ]
-        rows = min(len(trees), max(1, round(sum(sizes) / max(self.tree_tokens, *sizes))))
-        packed = [[row for group in part for row in trees[group]] for part in pack(sizes, rows)]
+        packed = [[row for group in part for row in trees[group]] for part in pack_trees(trees, self.tree_tokens)]
         return vars(batch_trees(packed, self.pad_token_id))
-
-
-def _shared(first: list[int], second: list[int]) -> int:
-    """Length of the common prefix."""
-    if second[: len(first)] == first:
-        return len(first)
-    return next(
-        (place for place, pair in enumerate(zip(first, second)) if pair[0] != pair[1]), min(len(first), len(second))
-    )
 
 
 class TreeTrainer(QuietSaves, Trainer):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import random_examples, tiny_model
 
-from prefix_tree import TreeBatch, tree_log_probs
-from sft_trainer import TreeBatches, pack
+from prefix_tree import TreeBatch, pack, tree_log_probs
+from sft_trainer import TreeBatches
 
 
 @settings(deadline=None, max_examples=200)

@@ -1,0 +1,131 @@
+"""flex_attention sees what sdpa sees. Its backward pass needs a CUDA device, so that on a CPU only the forward is run."""
+
+import copy
+import random
+
+import pytest
+import torch
+from tiny import make_dataset, random_catalogue, random_examples, random_prompts, tiny_model, write_config
+from torch.nn.attention.flex_attention import create_mask
+
+from adapters import train_rows
+from beam_search import beam_search
+from fileio import InputError
+from LogitProcessor import SidTrie
+from model_io import check_attention
+from prefix_tree import TreeBatch, attention_mask_for, block_mask, check_tree_attention, tree_log_probs, tree_mask
+from sft import sft
+from sft_trainer import TreeBatches
+
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="flex_attention has a backward pass on CUDA only")
+
+
+def random_batch(seed, packing="tree"):
+    """Trees of different sizes side by side, so that some end in padding nodes."""
+    examples = random_examples(random.Random(seed), 60, 9)
+    return TreeBatch(**TreeBatches([examples], 60, 1, 0, 5, packing, tree_tokens=90)[0])
+
+
+def with_flex(model):
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("flex_attention")
+    return model
+
+
+def assert_same_pairs(visible):
+    """Pair by pair, and no block of pairs is skipped of which one is visible."""
+    n, _, queries, keys = visible.shape
+    block = block_mask(visible)
+    assert torch.equal(create_mask(block.mask_mod, n, 1, queries, keys, device="cpu"), visible)
+    wide = block.to_dense().bool().repeat_interleave(128, 2).repeat_interleave(128, 3)
+    assert (wide[:, :, :queries, :keys] >= visible).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_block_mask_is_the_mask_of_the_trees(seed):
+    batch = random_batch(seed)
+    assert len(batch.input_ids) > 1 and (batch.input_ids == 0).any()
+    visible = tree_mask(batch.end)
+    assert_same_pairs(visible)
+    # As one says it pair by pair: key <= query < end[key].
+    index = torch.arange(visible.shape[-1])
+    for query in index.tolist():
+        assert torch.equal(visible[:, 0, query], (index <= query) & (query < batch.end))
+
+
+def test_the_block_mask_of_left_padded_and_long_rows():
+    lengths = torch.tensor([300, 7, 129])
+    real = torch.arange(300) >= 300 - lengths[:, None]
+    own = torch.eye(300, dtype=torch.bool)
+    assert_same_pairs((torch.ones(300, 300, dtype=torch.bool).tril() & real[:, None] | own)[:, None])
+    assert_same_pairs((torch.arange(300) < lengths[:, None])[:, None, None].expand(-1, -1, 40, -1))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("packing", ["tree", "none"])
+def test_log_probabilities_equal_those_of_sdpa(kind, packing):
+    model, batch = tiny_model(kind, 40), random_batch(1, packing)
+    flex = with_flex(model)
+    check_tree_attention(flex)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiling for a CPU would take a minute
+        torch.testing.assert_close(tree_log_probs(flex, batch), tree_log_probs(model, batch), atol=1e-5, rtol=1e-5)
+
+
+@on_cuda
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_losses_and_gradients_equal_those_of_sdpa(kind, checkpointing, autocast):
+    model = tiny_model(kind, 40, hidden_size=128).cuda().train()  # the kernel takes heads of 16 or more
+    flex = with_flex(model)
+    if checkpointing:
+        flex.gradient_checkpointing_enable()
+    for seed in range(3):  # of other lengths each time
+        for packing in ("tree", "none"):
+            batch, losses = random_batch(seed, packing).to("cuda"), []
+            for policy in (model, flex):
+                policy.zero_grad()
+                with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+                    losses.append(-tree_log_probs(policy, batch).mean())
+                losses[-1].backward()
+            tolerance = 3e-2 if autocast else 1e-5
+            torch.testing.assert_close(losses[1], losses[0], atol=tolerance, rtol=tolerance)
+            for (name, ours), theirs in zip(flex.named_parameters(), model.parameters()):
+                scale = theirs.grad.norm().clamp(min=1e-6)
+                assert (ours.grad - theirs.grad).norm() / scale < (0.1 if autocast else 1e-4), name
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_search_runs_with_sdpa_and_gives_flex_attention_back(wrapped):
+    rng = random.Random(4)
+    model = tiny_model("qwen3", 40)
+    trie, prompts = SidTrie(random_catalogue(rng, 60, 3, 8, 40, True)), random_prompts(rng, 4, 40)
+    flex = with_flex(model)
+    flex = train_rows(flex, [3, 4]) if wrapped else flex
+    ours, theirs = beam_search(flex, trie, prompts, 10), beam_search(model, trie, prompts, 10)
+    assert torch.equal(ours.sequence, theirs.sequence)
+    torch.testing.assert_close(ours.score, theirs.score, atol=1e-5, rtol=0)
+    assert flex.config._attn_implementation == "flex_attention"
+    with pytest.raises(ValueError, match="at least one token"):
+        beam_search(flex, trie, [[]], 10)
+    assert flex.config._attn_implementation == "flex_attention"
+
+
+def test_what_the_attentions_take():
+    flex = with_flex(tiny_model("llama", 20, attention_dropout=0.1))
+    with pytest.raises(ValueError, match="attention_dropout 0.1: flex_attention has no dropout"):
+        check_tree_attention(flex)
+    with pytest.raises(InputError, match="--attention eager: expected one of sdpa, flex_attention"):
+        check_attention("eager")
+    visible = torch.ones(1, 1, 2, 2, dtype=torch.bool).tril()
+    assert attention_mask_for(tiny_model("llama", 20), visible) is visible
+
+
+def test_without_a_cuda_device_training_stops_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    paths = make_dataset(tmp_path / "data")
+    names = ("train_file", "eval_file", "sid_index_path", "item_meta_path")
+    flags = {name: paths[name] for name in names} | {"train_from_scratch": True, "attention": "flex_attention"}
+    with pytest.raises(InputError, match="--attention flex_attention: trains on a CUDA device only"):
+        sft(base_model=write_config(tmp_path), output_dir=str(tmp_path / "out"), **flags)
+    assert not (tmp_path / "out").exists()
