@@ -9,7 +9,6 @@ prefilled once.
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Iterator, Sequence
@@ -17,10 +16,10 @@ from typing import Iterator, Sequence
 import psutil
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
 
 from LogitProcessor import SidTrie, SubTries
-from prefix_tree import attention_mask_for, check_tree_attention
+from prefix_tree import check_tree_attention
+from prompt_rows import PromptRows
 
 NEGATIVE = float("-inf")
 
@@ -39,92 +38,6 @@ class Ranked:
     score: torch.Tensor
 
 
-# Shorter common beginnings are not worth a forward pass of their own.
-SHORTEST_HEAD = 8
-
-
-class _RoomyLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer with room for what will be generated: growing it copies nothing.
-
-    head: a layer that holds one row, which all rows of this one begin with.
-    """
-
-    def __init__(self, room: int, head: DynamicLayer | None = None):
-        super().__init__()
-        self._room, self._head, self._used = room, head, 0
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            rows, heads, length, width = key_states.shape
-            self._used = self._head.keys.shape[-2] if self._head else 0
-            length += self._used + self._room
-            self._keys = key_states.new_empty(rows, heads, length, width)
-            self._values = value_states.new_empty(*value_states.shape[:2], length, value_states.shape[-1])
-            if self._head:
-                self._keys[:, :, : self._used] = self._head.keys
-                self._values[:, :, : self._used] = self._head.values
-        start, self._used = self._used, self._used + key_states.shape[-2]
-        self._keys[:, :, start : self._used] = key_states
-        self._values[:, :, start : self._used] = value_states
-        self.keys, self.values = self._keys[:, :, : self._used], self._values[:, :, : self._used]
-        return self.keys, self.values
-
-
-class _PromptRows:
-    """n prompts, left-padded and prefilled, to which generated tokens are appended as slots that see chosen others."""
-
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int):
-        if not len(prompts) or min(len(prompt) for prompt in prompts) == 0:
-            raise ValueError("every prompt needs at least one token")
-        self.model = model
-        n, device = len(prompts), model.device
-        layers = range(model.config.get_text_config().num_hidden_layers)
-        # Phase 1: what all prompts begin with, once. The last token of each prompt stays outside: it gives the logits.
-        head = len(os.path.commonprefix([prompt[:-1] for prompt in prompts])) if n > 1 else 0
-        head = head if head >= SHORTEST_HEAD else 0
-        self._cache = Cache(layers=[_RoomyLayer(0) for _ in layers])
-        if head:
-            position = torch.arange(head, device=device).unsqueeze(0)
-            visible = torch.ones(1, head, head, dtype=torch.bool, device=device).tril()
-            self._forward(torch.tensor([prompts[0][:head]], device=device), position, visible, logits_to_keep=1)
-        heads = [layer if head else None for layer in self._cache.layers]
-        self._cache = Cache(layers=[_RoomyLayer(room, layer) for layer in heads])
-
-        # Phase 2: the rest of each, left-padded.
-        length = max(len(prompt) for prompt in prompts) - head
-        tokens = torch.zeros(n, length, dtype=torch.long)
-        real = torch.zeros(n, length, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            rest = prompt[head:]
-            tokens[row, length - len(rest) :] = torch.as_tensor(rest)
-            real[row, length - len(rest) :] = True
-        real = real.to(device)
-        self.lengths = real.sum(dim=1) + head
-        self._real = torch.cat((real.new_ones(n, head), real), dim=1)
-        position = (self._real.cumsum(dim=1) - 1).clamp(min=0)[:, head:]
-        # A padding query sees only itself: a row without any visible key would be NaN under some kernels.
-        own = torch.eye(length, dtype=torch.bool, device=device)
-        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril() & real[:, None, :] | own
-        visible = torch.cat((real.new_ones(n, length, head), causal), dim=-1)
-        self.logits = self._forward(tokens.to(device), position, visible, logits_to_keep=1)
-
-    def _forward(self, tokens, position, visible, **arguments) -> torch.Tensor:
-        return self.model(
-            input_ids=tokens,
-            position_ids=position,
-            attention_mask=attention_mask_for(self.model, visible.unsqueeze(1)),
-            past_key_values=self._cache,
-            use_cache=True,
-            **arguments,
-        ).logits.float()
-
-    def extend(self, tokens: torch.Tensor, depth: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Logits [n, Q, vocab] of Q new slots. depth [Q]: tokens generated before each; visible [n, Q, slots so far + Q]."""
-        prompt = self._real.unsqueeze(1).expand(-1, tokens.shape[1], -1)
-        return self._forward(tokens, self.lengths[:, None] + depth, torch.cat((prompt, visible), dim=-1))
-
-
 @contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode without gradients; the model's own mode is restored afterwards."""
@@ -139,15 +52,23 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _inference(model: PreTrainedModel, trie: SidTrie) -> Iterator[None]:
-    """`evaluation_mode`, once it is checked that model and trie belong together."""
+    """`evaluation_mode` with an attention for a few queries, once it is checked that model and trie belong together."""
     check_tree_attention(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if trie.max_token >= vocabulary:
         raise ValueError(
             f"the trie holds token {trie.max_token}, but the model knows {vocabulary} tokens: another tokenizer?"
         )
-    with evaluation_mode(model):
-        yield
+    attention = model.config._attn_implementation
+    # flex_attention pays for long rows of queries, and would be compiled anew for the widths of a search.
+    if attention == "flex_attention":
+        model.set_attn_implementation("sdpa")
+    try:
+        with evaluation_mode(model):
+            yield
+    finally:
+        if attention == "flex_attention":
+            model.set_attn_implementation(attention)
 
 
 def stable_topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,6 +83,11 @@ def stable_topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     keys = bits.long().bitwise_left_shift_(32).add_(torch.arange(last, -1, -1, device=values.device))
     places = last - (keys.topk(k, dim=1).values & 0xFFFFFFFF)
     return values.gather(1, places), places
+
+
+def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
+    """`logsumexp` [n, W] over the last dimension, prompt by prompt: at once it would write another array of their size."""
+    return torch.stack([row.logsumexp(dim=-1) for row in logits])
 
 
 def fitting_batch_size(model: PreTrainedModel, trie: SidTrie, longest_prompt: int, num_beams: int) -> int:
@@ -201,7 +127,7 @@ def beam_search(
     """The `num_beams` best sequences of `trie` after each prompt, best first.
 
     Args:
-        model: decoder-only HF model with full attention (sdpa or eager).
+        model: decoder-only HF model with full attention (sdpa or eager; flex_attention is set to sdpa meanwhile).
         trie: legal sequences, end token included, on the model's device.
         prompts: n token-id lists of any lengths.
         num_beams: B; more than the legal continuations is fine and leaves empty places.
@@ -218,7 +144,7 @@ def beam_search(
         ValueError: an empty prompt, a model whose attention cannot follow a tree, a trie of another vocabulary, NaN logits.
     """
     with _inference(model, trie):
-        rows = _PromptRows(model, prompts, room=num_beams * trie.depth)
+        rows = PromptRows(model, prompts, room=num_beams * trie.depth)
         n, device = len(prompts), model.device
         logits = rows.logits
         nodes = torch.zeros(n, 1, dtype=torch.long, device=device)
@@ -246,7 +172,7 @@ def beam_search(
                 gain = logits.gather(-1, trie.tokens(child, step + 1))
                 if renormalize:
                     gain = gain.masked_fill(~legal, NEGATIVE)
-                normaliser = torch.logsumexp(gain if renormalize else logits, dim=-1, keepdim=True)
+                normaliser = _logsumexp(gain if renormalize else logits).unsqueeze(-1)
                 broken |= (torch.isnan(normaliser) & (score > NEGATIVE).unsqueeze(-1)).any()
                 gain = gain - normaliser
             else:
@@ -304,7 +230,7 @@ def beam_search(
 
 
 def _score_forced(
-    rows: _PromptRows, trie: SidTrie, nodes: torch.Tensor, seen: torch.Tensor, depth: int, longest: int
+    rows: PromptRows, trie: SidTrie, nodes: torch.Tensor, seen: torch.Tensor, depth: int, longest: int
 ) -> torch.Tensor:
     """Log-probabilities [n, W, longest] of the tokens that must follow `nodes` [n, W] (at `depth`), in one pass."""
     n, beams = nodes.shape
@@ -320,7 +246,7 @@ def _score_forced(
     own = (slot[:, None] // longest == slot[None, :] // longest) & (slot[None, :] <= slot[:, None])
     visible = torch.cat((seen.repeat_interleave(longest, dim=1), own.expand(n, -1, -1)), dim=-1)
     logits = rows.extend(tokens[:, :, :-1].flatten(1), depth - 1 + slot % longest, visible).view(n, beams, longest, -1)
-    return logits.gather(-1, tokens[:, :, 1:].unsqueeze(-1)).squeeze(-1) - torch.logsumexp(logits, dim=-1)
+    return logits.gather(-1, tokens[:, :, 1:].unsqueeze(-1)).squeeze(-1) - _logsumexp(logits)
 
 
 def sample(
@@ -345,7 +271,7 @@ def sample(
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     with _inference(model, trie):
-        rows = _PromptRows(model, prompts, room=num_samples * trie.depth)
+        rows = PromptRows(model, prompts, room=num_samples * trie.depth)
         n, device = len(prompts), model.device
         nodes = torch.zeros(n, num_samples, dtype=torch.long, device=device)
         score = torch.zeros(n, num_samples, device=device)

@@ -1,11 +1,15 @@
 """Constrained beam search: this project's tree search against the textbook way, HF `generate` with a prefix dictionary.
 
-Both run in this process on the same random model and prompts; the lists are compared before anything is reported. Beside
-the seconds stand the tokens each way fed through the model, counted by a hook on it, what the tree search should need by
-its formula, where its time goes, and how many of its results stay the same in bf16. The last line is JSON with `ratio` =
-textbook seconds / tree seconds (medians).
+Both run in this process on the same model, random if none is named, and the same prompts; the lists are compared before
+anything is reported. Beside the seconds stand the tokens each way fed through the model, counted by a hook on it, what the
+tree search should need by its formula, where its time goes, and how many of its results stay the same in bf16. The last
+line is JSON with `ratio` = textbook seconds / tree seconds (medians).
 
     python -m benchmarks.bench_decode --data_root DIR --category Industrial_and_Scientific   data in the published format
+    python -m benchmarks.bench_decode --data_root DIR --category Industrial_and_Scientific --task title_history2sid
+                                                                                             longer prompts: titles
+    python -m benchmarks.bench_decode --data_root DIR --category Industrial_and_Scientific --model CHECKPOINT
+                                                                                             a trained model of those items
     python -m benchmarks.bench_decode --prompt_length 100                                    random prompts and catalogue
 """
 
@@ -38,15 +42,18 @@ from transformers import (
 import beam_search as search
 import cli
 from benchmarks.bench_sft import published
-from data import EvalSidDataset
+from data import EvalSidDataset, RLSeqTitle2SidDataset
 from fileio import InputError
 from hf_search import left_padded
 from LogitProcessor import SidTrie
-from model_io import add_sid_tokens, item_texts, train_tokenizer
-from prompts import Encoder, load_prompts
+from model_io import add_sid_tokens, item_texts, load_model, train_tokenizer
+from prompt_rows import SHORTEST_HEAD
+from prompts import Encoder, checkpoint_prompts, load_prompts
 from records import SID_TOKEN, read_rows
 
 END = 1
+# Task: the dataset that makes its prompts from rows.
+TASKS = {"next_sid": EvalSidDataset, "title_history2sid": RLSeqTitle2SidDataset}
 SHAPES = {
     # The shape of a 135M-parameter Llama.
     "llama-135m": lambda vocab: LlamaConfig(
@@ -115,9 +122,17 @@ def made_up(
 
 
 def from_published(
-    shape: str, vocab_size: int, prompts: int, data_root: str, category: str | None, prompt_set: str, seed: int
+    shape: str,
+    vocab_size: int,
+    prompts: int,
+    data_root: str,
+    category: str | None,
+    prompt_set: str | None,
+    task: str,
+    checkpoint: str | None,
+    seed: int,
 ) -> Task:
-    """Prompts of random test rows, a tokenizer trained on the titles, and the SIDs of the index."""
+    """Prompts of random test rows and the SIDs of the index, for a checkpoint, or a random model and a tokenizer of the titles."""
     files = sorted(Path(data_root).glob(f"test/{category or ''}*.csv"))
     if not files:
         raise InputError(f"--data_root {data_root}: expected test/{category or ''}*.csv")
@@ -125,12 +140,17 @@ def from_published(
     if len(rows) < prompts:
         raise InputError(f"--batch_size {prompts}: {files[0]} has only {len(rows)} rows")
     _, catalogue = published(data_root, category)
-    tokenizer = train_tokenizer(item_texts(catalogue.titles, []), vocab_size)
-    sid_tokens = {token for sid in catalogue.sids for token in SID_TOKEN.findall(sid)}
-    model = random_model(shape, vocab_size + len(sid_tokens), seed)
-    add_sid_tokens(model, tokenizer, sid_tokens, seed, 1.0)
-    encoder = Encoder(tokenizer, load_prompts(prompt_set))
-    examples = EvalSidDataset(random.Random(seed).sample(rows, prompts), encoder, 512).examples
+    if checkpoint:
+        model, tokenizer = load_model(checkpoint, "model")
+        model.eval()
+        encoder = Encoder(tokenizer, checkpoint_prompts(checkpoint, prompt_set, None))
+    else:
+        tokenizer = train_tokenizer(item_texts(catalogue.titles, []), vocab_size)
+        sid_tokens = {token for sid in catalogue.sids for token in SID_TOKEN.findall(sid)}
+        model = random_model(shape, vocab_size + len(sid_tokens), seed)
+        add_sid_tokens(model, tokenizer, sid_tokens, seed, 1.0)
+        encoder = Encoder(tokenizer, load_prompts(prompt_set or "worded"))
+    examples = TASKS[task](random.Random(seed).sample(rows, prompts), encoder, 512).examples
     sequences = SidTrie(encoder.sid_ids(catalogue.sids)).sequences()
     return Task(model, [example.prompt_ids for example in examples], sequences, encoder.end)
 
@@ -243,7 +263,7 @@ class Meter:
             # A SID's last token, and what follows it, are fed for the sake of the forced end alone.
             return "forced_tail" if int(depth.max()) >= sid_length - 1 else "steps"
 
-        rows = search._PromptRows
+        rows = search.PromptRows
         with (
             patch.object(rows, "__init__", self._timed(rows.__init__, lambda *_, **__: "prefill")),
             patch.object(rows, "extend", self._timed(rows.extend, step_or_tail)),
@@ -280,7 +300,7 @@ def formula(task: Task, num_beams: int) -> int:
 def common_tokens(prompts: list[list[int]]) -> int:
     """Prompt tokens that need not be computed because all prompts begin with them and they are prefilled once."""
     head = len(os.path.commonprefix([prompt[:-1] for prompt in prompts]))
-    return (len(prompts) - 1) * head if head >= search.SHORTEST_HEAD else 0
+    return (len(prompts) - 1) * head if head >= SHORTEST_HEAD else 0
 
 
 def overlap(first: Found, second: Found, k: int) -> float:
@@ -295,7 +315,9 @@ def overlap(first: Found, second: Found, k: int) -> float:
 def bench(
     data_root: str | None = None,
     category: str | None = None,
-    prompts: str = "worded",
+    prompts: str | None = None,
+    task: str = "next_sid",
+    model: str | None = None,
     shape: str = "llama-135m",
     num_beams: int = 50,
     batch_size: int = 8,
@@ -312,42 +334,47 @@ def bench(
 
     Args:
         data_root: a folder in the published format: prompts are made from rows of test/, the catalogue is that of index/.
-            category: what its files' names begin with. prompts: the prompt set.
-        shape: llama-135m or qwen3-small, with random weights. batch_size: prompts, searched together.
+            category: what its files' names begin with. prompts: the prompt set; default worded, or the checkpoint's.
+            task: next_sid, or title_history2sid, whose prompts are longer. model: a checkpoint trained on these SIDs.
+        shape: without --model: llama-135m or qwen3-small, with random weights. batch_size: prompts, searched together.
         prompt_length, items, codes, levels: the random prompts and catalogue without --data_root.
         vocab_size: text vocabulary the SID tokens are added to.
         bf16: search once more with the weights in bf16, and compare the lists.
     """
     if shape not in SHAPES:
         raise InputError(f"--shape {shape}: expected one of {', '.join(SHAPES)}")
+    if task not in TASKS:
+        raise InputError(f"--task {task}: expected one of {', '.join(TASKS)}")
+    if model and not data_root:
+        raise InputError("--model: needs --data_root, the prompts and items it was trained for")
     if num_beams < 2 or batch_size < 1 or repeats < 1:
         raise InputError("--num_beams must be at least 2, --batch_size and --repeats at least 1")
     if data_root:
-        task = from_published(shape, vocab_size, batch_size, data_root, category, prompts, seed)
+        work = from_published(shape, vocab_size, batch_size, data_root, category, prompts, task, model, seed)
     else:
-        task = made_up(shape, vocab_size, batch_size, prompt_length, items, codes, levels, seed)
-    trie = SidTrie(task.sequences)
+        work = made_up(shape, vocab_size, batch_size, prompt_length, items, codes, levels, seed)
+    trie = SidTrie(work.sequences)
 
     # Phase 1: both ways in turn.
-    warm_up = Task(task.model, [task.prompts[0][:8]], task.sequences, task.end)
-    tree(task.model, trie, warm_up, num_beams)
+    warm_up = Task(work.model, [work.prompts[0][:8]], work.sequences, work.end)
+    tree(work.model, trie, warm_up, num_beams)
     textbook(warm_up, num_beams)
     seconds: dict[str, list[float]] = {"tree": [], "textbook": []}
     for _ in tqdm(range(repeats)):
         meters = {"tree": Meter(), "textbook": Meter()}
         start = time.perf_counter()
-        with meters["tree"].counting(task.model), meters["tree"].timing(task.sid_length):
-            ours = tree(task.model, trie, task, num_beams)
+        with meters["tree"].counting(work.model), meters["tree"].timing(work.sid_length):
+            ours = tree(work.model, trie, work, num_beams)
         middle = time.perf_counter()
-        with meters["textbook"].counting(task.model):
-            theirs = textbook(task, num_beams)
+        with meters["textbook"].counting(work.model):
+            theirs = textbook(work, num_beams)
         seconds["tree"].append(middle - start)
         seconds["textbook"].append(time.perf_counter() - middle)
         if not agree(ours, theirs):
             raise InputError("the two searches disagree: no figure is reported")
 
     # Phase 2: tokens against the formula. Catalogues with fewer prefixes than beams need fewer.
-    tokens, unshared, common = meters["tree"].tokens.total(), formula(task, num_beams), common_tokens(task.prompts)
+    tokens, unshared, common = meters["tree"].tokens.total(), formula(work, num_beams), common_tokens(work.prompts)
     off = tokens / (unshared - common) - 1
     if off > 0.05:
         raise InputError(f"{tokens} tokens were fed, the formula says {unshared - common}: no figure is reported")
@@ -355,7 +382,7 @@ def bench(
     # Phase 3: the same lists in half the precision?
     same_in_bf16 = None
     if bf16:
-        rounded = tree(copy.deepcopy(task.model).to(torch.bfloat16), trie, task, num_beams)
+        rounded = tree(copy.deepcopy(work.model).to(torch.bfloat16), trie, work, num_beams)
         same_in_bf16 = {
             f"top_{k}": round(overlap(ours, rounded, k), 4) for k in sorted({min(10, num_beams), num_beams})
         }
@@ -367,18 +394,20 @@ def bench(
     cli.say(
         f"formula: {unshared:,} tokens, {unshared - common:,} with what all prompts begin with computed once: {off:+.1%}"
     )
-    lengths = [len(prompt) for prompt in task.prompts]
+    lengths = [len(prompt) for prompt in work.prompts]
     print(
         json.dumps(
             {
                 "benchmark": "decode",
                 "data": category or data_root or "made up",
-                "shape": shape,
-                "parameters": task.model.num_parameters(),
+                "task": task if data_root else None,
+                "model": model,
+                "shape": None if model else shape,
+                "parameters": work.model.num_parameters(),
                 "num_beams": num_beams,
                 "batch_size": batch_size,
                 "prompt_lengths": [min(lengths), round(statistics.mean(lengths), 1), max(lengths)],
-                "items": len(task.sequences),
+                "items": len(work.sequences),
                 "threads": torch.get_num_threads(),
                 "agree": True,
                 "tree_s": round(medians["tree"], 4),

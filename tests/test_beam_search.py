@@ -7,6 +7,7 @@ import torch
 from tiny import END, PrefixDictionary, hf_beam_search, random_catalogue, random_prompts, tiny_model
 
 import beam_search as module
+import prompt_rows
 from beam_search import beam_search, sample
 from LogitProcessor import SidTrie
 
@@ -88,14 +89,46 @@ def test_the_head_of_a_batch_is_computed_once(monkeypatch):
     head = [rng.randint(2, 39) for _ in range(30)]
     prompts = [head + [first, 7, 8] for first in (5, 6, 9, 11)]
     widths = []
-    forward = module._PromptRows._forward
+    forward = module.PromptRows._forward
     monkeypatch.setattr(
-        module._PromptRows,
+        module.PromptRows,
         "_forward",
         lambda self, tokens, *rest, **more: widths.append(tuple(tokens.shape)) or forward(self, tokens, *rest, **more),
     )
     assert_equal_to_hf(model, sequences, prompts, 10)
     assert widths[:2] == [(1, 30), (4, 3)]
+
+
+@pytest.mark.parametrize("head", [0, 40])
+def test_prompts_of_like_length_are_prefilled_together(monkeypatch, head):
+    """Long and short prompts in one batch: the same lists, a fraction of the padding."""
+    rng = random.Random(head)
+    model, sequences = tiny_model("llama", 60), random_catalogue(rng, 200, 4, 12, 60, True)
+    common = [rng.randint(2, 59) for _ in range(head)]
+    prompts = [common + [rng.randint(2, 59) for _ in range(rng.choice([1, 9, 60, 200]))] for _ in range(24)]
+    fed = []
+    prefill = module.PromptRows._prefill
+    monkeypatch.setattr(
+        module.PromptRows,
+        "_prefill",
+        lambda self, rests, *more: fed.append(len(rests) * max(map(len, rests))) or prefill(self, rests, *more),
+    )
+    together = assert_equal_to_hf(model, sequences, prompts, 10)
+    assert sum(fed) < 1.2 * (head + sum(len(prompt) - head for prompt in prompts)) and len(fed) > 2
+    monkeypatch.setattr(prompt_rows, "LEAST_PADDING", {})
+    fed.clear()
+    alone = assert_equal_to_hf(model, sequences, prompts, 10)
+    assert len(fed) == (2 if head else 1)
+    assert [[tokens for tokens, _ in row] for row in together] == [[tokens for tokens, _ in row] for row in alone]
+
+
+def test_like_lengths():
+    assert prompt_rows.like_lengths([5], 1) == [[0]]
+    assert prompt_rows.like_lengths([30, 90, 31, 60, 88], 10) == [[1, 4], [3], [2, 0]]
+    assert prompt_rows.like_lengths([30, 90, 31, 60, 88], 1000) == [[1, 4, 3, 2, 0]]
+    lengths = [random.Random(1).randint(1, 500) for _ in range(300)]
+    groups = prompt_rows.like_lengths(lengths, 64)
+    assert sorted(row for group in groups for row in group) == list(range(300)) and all(groups)
 
 
 def test_a_large_batch_equals_single_prompts():
@@ -112,6 +145,40 @@ def test_equals_hf_on_a_large_catalogue():
     rng = random.Random(9)
     sequences = random_catalogue(rng, 5000, 3, 200, 260, mixed=False)
     assert_equal_to_hf(tiny_model("qwen3", 260), sequences, random_prompts(rng, 3, 260, 60), 50)
+
+
+@pytest.mark.parametrize("num_beams", [20, 100, 500])
+def test_equals_hf_with_many_beams(num_beams):
+    """More beams than the catalogue has items, and fewer; with one beam HF is greedy, which has a test of its own."""
+    rng = random.Random(num_beams)
+    sequences = random_catalogue(rng, 300, 4, 12, 60, mixed=True) + random_catalogue(rng, 400, 4, 40, 60, mixed=False)
+    sequences = [list(sequence) for sequence in sorted(set(map(tuple, sequences)))]
+    found = assert_equal_to_hf(tiny_model("qwen3", 60), sequences, random_prompts(rng, 2, 60), num_beams)
+    assert [len(row) for row in found] == [num_beams] * 2
+
+
+def test_equals_hf_for_prompts_of_very_different_lengths():
+    rng = random.Random(10)
+    sequences = random_catalogue(rng, 120, 3, 12, 60, mixed=True)
+    prompts = [[rng.randint(2, 59) for _ in range(length)] for length in (1, 400, 2, 33, 180)]
+    assert_equal_to_hf(tiny_model("llama", 60), sequences, prompts, 20)
+    # Whatever stands beside it in the batch.
+    assert_equal_to_hf(tiny_model("llama", 60), sequences, prompts[:1], 20)
+
+
+def test_bf16_keeps_most_of_the_lists(record_testsuite_property):
+    """Equal lists are not to be had from rounded weights; how much stays is written into the test report."""
+    rng = random.Random(14)
+    model = tiny_model("qwen3", 150)
+    sequences = random_catalogue(rng, 500, 3, 30, 150, mixed=True)
+    trie, prompts = SidTrie(sequences), random_prompts(rng, 40, 150)
+    exact = beam_search(model, trie, prompts, 50).sequence.tolist()
+    ranked = beam_search(model.to(torch.bfloat16), trie, prompts, 50)
+    assert ranked.score.dtype == torch.float32 and torch.isfinite(ranked.score).all()
+    for k in (10, 50):
+        shares = [len(set(ours[:k]) & set(theirs[:k])) / k for ours, theirs in zip(exact, ranked.sequence.tolist())]
+        record_testsuite_property(f"bf16_overlap_top_{k}", sum(shares) / len(shares))
+        assert sum(shares) / len(shares) > 0.9
 
 
 def test_eager_attention_gives_the_same():
@@ -177,15 +244,18 @@ def test_legal_without_duplicates_and_full_lists():
         )
         trie, beams = SidTrie(sequences), rng.choice([1, 4, 20])
         numbers = range(trie.num_sequences)
-        excluded = [rng.sample(numbers, rng.randrange(len(numbers))) for _ in range(2)] if case % 2 else None
-        ranked = beam_search(model, trie, random_prompts(rng, 2, 60), beams, excluded=excluded)
-        for row, found in enumerate(ranked.sequence.tolist()):
+        # Nothing left out, seen items, a category, both.
+        included = [rng.sample(numbers, rng.randint(1, len(numbers))), None] if case % 4 > 1 else None
+        allowed = [set(included[0]), set(numbers)] if included else [set(numbers)] * 2
+        excluded = [rng.sample(sorted(own), rng.randrange(len(own))) for own in allowed] if case % 2 else None
+        allowed = [own - set(out) for own, out in zip(allowed, excluded or [[], []])]
+        ranked = beam_search(model, trie, random_prompts(rng, 2, 60), beams, 0.0, case % 5 == 0, excluded, included)
+        for own, found in zip(allowed, ranked.sequence.tolist()):
             found = [number for number in found if number >= 0]
-            allowed = set(numbers) - set(excluded[row] if excluded else ())
-            assert found and set(found) <= allowed and len(set(found)) == len(found)
+            assert found and set(found) <= own and len(set(found)) == len(found)
             # Beams can starve where sequences differ in length; with one length, or room for all, they cannot.
-            if case % 3 or beams >= len(allowed):
-                assert len(found) == min(beams, len(allowed))
+            if case % 3 or beams >= len(own):
+                assert len(found) == min(beams, len(own))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -205,8 +275,9 @@ def test_ties_are_broken_the_same_way_every_time():
         for parameter in model.parameters():
             parameter.zero_()
     trie = SidTrie([[a, b, END] for a in range(5, 9) for b in range(10, 14)])
-    ranked = beam_search(model, trie, [[3, 4], [5]] * 3, 6)
-    assert ranked.sequence.tolist() == [list(range(6))] * 6
+    for precision in (torch.float32, torch.bfloat16):
+        ranked = beam_search(model.to(precision), trie, [[3, 4], [5]] * 3, 6)
+        assert ranked.sequence.tolist() == [list(range(6))] * 6
 
 
 def test_generation_config_is_never_read():
@@ -238,9 +309,9 @@ def test_forced_tokens_are_scored_in_one_pass(monkeypatch):
     sequences = [[5 + item, *(rng.randint(20, 50) for _ in range(5)), END] for item in range(12)]
     prompts = random_prompts(rng, 2, 60)
     calls = []
-    extend = module._PromptRows.extend
+    extend = module.PromptRows.extend
     monkeypatch.setattr(
-        module._PromptRows, "extend", lambda self, *args: calls.append(args[0].shape) or extend(self, *args)
+        module.PromptRows, "extend", lambda self, *args: calls.append(args[0].shape) or extend(self, *args)
     )
     assert_equal_to_hf(model, sequences, prompts, 4)
     assert calls == [(2, 4 * 6)]

@@ -22,11 +22,8 @@ DECODE_KEYS = {
 TOY_DECODE = {"shape": "qwen3-small", "vocab_size": 400, "num_beams": 4, "batch_size": 3, "repeats": 1}
 
 
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    """A small dataset in the folders of the published format."""
-    root = tmp_path_factory.mktemp("published")
-    paths = make_dataset(root / "flat", deep=False)
+def published_format(paths: dict, root):
+    """`root` with the files of `paths` in the folders of the published format."""
     for name, target in (
         ("train_file", "train/toy.csv"),
         ("test_data_path", "test/toy.csv"),
@@ -36,6 +33,12 @@ def data_root(tmp_path_factory):
         (root / target).parent.mkdir(exist_ok=True)
         shutil.copy(paths[name], root / target)
     return root
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("published")
+    return published_format(make_dataset(root / "flat", deep=False), root)
 
 
 def last_line(capsys) -> dict:
@@ -65,7 +68,26 @@ def test_decode_published_data(data_root, capsys):
     assert abs(found["tokens_off"]) <= 0.05
 
 
+def test_decode_longer_prompts(data_root, capsys):
+    bench_decode.bench(str(data_root), "toy", task="title_history2sid", bf16=False, **TOY_DECODE)
+    longer = last_line(capsys)
+    assert longer["agree"] and longer["task"] == "title_history2sid" and longer["bf16_overlap"] is None
+    bench_decode.bench(str(data_root), "toy", bf16=False, **TOY_DECODE)
+    assert longer["prompt_lengths"] > last_line(capsys)["prompt_lengths"]
+
+
+def test_decode_with_a_checkpoint(trained, tmp_path, capsys):
+    bench_decode.bench(str(published_format(trained.paths, tmp_path)), "toy", model=trained.checkpoint, **TOY_DECODE)
+    found = last_line(capsys)
+    check_decode(found)
+    assert found["model"] == trained.checkpoint and found["shape"] is None
+
+
 def test_decode_says_what_is_wrong(data_root):
+    with pytest.raises(InputError, match="--task title2sid: expected one of next_sid, title_history2sid"):
+        bench_decode.bench(str(data_root), "toy", task="title2sid", **TOY_DECODE)
+    with pytest.raises(InputError, match="--model: needs --data_root"):
+        bench_decode.bench(model="somewhere", **TOY_DECODE)
     with pytest.raises(InputError, match=r"--data_root .*expected test/other\*\.csv"):
         bench_decode.bench(str(data_root), "other", **TOY_DECODE)
     with pytest.raises(InputError, match="--batch_size 5000: .* has only"):
