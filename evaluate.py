@@ -22,11 +22,12 @@ import cli
 from beam_search import fitting_batch_size
 from data import EvalSidDataset, Example
 from fileio import InputError, read_lines, write_json
-from fusion import PARTNERS, Fusion, Mixing, choose_weight, make_partner
+from fusion import Fusion, Mixing, choose_weight, make_partner
 from hf_search import hf_rank_sids
 from item_lists import check_items, item_predictions, score_item_lists
 from metrics import popularity, score_predictions, table
 from model_io import load_model, process_state
+from partners import PARTNERS
 from prompts import Encoder, checkpoint_prompts, prompts_file
 from ranking import build_trie, rank_sids
 from ranking_shards import prepare_folder, work_in_shards

@@ -10,18 +10,15 @@ import torch
 from transformers import PreTrainedModel
 
 from fileio import InputError, read_json
-from item_lists import transition_counts, transition_scores
 from metrics import items_by_sid, ndcg, rank_of
+from partners import PARTNERS, make_likelihoods
 from prefix_tree import batch_trees, tree_log_probs
 from prompts import Encoder
-from recommenders import load_recommender
 from records import Catalogue, Row
-from similar_items import similar_items, tfidf_table
 
 # {item id: p} of the catalogue's items, for rows by their places in a split; items that it leaves out have p = 0.
 Partner = Callable[[Sequence[int]], list[dict[int, float]]]
 
-PARTNERS = ("transitions", "content", "sasrec")
 WEIGHTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -40,46 +37,14 @@ def make_partner(
     """The second recommender for the rows of a split, for every item of the catalogue.
 
     Args:
-        kind: transitions (decayed transition counts of the train rows, as shares of their sum), content (likeness of
-            titles, `similar_items`), sasrec (a model folder of sasrec.py, cf_path), or a predictions file of these rows
-            with log-probabilities as scores.
+        kind: of `PARTNERS` (sasrec needs cf_path), or a predictions file of these rows with log-probabilities as scores.
 
     Raises:
         InputError: a broken file or model folder, or one of another catalogue or other rows.
     """
-    if kind == "transitions":
-        follows, known = transition_counts(train), set(catalogue.item_ids)
-
-        def transitions(places: Sequence[int]) -> list[dict[int, float]]:
-            shares = []
-            for place in places:
-                scores = transition_scores(rows[place].history_ids, follows)
-                total = sum(score for item, score in scores.items() if item in known)
-                shares.append({item: score / total for item, score in scores.items() if item in known})
-            return shares
-
-        return transitions
-    if kind == "content":
-        table, number = tfidf_table(catalogue.titles), {item: n for n, item in enumerate(catalogue.item_ids)}
-
-        def content(places: Sequence[int]) -> list[dict[int, float]]:
-            histories = [[number[item] for item in rows[place].history_ids] for place in places]
-            items, likelihoods = similar_items(table, histories)
-            pairs = zip(items.tolist(), likelihoods.tolist())
-            return [{catalogue.item_ids[i]: p for i, p in zip(*pair) if p > 0} for pair in pairs]
-
-        return content
-    if kind == "sasrec":
-        recommender = load_recommender(cf_path)
-        if set(recommender.item_ids) != set(catalogue.item_ids):
-            raise InputError(f"--cf_path {cf_path}: its items are not those of the info file")
-
-        def learned(places: Sequence[int]) -> list[dict[int, float]]:
-            with torch.no_grad():
-                likelihoods = recommender.scores([rows[place].history_ids for place in places]).exp()
-            return [dict(zip(recommender.item_ids, own)) for own in likelihoods.tolist()]
-
-        return learned
+    if kind in PARTNERS:
+        after = make_likelihoods(kind, train, catalogue, cf_path)
+        return lambda places: after([rows[place].history_ids for place in places])
     likelihoods = read_likelihoods(kind, rows, catalogue)
     return lambda places: [likelihoods[place] for place in places]
 

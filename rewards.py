@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+import partners
 from data import Example
 from embeddings import load_embeddings
 from fileio import InputError
+from item_lists import transition_counts, transition_scores
 from metrics import items_by_sid
-from recommenders import load_recommender
-from records import SID_TOKEN, Catalogue
+from records import SID_TOKEN, Catalogue, Row
 
 PlainReward = Callable[[Sequence[str], str], list[float]]
 GroupReward = Callable[[Sequence[str], Example], list[float]]
@@ -94,31 +95,43 @@ def semantic_reward(catalogue: Catalogue, vectors: dict[int, np.ndarray]) -> Gro
     return semantic
 
 
-def collaborative_reward(
-    catalogue: Catalogue, scores: Callable[[Sequence[Sequence[int]]], np.ndarray], item_ids: Sequence[int]
-) -> GroupReward:
-    """p(item | history) / p(best item | history) of a second recommender: 1 for its favourite, towards 0 for the rest.
+def likelihood_reward(catalogue: Catalogue, name: str, after: Callable[[Example], dict[int, float]]) -> GroupReward:
+    """p(item | history) / p(likeliest item | history) of a second recommender: 1 for its favourite, 0 for what it rules out.
 
     Args:
-        scores: histories of item ids -> log-probabilities [n, items], columns as in item_ids. A SID that several items
-            share counts as the likeliest of them.
+        after: what it holds likely for a row, by item id; all zeros or empty where it knows nothing. A SID that several
+            items share counts as the likeliest of them.
     """
-    column = {item: place for place, item in enumerate(item_ids)}
-    columns = {
-        sid: [column[item] for item in items]
-        for sid, items in items_by_sid(catalogue.sids, catalogue.item_ids, {}).items()
-    }
+    items = items_by_sid(catalogue.sids, catalogue.item_ids, {})
 
-    def sasrec(completions: Sequence[str], example: Example) -> list[float]:
+    def likelihood(completions: Sequence[str], example: Example) -> list[float]:
         if not example.history_ids:
             raise InputError(
-                "reward sasrec: a prompt without a history; choose --tasks that show one, such as next_sid"
+                f"reward {name}: a prompt without a history; choose --tasks that show one, such as next_sid"
             )
-        own = scores([example.history_ids])[0]
-        likelihood = np.exp(own - own.max())
-        return [float(likelihood[columns[completion]].max()) for completion in completions]
+        found = after(example)
+        highest = max(found.values(), default=0.0) or 1.0
+        return [max(found.get(item, 0.0) for item in items[completion]) / highest for completion in completions]
 
-    return sasrec
+    return likelihood
+
+
+def transition_reward(train: Sequence[Row], catalogue: Catalogue) -> GroupReward:
+    """`likelihood_reward` of decayed transition counts, without the row's own transition: what other rows say of it.
+
+    With it, every target would be its own evidence, which it never is for a new row.
+    """
+    follows = transition_counts(train)
+
+    def after(example: Example) -> dict[int, float]:
+        history = example.history_ids
+        scores = transition_scores(history, follows)
+        if scores.get(example.item_id):
+            own = sum(0.5**age for age, item in enumerate(reversed(history)) if item == history[-1])
+            scores[example.item_id] = max(0.0, scores[example.item_id] - own)
+        return scores
+
+    return likelihood_reward(catalogue, "transitions", after)
 
 
 def module_reward(place: str) -> GroupReward:
@@ -170,17 +183,18 @@ class NamedReward:
         return values
 
 
-NEEDS = {"semantic": "ada_path", "sasrec": "cf_path", "module": "reward_module"}
+# Rewards that are no plain functions, and the flag of the file that each needs.
+NEEDS = {"semantic": "ada_path", "content": "", "transitions": "", "sasrec": "cf_path", "module": "reward_module"}
 
 
 def make_rewards(
-    terms: Sequence[str], catalogue: Catalogue, device: str = "cpu", **files: str | None
+    terms: Sequence[str], catalogue: Catalogue, train: Sequence[Row], device: str = "cpu", **files: str | None
 ) -> list[NamedReward]:
     """The terms of --reward_type: names, each with a weight after a colon if it is not 1.
 
     Args:
-        terms: of REWARDS, or semantic (item embeddings, ada_path), sasrec (a model folder of sasrec.py, cf_path), module
-            (reward_module).
+        terms: of REWARDS, or semantic (item embeddings, ada_path), content (likeness of titles to the history's),
+            transitions (counts in the train rows), sasrec (a model folder of sasrec.py, cf_path), module (reward_module).
         files: those three, by flag; each that is given must have a term that needs it.
 
     Raises:
@@ -201,26 +215,29 @@ def make_rewards(
             weight = math.nan
         if not math.isfinite(weight) or not weight:
             raise InputError(f"--reward_type {term}: expected NAME or NAME:WEIGHT, such as {name}:0.5")
-        if name in NEEDS and not files.get(NEEDS[name]):
+        if NEEDS.get(name) and not files.get(NEEDS[name]):
             raise InputError(f"--reward_type {name}: needs --{NEEDS[name]}")
         if name in REWARDS:
             plain = REWARDS[name]
             function: GroupReward = lambda completions, example, plain=plain: plain(completions, example.sid)
         elif name == "semantic":
             function = semantic_reward(catalogue, _vectors(files["ada_path"], catalogue))
-        elif name == "sasrec":
-            recommender = load_recommender(files["cf_path"]).to(device)
-            if set(recommender.item_ids) != set(catalogue.item_ids):
-                raise InputError(f"--cf_path {files['cf_path']}: its items are not those of the info file")
-            scores = lambda histories: recommender.scores(histories).cpu().numpy()
-            function = collaborative_reward(catalogue, scores, recommender.item_ids)
+        elif name == "transitions":
+            function = transition_reward(train, catalogue)
+        elif name in ("content", "sasrec"):
+            after = (
+                partners.content(catalogue)
+                if name == "content"
+                else partners.sasrec(catalogue, files["cf_path"], device)
+            )
+            function = likelihood_reward(catalogue, name, lambda example, after=after: after([example.history_ids])[0])
         else:
             function = module_reward(files["reward_module"])
         found.append(NamedReward(name, weight, function))
     if not found:
         raise InputError(f"--reward_type: name a reward: {', '.join(known)}")
     for name, flag in NEEDS.items():
-        if files.get(flag) and not any(name == term.name for term in found):
+        if flag and files.get(flag) and not any(name == term.name for term in found):
             raise InputError(f"--{flag}: has an effect with --reward_type {name} only")
     return found
 

@@ -116,8 +116,9 @@ def rl(
         model_path: checkpoint of sft.py. train_file, eval_file: CSV splits. info_file: the catalogue.
         reward_type: rewards with weights, such as ranking,prefix:0.5, summed; default ranking. rule (1 for the target),
             ranking (rule + rank penalty), ranking_only, prefix (share of the target's SID tokens that the completion begins
-            with), semantic (cosine of item embeddings, ada_path), sasrec (likelihood by a model folder of sasrec.py,
-            cf_path, against its favourite's), module (reward_module: FILE.py:FUNCTION, called as (completions, example)).
+            with), semantic (cosine of item embeddings, ada_path); what a second recommender holds likely after the history,
+            against its favourite: content (likeness of titles), transitions (counts in the train rows), sasrec (a model
+            folder of sasrec.py, cf_path); module (reward_module: FILE.py:FUNCTION, called as (completions, example)).
         num_generations: completions per prompt. train_batch_size, eval_batch_size: completions per device and pass.
         max_steps: stop after that many optimizer steps; -1 goes by num_train_epochs.
         beta: weight of the KL term; 0 needs no reference model.
@@ -198,7 +199,7 @@ def rl(
         )
     device = process_state().device
     reward_files = {"ada_path": ada_path, "cf_path": cf_path, "reward_module": reward_module}
-    rewards = make_rewards(reward_type or ["ranking"], catalogue, str(device), **reward_files)
+    rewards = make_rewards(reward_type or ["ranking"], catalogue, splits[0], str(device), **reward_files)
     prompt_set = checkpoint_prompts(model_path, prompts, category)
     weights = choose_tasks(tasks, prompt_set, RL_TASKS, item_meta_path=item_meta_path, preference_file=preference_file)
     descriptions = read_descriptions(item_meta_path, catalogue.item_ids) if item_meta_path else None

@@ -10,17 +10,18 @@ from data import Example
 from embeddings import save_embeddings
 from fileio import InputError
 from recommenders import build, save_recommender
-from records import Catalogue
+from records import Catalogue, Row
 from rewards import (
     REWARDS,
     NamedReward,
-    collaborative_reward,
+    likelihood_reward,
     make_rewards,
     prefix,
     ranking,
     ranking_only,
     rule,
     semantic_reward,
+    transition_reward,
 )
 
 # -------------------------------------------------------------------------------------------------------------- rewards
@@ -86,20 +87,47 @@ def test_semantic_is_the_cosine_to_the_target_item():
     assert semantic_reward(CATALOGUE, vectors)(["<c>"], example(7, "<c>")) == pytest.approx([1])
 
 
-def test_sasrec_is_the_likelihood_against_the_favourite():
+def test_likelihoods_stand_against_the_favourite():
     asked = []
 
-    def scores(histories):
-        asked.append(histories)
-        return np.log([[0.1, 0.2, 0.4, 0.3]])  # columns 9, 7, 6, 5
+    def after(row):
+        asked.append(row.history_ids)
+        return {9: 0.1, 7: 0.2, 6: 0.4, 5: 0.3}
 
-    reward = collaborative_reward(CATALOGUE, scores, [9, 7, 6, 5])
+    reward = likelihood_reward(CATALOGUE, "sasrec", after)
     assert reward(["<b>", "<a>", "<c>"], example(6, "<b>", (7, 5))) == pytest.approx(
         [1, 0.75, 0.5]
     )  # <c>: its best item
-    assert asked == [[(7, 5)]]
-    with pytest.raises(InputError, match="a prompt without a history"):
+    assert asked == [(7, 5)]
+    assert likelihood_reward(CATALOGUE, "x", lambda row: {})(["<b>", "<c>"], example(6, "<b>")) == [0, 0]
+    assert likelihood_reward(CATALOGUE, "x", lambda row: {7: 0.2})(["<b>", "<c>"], example(6, "<b>")) == [0, 1]
+    with pytest.raises(InputError, match="reward sasrec: a prompt without a history"):
         reward(["<b>"], example(6, "<b>", ()))
+
+
+def train_row(history, target):
+    return Row("u", (), tuple(history), (), "", target, "")
+
+
+def test_transitions_without_the_rows_own():
+    """5 was followed by 6 twice, once of it in the row itself, and by 7 once."""
+    train = [train_row((5,), 6), train_row((9, 5), 6), train_row((5,), 7), train_row((7,), 9)]
+    reward = transition_reward(train, CATALOGUE)
+    assert reward(["<a>", "<b>", "<c>"], example(6, "<b>", (5,))) == [0, 1, 1]  # 6: 2 - 1, against 7: 1
+    assert reward(["<b>", "<c>"], example(5, "<a>", (5,))) == [1, 0.5]  # a row that is not among them
+    # Newest first: 7 -> 9 counts 1, 5 -> 6 and 5 -> 7 half of 2 and of 1; without the row's own, 9 is left with nothing.
+    assert reward(["<b>", "<c>"], example(6, "<b>", (5, 7))) == pytest.approx([0, 1])
+    assert reward(["<b>", "<c>"], example(9, "<c>", (5, 7))) == pytest.approx([1, 0.5])
+    # The same item twice in the history: both places count the row's own transition.
+    assert reward(["<b>", "<c>"], example(7, "<c>", (5, 5))) == pytest.approx([1, 0])
+
+
+def test_content_likes_like_titles():
+    catalogue = Catalogue(
+        ["<a>", "<b>", "<c>"], ["steel pipe clamp", "steel pipe valve", "blue garden hose"], [0, 1, 2]
+    )
+    (term,) = make_rewards(["content"], catalogue, [])
+    assert term(["<b>", "<c>"], Example("", [1], [2], "", "u", "<c>", 2, "", (0,))) == [1, 0]
 
 
 @pytest.fixture
@@ -123,6 +151,7 @@ def test_terms_with_weights_and_files(files):
     terms = make_rewards(
         ["rule:2", "semantic", "sasrec:-0.5", "module"],
         CATALOGUE,
+        [],
         ada_path=str(files / "x.npy"),
         cf_path=str(files / "cf"),
         reward_module=f"{files / 'own.py'}:liked",
@@ -145,7 +174,7 @@ def test_terms_with_weights_and_files(files):
         (
             ["rank"],
             {},
-            "--reward_type rank: expected one of rule, ranking, ranking_only, prefix, semantic, sasrec, module",
+            "--reward_type rank: expected one of rule, ranking, ranking_only, prefix, semantic, content, transitions, sasrec, module",
         ),
         (["rule", "rule:2"], {}, "--reward_type: rule stands there twice"),
         (["rule:x"], {}, "--reward_type rule:x: expected NAME or NAME:WEIGHT"),
@@ -167,16 +196,16 @@ def test_terms_with_weights_and_files(files):
 def test_terms_that_are_refused(files, monkeypatch, terms, given, said):
     monkeypatch.chdir(files)
     with pytest.raises(InputError) as error:
-        make_rewards(terms, CATALOGUE, **given)
+        make_rewards(terms, CATALOGUE, [], **given)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_files_of_another_catalogue(files):
     other = Catalogue(["<a>", "<b>"], ["A", "B"], [5, 8])
     with pytest.raises(InputError, match="has no row for item 8"):
-        make_rewards(["semantic"], other, ada_path=str(files / "x.npy"))
+        make_rewards(["semantic"], other, [], ada_path=str(files / "x.npy"))
     with pytest.raises(InputError, match="its items are not those of the info file"):
-        make_rewards(["sasrec"], other, cf_path=str(files / "cf"))
+        make_rewards(["sasrec"], other, [], cf_path=str(files / "cf"))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +217,7 @@ def test_files_of_another_catalogue(files):
     ],
 )
 def test_a_users_function_that_goes_wrong(files, name, said):
-    (term,) = make_rewards(["module"], CATALOGUE, reward_module=f"{files / 'own.py'}:{name}")
+    (term,) = make_rewards(["module"], CATALOGUE, [], reward_module=f"{files / 'own.py'}:{name}")
     with pytest.raises(InputError, match=said):
         term(["<a>", "<c>"], example(6, "<b>"))
 
