@@ -69,6 +69,14 @@ def test_sft_and_rl_give_the_same_weights_on_two_processes(tmp_path):
     two = run("rl.py", 2, rl | {"output_dir": tmp_path / "rl2", "train_batch_size": 16})
     assert largest_difference(one, two) < 1e-5
     assert largest_difference(before, one) > 1e-4  # it did learn
+    # A mean over tokens, two updates a rollout, adapters, groups left out (a process may have none), shared validation.
+    more = {"dapo": True, "num_iterations": 2, "lora": True, "lora_rank": 2, "mask_all_zero": True, "beta": 0.1}
+    more |= {"test_during_training": True, "eval_step": 2, "train_batch_size": 8, "test_beam": 10}
+    one = run("rl.py", 1, rl | more | {"output_dir": tmp_path / "rl3", "gradient_accumulation_steps": 4})
+    two = run("rl.py", 2, rl | more | {"output_dir": tmp_path / "rl4", "gradient_accumulation_steps": 2})
+    assert largest_difference(one, two) < 1e-5
+    results = [read_json(tmp_path / name / "rl.stage.json")["results"] for name in ("rl3", "rl4")]
+    assert results[0] == results[1] and results[0]["validation HR@10 best"] > 0
 
 
 # evaluate.py, in which rank 1 is killed in its second batch
