@@ -95,20 +95,18 @@ def semantic_reward(catalogue: Catalogue, vectors: dict[int, np.ndarray]) -> Gro
     return semantic
 
 
-def likelihood_reward(catalogue: Catalogue, name: str, after: Callable[[Example], dict[int, float]]) -> GroupReward:
+def likelihood_reward(catalogue: Catalogue, after: Callable[[Example], dict[int, float]]) -> GroupReward:
     """p(item | history) / p(likeliest item | history) of a second recommender: 1 for its favourite, 0 for what it rules out.
 
     Args:
         after: what it holds likely for a row, by item id; all zeros or empty where it knows nothing. A SID that several
-            items share counts as the likeliest of them.
+            items share counts as the likeliest of them. A prompt without a history (title2sid) gets 0 for everything.
     """
     items = items_by_sid(catalogue.sids, catalogue.item_ids, {})
 
     def likelihood(completions: Sequence[str], example: Example) -> list[float]:
         if not example.history_ids:
-            raise InputError(
-                f"reward {name}: a prompt without a history; choose --tasks that show one, such as next_sid"
-            )
+            return [0.0] * len(completions)
         found = after(example)
         highest = max(found.values(), default=0.0) or 1.0
         return [max(found.get(item, 0.0) for item in items[completion]) / highest for completion in completions]
@@ -131,7 +129,7 @@ def transition_reward(train: Sequence[Row], catalogue: Catalogue) -> GroupReward
             scores[example.item_id] = max(0.0, scores[example.item_id] - own)
         return scores
 
-    return likelihood_reward(catalogue, "transitions", after)
+    return likelihood_reward(catalogue, after)
 
 
 def module_reward(place: str) -> GroupReward:
@@ -230,7 +228,7 @@ def make_rewards(
                 if name == "content"
                 else partners.sasrec(catalogue, files["cf_path"], device)
             )
-            function = likelihood_reward(catalogue, name, lambda example, after=after: after([example.history_ids])[0])
+            function = likelihood_reward(catalogue, lambda example, after=after: after([example.history_ids])[0])
         else:
             function = module_reward(files["reward_module"])
         found.append(NamedReward(name, weight, function))

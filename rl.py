@@ -34,8 +34,14 @@ class FreshExamples(TrainerCallback):
         train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
-def chosen_loss(dapo: bool, gspo: bool, dr_grpo: bool) -> str:
-    """The name in `grpo_loss.LOSSES` that the flags ask for.
+# Dense rewards let every group say something; divided by their spread, groups without the target would say as much as
+# those with it, and without a strong pull to the reference a beam's wrong items are pushed down for ever.
+DEFAULT_REWARDS = ("rule:0.5", "content", "transitions")
+PROMPTS_PER_STEP = 64
+
+
+def chosen_loss(dapo: bool, gspo: bool, dr_grpo: bool | None) -> str:
+    """The name in `grpo_loss.LOSSES` that the flags ask for; dr_grpo if none of them is given.
 
     Raises:
         InputError: more than one of them.
@@ -43,7 +49,7 @@ def chosen_loss(dapo: bool, gspo: bool, dr_grpo: bool) -> str:
     named = [name for name, flag in (("dapo", dapo), ("gspo", gspo), ("dr_grpo", dr_grpo)) if flag]
     if len(named) > 1:
         raise InputError(f"--{named[0]} and --{named[1]}: choose one")
-    return (named or ["grpo"])[0]
+    return named[0] if named else "dr_grpo" if dr_grpo is None else "grpo"
 
 
 def rl(
@@ -55,13 +61,13 @@ def rl(
     reward_type: list[str] | None = None,
     num_generations: int = 16,
     train_batch_size: int = 64,
-    gradient_accumulation_steps: int = 1,
+    gradient_accumulation_steps: int | None = None,
     num_train_epochs: float = 2.0,
     max_steps: int = -1,
     learning_rate: float = 1e-5,
     warmup_ratio: float = 0.03,
     max_grad_norm: float = 0.3,
-    beta: float = 1e-3,
+    beta: float = 1.0,
     beam_search: bool = True,
     temperature: float = 1.0,
     dynamic_sampling: bool = False,
@@ -69,7 +75,7 @@ def rl(
     mask_all_zero: bool = False,
     dapo: bool = False,
     gspo: bool = False,
-    dr_grpo: bool = False,
+    dr_grpo: bool | None = None,
     num_iterations: int = 1,
     epsilon: float | None = None,
     epsilon_high: float | None = None,
@@ -114,19 +120,21 @@ def rl(
 
     Args:
         model_path: checkpoint of sft.py. train_file, eval_file: CSV splits. info_file: the catalogue.
-        reward_type: rewards with weights, such as ranking,prefix:0.5, summed; default ranking. rule (1 for the target),
+        reward_type: rewards with weights, such as ranking,prefix:0.5, summed; default rule:0.5,content,transitions. rule (1 for the target),
             ranking (rule + rank penalty), ranking_only, prefix (share of the target's SID tokens that the completion begins
             with), semantic (cosine of item embeddings, ada_path); what a second recommender holds likely after the history,
             against its favourite: content (likeness of titles), transitions (counts in the train rows), sasrec (a model
             folder of sasrec.py, cf_path); module (reward_module: FILE.py:FUNCTION, called as (completions, example)).
         num_generations: completions per prompt. train_batch_size, eval_batch_size: completions per device and pass.
+        gradient_accumulation_steps: passes of an optimizer step; default: what makes 64 prompts on all devices together.
         max_steps: stop after that many optimizer steps; -1 goes by num_train_epochs.
         beta: weight of the KL term; 0 needs no reference model.
         beam_search: rollouts are the best num_generations items; False samples them at `temperature`.
         dynamic_sampling: find half as many again and keep the target, if it was found, and as many distinct ones as possible.
         add_gt: put the target into groups that lack it. mask_all_zero: leave groups of equal rewards out, KL term included.
         dapo: the mean over tokens and a higher upper clip. gspo: ratios of whole completions. dr_grpo: rewards are not
-            divided by their spread, sums over tokens not by the completion's length. At most one; see `grpo_loss.py`.
+            divided by their spread, sums over tokens not by the completion's length; on, unless one of the others is.
+            With all of them False, GRPO as first published. See `grpo_loss.py`.
         num_iterations: optimizer steps per rollout. epsilon, epsilon_high: clip of the ratio; default as in the papers.
         renormalize: probabilities over legal tokens only, in rollouts' ranks, loss and KL; False: over the vocabulary.
         dropout: on embeddings and residual branches of the policy, while it learns.
@@ -157,6 +165,9 @@ def rl(
         )
     if temperature <= 0:
         raise InputError(f"--temperature {temperature}: must be positive")
+    world = process_state().num_processes
+    if gradient_accumulation_steps is None:
+        gradient_accumulation_steps = max(1, round(PROMPTS_PER_STEP * num_generations / (train_batch_size * world)))
     if num_iterations < 1 or gradient_accumulation_steps < 1:
         raise InputError("--num_iterations, --gradient_accumulation_steps: must be at least 1")
     if early_stopping_patience and not test_during_training:
@@ -199,7 +210,7 @@ def rl(
         )
     device = process_state().device
     reward_files = {"ada_path": ada_path, "cf_path": cf_path, "reward_module": reward_module}
-    rewards = make_rewards(reward_type or ["ranking"], catalogue, splits[0], str(device), **reward_files)
+    rewards = make_rewards(reward_type or DEFAULT_REWARDS, catalogue, splits[0], str(device), **reward_files)
     prompt_set = checkpoint_prompts(model_path, prompts, category)
     weights = choose_tasks(tasks, prompt_set, RL_TASKS, item_meta_path=item_meta_path, preference_file=preference_file)
     descriptions = read_descriptions(item_meta_path, catalogue.item_ids) if item_meta_path else None
@@ -244,7 +255,6 @@ def rl(
         os.environ["WANDB_PROJECT"] = wandb_project
     if tensorboard:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(output_dir) / "runs"))
-    world = process_state().num_processes
     per_step = train_batch_size // num_generations * gradient_accumulation_steps * world
     updates = num_train_epochs * len(train_set) / per_step * num_iterations
     steps = max_steps if max_steps > 0 else max(1, round(updates))

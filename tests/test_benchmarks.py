@@ -6,7 +6,7 @@ import shutil
 import pytest
 from tiny import make_dataset, write_config
 
-from benchmarks import bench_balanced_kmeans, bench_data, bench_decode, bench_sft, bench_trie
+from benchmarks import bench_balanced_kmeans, bench_data, bench_decode, bench_grpo, bench_sft, bench_trie
 from fileio import InputError
 
 DECODE_KEYS = {
@@ -121,3 +121,15 @@ def test_balanced_kmeans(capsys):
 def test_data(tmp_path, capfd):
     bench_data.bench(1000, work_dir=str(tmp_path))
     assert {"time_ratio", "memory_ratio"} <= last_line(capfd).keys()
+
+
+def test_grpo(data_root, capsys):
+    toy = {"shape": "qwen3-small", "vocab_size": 400, "num_generations": 4, "batch_size": 4, "prompts_per_pass": 2}
+    bench_grpo.bench(str(data_root), "toy", **toy)
+    found = last_line(capsys)
+    assert {"ratio", "phase_ratios", "phases_s", "peak_mb_more"} <= found.keys() and found["agree"]
+    assert max(found["loss_difference"], found["log_prob_difference"], found["gradient_difference"]) < 1e-3
+    bench_grpo.bench(**{**toy, "vocab_size": 600, "batch_size": 2, "prompts_per_pass": 1})  # rows made up
+    assert last_line(capsys)["data"] == "made up"
+    with pytest.raises(InputError, match="--batch_size a multiple of --prompts_per_pass"):
+        bench_grpo.bench(**{**toy, "batch_size": 5})

@@ -27,6 +27,10 @@ def run(trained, output, **changes):
         output_dir=str(output),
         num_generations=4,
         train_batch_size=16,
+        gradient_accumulation_steps=1,
+        reward_type=["ranking"],
+        beta=1e-3,
+        dr_grpo=False,
         max_steps=3,
         learning_rate=1e-3,
         warmup_ratio=0.0,
@@ -133,6 +137,7 @@ def test_gradient_accumulation_is_one_larger_batch(trained, tmp_path):
         dict(dapo=True),
         dict(gspo=True, num_iterations=2, max_steps=4),
         dict(dr_grpo=True, num_iterations=3),
+        dict(reward_type=None, dr_grpo=None, beta=1.0, gradient_accumulation_steps=None),  # the defaults
         dict(renormalize=True, dynamic_sampling=True),
         dict(beam_search=False, temperature=1.5, dynamic_sampling=True),
         dict(sync_ref_model=True, ref_model_sync_steps=1, beta=0.1),
