@@ -57,7 +57,16 @@ class TimeKeeper(TrainerCallback):
 
 
 class QuietSaves:
-    """Mixin for a Trainer: checkpoints are written without a bar of their own."""
+    """Mixin for a Trainer: checkpoints are written without a bar of their own, and a process drives one device.
+
+    Where it sees several, the trainer would cut batches for them by DataParallel; ours are whole. `accelerate launch` uses
+    them all.
+    """
+
+    def __init__(self, *arguments, args, **named):
+        if args.n_gpu > 1:
+            args._n_gpu = 1
+        super().__init__(*arguments, args=args, **named)
 
     def save_model(self, *args, **kwargs):
         with without_file_bars():

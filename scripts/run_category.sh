@@ -42,12 +42,13 @@ INDEX=$(only "index/$CATEGORY*.index.json")
 ITEMS=$(only "index/$CATEGORY*.item.json")
 
 if [ -z "$BASE_MODEL" ]; then
-    # A model from scratch first learns from item texts too which items are alike, then the next item alone.
-    LIKENESS=(--base_model config/tiny_qwen3.json --train_from_scratch True --tasks next_sid,similar_sid --num_epochs 6
+    # A model from scratch first learns as much from item texts which items are alike as what comes next, then the next item
+    # with a tenth of that beside it.
+    LIKENESS=(--base_model config/tiny_qwen3.json --train_from_scratch True --tasks next_sid,similar_sid --num_epochs 18
         --batch_size 288 --micro_batch_size 288 --learning_rate 2e-3 --weight_decay 0.1 --dropout 0.2)
-    MODEL=(--base_model "$OUT/likeness/final_checkpoint" --prompts compact --batch_size 96 --micro_batch_size 96
-        --num_epochs 6 --learning_rate 1e-3 --weight_decay 0.1 --dropout 0.3)
-    RL=(--max_steps 100 --train_batch_size 256 --learning_rate 3e-5)
+    MODEL=(--base_model "$OUT/likeness/final_checkpoint" --prompts compact --tasks next_sid,similar_sid:0.1 --batch_size 96
+        --micro_batch_size 96 --num_epochs 6 --learning_rate 1e-3 --weight_decay 0.1 --dropout 0.3)
+    RL=(--max_steps 200 --train_batch_size 1024 --learning_rate 5e-4 --warmup_ratio 0.1 --eval_step 50 --eval_sample -1)
 else
     LIKENESS=()
     MODEL=(--base_model "$BASE_MODEL")

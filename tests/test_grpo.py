@@ -282,6 +282,22 @@ def test_the_sampler_repeats_steps(size, step, repeats):
     assert size == 3 or list(sampler) != first
 
 
+def test_a_process_drives_one_device(tmp_path):
+    trainer, examples = make_trainer(tmp_path)
+    trainer.args._n_gpu = 2
+    again = GroupTrainer(
+        model=trainer.model,
+        reference=trainer.reference,
+        args=trainer.args,
+        train_dataset=examples,
+        trie=trainer.trie,
+        sid_of_sequence=trainer.sid_of_sequence,
+        rewards=trainer.rewards,
+        pad_token_id=0,
+    )
+    assert again.args.n_gpu == 1 and not isinstance(again.model, torch.nn.DataParallel)
+
+
 # ------------------------------------------------------------------------------------------------------------- rollouts
 @pytest.mark.parametrize("beams", [True, False])
 def test_completions_are_items_and_end_with_the_end_token(tmp_path, beams):
