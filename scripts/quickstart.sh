@@ -40,7 +40,7 @@ TRAIN="$CSV/train/$DS.csv" VALID="$CSV/valid/$DS.csv" TEST="$CSV/test/$DS.csv" I
 "$PYTHON" evaluate.py --base_model "$CHECKPOINT" --train_file "$TRAIN" --info_file "$INFO" --test_data_path "$TEST" \
     --result_json_data "$OUT/sft/test.json"
 "$PYTHON" rl.py --model_path "$CHECKPOINT" --train_file "$TRAIN" --eval_file "$VALID" --info_file "$INFO" --seed "$SEED" \
-    --output_dir "$OUT/rl" --max_steps 200 --train_batch_size 256 --learning_rate 3e-5 --eval_sample 2000
+    --output_dir "$OUT/rl" --max_steps 100 --train_batch_size 1024 --learning_rate 5e-4 --warmup_ratio 0.1 --eval_sample 2000 --eval_step 25
 "$PYTHON" evaluate.py --base_model "$OUT/rl/final_checkpoint" --train_file "$TRAIN" --info_file "$INFO" --test_data_path "$TEST" \
     --result_json_data "$OUT/rl/test.json"
 "$PYTHON" scripts/summary.py --run_dir "$OUT"
