@@ -77,24 +77,28 @@ class GroupBatch:
 class StepSampler(Sampler[int]):
     """Random order, anew every epoch, in which the prompts of a step stand `repeats` times: once for each of its updates.
 
+    The last step of an epoch is filled up from the beginning of the same order, so that every step is whole and its
+    prompts do not depend on how many processes share it.
+
     Args:
-        size: rows. step: prompts of a step over all processes; with repeats > 1 an incomplete last step is left out.
+        size: rows. step: prompts of a step over all processes.
         epoch: called for the number of the epoch; the order is a function of it and the seed.
     """
 
     def __init__(self, size: int, step: int, repeats: int, seed: int, epoch: Callable[[], int]):
         self.size, self.step, self.repeats, self.seed, self.epoch = size, step, repeats, seed, epoch
-        self.used = size if repeats == 1 else size // step * step
+        self.steps = -(-size // step)
 
     def __len__(self) -> int:
-        return self.used * self.repeats
+        return self.steps * self.step * self.repeats
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
-        order = torch.randperm(self.size, generator=generator).tolist()[: self.used]
-        for start in range(0, self.used, self.step):
+        order = torch.randperm(self.size, generator=generator).tolist()
+        for step in range(self.steps):
+            rows = [order[place % self.size] for place in range(step * self.step, (step + 1) * self.step)]
             for _ in range(self.repeats):
-                yield from order[start : start + self.step]
+                yield from rows
 
 
 class GroupTrainer(QuietSaves, Trainer):
@@ -176,8 +180,6 @@ class GroupTrainer(QuietSaves, Trainer):
     def get_train_dataloader(self) -> DataLoader:
         prompts = self._train_batch_size // self.args.num_generations
         step = prompts * self.args.gradient_accumulation_steps * self.args.world_size
-        if self.args.num_iterations > 1 and len(self.train_dataset) < step:
-            raise InputError(f"{len(self.train_dataset)} prompts do not fill a step of {step}")
         sampler = StepSampler(
             len(self.train_dataset),
             step,

@@ -6,6 +6,7 @@ python rl.py --model_path output/sft/final_checkpoint --train_file ... --eval_fi
 from __future__ import annotations
 
 import copy
+import math
 import os
 import random
 from pathlib import Path
@@ -256,7 +257,7 @@ def rl(
     if tensorboard:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(output_dir) / "runs"))
     per_step = train_batch_size // num_generations * gradient_accumulation_steps * world
-    updates = num_train_epochs * len(train_set) / per_step * num_iterations
+    updates = num_train_epochs * math.ceil(len(train_set) / per_step) * num_iterations  # an epoch's last step is filled up
     steps = max_steps if max_steps > 0 else max(1, round(updates))
     interval = max(1, round(eval_step * steps) if eval_step < 1 else int(eval_step))
     interval = (

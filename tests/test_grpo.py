@@ -264,22 +264,21 @@ def test_rewards_are_weighted_sums_and_each_is_logged(tmp_path):
     assert trainer._sums["reward_rule"].tolist() == pytest.approx([hits, len(examples)])
 
 
-@pytest.mark.parametrize("size, step, repeats", [(10, 4, 1), (10, 4, 3), (8, 2, 2), (3, 3, 2)])
+@pytest.mark.parametrize("size, step, repeats", [(10, 4, 1), (10, 4, 3), (8, 2, 2), (3, 3, 2), (3, 7, 1)])
 def test_the_sampler_repeats_steps(size, step, repeats):
     epoch = 0
     sampler = StepSampler(size, step, repeats, 5, lambda: epoch)
     first = list(sampler)
     assert len(first) == len(sampler)
-    if repeats == 1:
-        assert sorted(first) == list(range(size))
-    else:
-        chunks = [first[start : start + step] for start in range(0, len(first), step)]
-        for start in range(0, len(chunks), repeats):
-            assert all(chunk == chunks[start] for chunk in chunks[start : start + repeats])
-        assert len(set(first)) == size // step * step
+    steps = [first[start : start + step] for start in range(0, len(first), step)]
+    assert len(steps) == -(-size // step) * repeats and all(len(rows) == step for rows in steps)
+    for start in range(0, len(steps), repeats):
+        assert all(rows == steps[start] for rows in steps[start : start + repeats])
+    once = [row for rows in steps[::repeats] for row in rows]
+    assert sorted(once[:size]) == list(range(size)) and once[size:] == (once[:size] * step)[: len(once) - size]
     assert list(sampler) == first
     epoch = 1
-    assert size == 3 or list(sampler) != first
+    assert list(sampler) != first
 
 
 def test_a_process_drives_one_device(tmp_path):
