@@ -281,19 +281,16 @@ def test_the_sampler_repeats_steps(size, step, repeats):
     assert list(sampler) != first
 
 
+def parts_of(trainer, examples):
+    """What the trainer was made from."""
+    names = ("model", "reference", "args", "trie", "sid_of_sequence", "rewards", "pad_token_id")
+    return {name: getattr(trainer, name) for name in names} | {"train_dataset": examples}
+
+
 def test_a_process_drives_one_device(tmp_path):
     trainer, examples = make_trainer(tmp_path)
     trainer.args._n_gpu = 2
-    again = GroupTrainer(
-        model=trainer.model,
-        reference=trainer.reference,
-        args=trainer.args,
-        train_dataset=examples,
-        trie=trainer.trie,
-        sid_of_sequence=trainer.sid_of_sequence,
-        rewards=trainer.rewards,
-        pad_token_id=0,
-    )
+    again = GroupTrainer(**parts_of(trainer, examples))
     assert again.args.n_gpu == 1 and not isinstance(again.model, torch.nn.DataParallel)
 
 
@@ -340,16 +337,7 @@ def test_settings_that_do_not_fit(tmp_path, monkeypatch, config, said):
 
 def test_inputs_that_do_not_fit(tmp_path):
     trainer, examples = make_trainer(tmp_path)
-    parts = dict(
-        model=trainer.model,
-        reference=trainer.reference,
-        args=trainer.args,
-        train_dataset=examples,
-        trie=trainer.trie,
-        sid_of_sequence=trainer.sid_of_sequence,
-        rewards=trainer.rewards,
-        pad_token_id=0,
-    )
+    parts = parts_of(trainer, examples)
     GroupTrainer(**parts)
     for changes, said in (
         (dict(reference=tiny_model("qwen3", 31)), "the reference has a vocabulary of 31 tokens, the policy one of 30"),
