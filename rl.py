@@ -200,18 +200,19 @@ def rl(
     generator = random.Random(seed)
     catalogue = read_info(info_file, shared_sids)
     known = set(catalogue.sids)
-    splits = []
+    whole, splits = [], []
     for path, flag, count in ((train_file, "train_file", sample_train), (eval_file, "eval_file", eval_sample)):
         rows = read_rows(path, flag)
         for number, row in enumerate(rows, 1):
             if row.sid not in known:
                 raise InputError(f"{path}, row {number}: SID {row.sid} is not in {info_file}")
+        whole.append(rows)
         splits.append(
             [rows[i] for i in sorted(generator.sample(range(len(rows)), count))] if 0 <= count < len(rows) else rows
         )
     device = process_state().device
     reward_files = {"ada_path": ada_path, "cf_path": cf_path, "reward_module": reward_module}
-    rewards = make_rewards(reward_type or DEFAULT_REWARDS, catalogue, splits[0], str(device), **reward_files)
+    rewards = make_rewards(reward_type or DEFAULT_REWARDS, catalogue, whole[0], str(device), **reward_files)
     prompt_set = checkpoint_prompts(model_path, prompts, category)
     weights = choose_tasks(tasks, prompt_set, RL_TASKS, item_meta_path=item_meta_path, preference_file=preference_file)
     descriptions = read_descriptions(item_meta_path, catalogue.item_ids) if item_meta_path else None
