@@ -19,12 +19,13 @@ from adapters import check_checkpoint, check_flags, merged, train_lora, trainabl
 from data import EvalSidDataset
 from fileio import InputError
 from grpo_loss import CLIP
+from item_lists import check_items
 from minionerec_trainer import GroupTrainer, RLConfig
 from model_io import TimeKeeper, add_dropout, checkpoint_to_resume, load_model, process_state, save_checkpoint_folder
 from prompts import Encoder, checkpoint_prompts, prompts_file
 from ranking import build_trie, validation_metrics
 from records import read_info, read_rows
-from rewards import make_rewards
+from rewards import REWARDS, make_rewards
 from tasks import RL_TASKS, Inputs, choose_tasks, make_mixture, read_descriptions, read_preferences
 
 
@@ -213,6 +214,8 @@ def rl(
     device = process_state().device
     reward_files = {"ada_path": ada_path, "cf_path": cf_path, "reward_module": reward_module}
     rewards = make_rewards(reward_type or DEFAULT_REWARDS, catalogue, whole[0], str(device), **reward_files)
+    if any(reward.name not in REWARDS for reward in rewards):  # those look at items, not at SIDs alone
+        check_items(splits[0], train_file, catalogue, info_file)
     prompt_set = checkpoint_prompts(model_path, prompts, category)
     weights = choose_tasks(tasks, prompt_set, RL_TASKS, item_meta_path=item_meta_path, preference_file=preference_file)
     descriptions = read_descriptions(item_meta_path, catalogue.item_ids) if item_meta_path else None

@@ -13,6 +13,7 @@ from fileio import InputError, read_json
 from minionerec_trainer import GroupTrainer
 from model_io import load_model
 from prompts import load_prompts
+from records import read_rows
 from rewards import REWARDS
 from rl import rl
 from sft import sft
@@ -362,6 +363,18 @@ def test_a_broken_reward_stops_before_the_first_step(trained, tmp_path, monkeypa
     monkeypatch.setattr(GroupTrainer, "__init__", lambda *a, **k: pytest.fail("too late"))
     with pytest.raises(InputError, match=said):
         run(trained, tmp_path / "rl", reward_type=["module"], reward_module=f"{tmp_path / 'own.py'}:own")
+
+
+def test_a_history_item_outside_the_catalogue(trained, tmp_path):
+    """Rewards that look at items need to know them all; the default ones do."""
+    rows = read_rows(trained.paths["train_file"])
+    old = rows[0].history_ids[0]
+    text = Path(trained.paths["train_file"]).read_text().replace(f"[{old}]", "[99]", 1)
+    (tmp_path / "train.csv").write_text(text)
+    flags = dict(train_file=str(tmp_path / "train.csv"))
+    run(trained, tmp_path / "plain", **flags)
+    with pytest.raises(InputError, match=r"train.csv, row 1: item 99 is not in .*info.txt"):
+        run(trained, tmp_path / "rl", reward_type=None, **flags)
 
 
 def test_a_model_without_the_sid_tokens(trained, tmp_path):
