@@ -2,367 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from fileio import InputError, atomic
-
-
-def pad_sequences(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(matrix [N, longest] int64 padded with -1, lengths [N])."""
-    lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
-    matrix = np.full((len(sequences), int(lengths.max(initial=0))), -1, dtype=np.int64)
-    matrix[np.arange(matrix.shape[1]) < lengths[:, None]] = np.fromiter(
-        (token for sequence in sequences for token in sequence), dtype=np.int64, count=int(lengths.sum())
-    )
-    return matrix, lengths
-
-
-def sort_and_compare(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(order [N] that sorts the rows lexicographically, lcp [N]: columns each sorted row shares with the one before)."""
-    order = np.lexsort(matrix.T[::-1]) if matrix.shape[1] else np.arange(len(matrix))
-    return order, common_columns(matrix[order])
-
-
-def common_columns(ordered: np.ndarray) -> np.ndarray:
-    """[N]: how many leading columns each row shares with the row before; 0 for the first."""
-    shared = np.zeros(len(ordered), dtype=np.int64)
-    still = np.ones(max(len(ordered) - 1, 0), dtype=bool)
-    for column in ordered.T:
-        still &= column[1:] == column[:-1]
-        shared[1:] += still
-    return shared
-
-
-def order_of_codes(codes: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """The order that sorts the rows of `codes` [N, depth] (column j below sizes[j]) lexicographically, ties by row.
-
-    As many columns as fit are packed into one integer, so that ten million rows are one sort and not one per column.
-    """
-    keys, space = [np.zeros(len(codes), dtype=np.int64)], 1
-    for column, size in zip(codes.T, sizes):
-        if space * size >= 2**63:
-            keys.append(np.zeros(len(codes), dtype=np.int64))
-            space = 1
-        keys[-1] = keys[-1] * size + column
-        space *= size
-    return np.argsort(keys[0], kind="stable") if len(keys) == 1 else np.lexsort(keys[::-1])
-
-
-class SidTrie:
-    """All legal token sequences as a trie in flat tensors.
-
-    Nodes are numbered level by level and, within a level, in lexicographic order, so the children of node v are the nodes
-    first_child[v] .. first_child[v + 1] - 1 and every look-up is an index, with no Python per node. Node 0 is the root; a
-    node of level j stands for j tokens. A token is kept as its place among the tokens of its level.
-
-    Args:
-        sequences: N token-id sequences, each a SID's tokens followed by the end token(s), or a matrix [N, longest] padded
-            with -1 on the right. Lengths may differ. Equal sequences are one path (items that share a SID).
-        device: where the tensors live.
-
-    Attributes (V nodes, S distinct sequences, numbered 0..S-1 in lexicographic order):
-        code [V]: place of the token on the edge into a node in level_tokens of its level; 0 for the root.
-        first_child [V + 1]: see above.
-        sequence [V]: the number of the sequence that ends in a node, or -1.
-        forced [V]: tokens left to the end where only one way is left; -1 where there is a choice.
-        leaf [S]: the node where each sequence ends.
-        row_sequence [N]: the sequence number of each input row.
-        level_tokens: per level 1..depth, the token ids that occur there, ascending.
-        fanout: list of the largest number of children at each level 0..depth.
-
-    Raises:
-        ValueError: an empty list or sequence, padding before a token, more than 127 tokens, or a sequence that continues
-            another (no end token).
-    """
-
-    TENSORS = ("code", "first_child", "sequence", "forced", "leaf", "row_sequence")
-
-    def __init__(self, sequences: Sequence[Sequence[int]] | np.ndarray, device: str | torch.device = "cpu"):
-        if not len(sequences):
-            raise ValueError("a SidTrie needs at least one sequence")
-        if isinstance(sequences, np.ndarray):
-            matrix, lengths = sequences, (sequences >= 0).sum(axis=1)
-        else:
-            matrix, lengths = pad_sequences(sequences)
-        if lengths.min() == 0:
-            raise ValueError(f"sequence {int(lengths.argmin())} is empty")
-        if (depth := int(lengths.max())) > 127:
-            raise ValueError(f"a sequence has {depth} tokens; a SID of more than 127 is surely a mistake")
-        matrix = matrix[:, :depth]
-
-        # Phase 1: tokens as codes of their level, 0 being the padding, and the rows in lexicographic order.
-        level_tokens, codes = [], np.empty(matrix.shape, dtype=np.int32, order="F")
-        for level, column in enumerate(matrix.T):
-            known = np.zeros(int(column.max()) + 2, dtype=bool)
-            known[column + 1] = True
-            known[0] = True
-            codes[:, level] = (np.cumsum(known, dtype=np.int32) - 1)[column + 1]
-            level_tokens.append(np.flatnonzero(known)[1:] - 1)
-        if (np.count_nonzero(codes, axis=1) != lengths).any() or (codes[np.arange(len(codes)), lengths - 1] == 0).any():
-            raise ValueError("padding (-1) stands before a token")
-        order = order_of_codes(codes, [len(tokens) + 1 for tokens in level_tokens])
-        codes, lengths = codes[order], lengths[order]
-        lcp = common_columns(codes)
-        distinct = lcp < depth
-        distinct[0] = True
-        row_sequence = np.empty(len(order), dtype=np.int32)
-        row_sequence[order] = np.cumsum(distinct, dtype=np.int32) - 1
-        codes, lengths, lcp = codes[distinct], lengths[distinct], lcp[distinct]
-        continues = np.flatnonzero(lcp[1:] == lengths[:-1])
-        if len(continues):
-            short, long = (
-                [int(level_tokens[level][code - 1]) for level, code in enumerate(codes[continues[0] + i]) if code]
-                for i in (0, 1)
-            )
-            raise ValueError(f"sequence {long} continues {short}: end tokens are missing")
-
-        # Phase 2: level by level, one node per distinct prefix.
-        widest = max(map(len, level_tokens))
-        starts = [0, 1]
-        code = [np.zeros(1, dtype=np.int16 if widest < 2**15 else np.int32)]
-        children, sequence = [], [np.full(1, -1, dtype=np.int32)]
-        node = np.zeros(len(codes), dtype=np.int32)  # of every sequence, on the level before
-        leaf = np.empty(len(codes), dtype=np.int32)
-        for level in range(depth):
-            new = (lcp <= level) & (level < lengths)
-            new_rows = np.flatnonzero(new)
-            children.append(np.bincount(node[new_rows] - starts[-2], minlength=starts[-1] - starts[-2]))
-            node = (np.cumsum(new, dtype=np.int32) - 1) + np.int32(starts[-1])
-            code.append((codes[new_rows, level] - 1).astype(code[0].dtype))
-            ends = np.flatnonzero(lengths == level + 1)
-            leaf[ends] = node[ends]
-            sequence.append(np.full(len(new_rows), -1, dtype=np.int32))
-            sequence[-1][node[ends] - starts[-1]] = ends
-            starts.append(starts[-1] + len(new_rows))
-        children.append(np.zeros(starts[-1] - starts[-2], dtype=np.int64))
-        self.fanout = [int(counts.max(initial=0)) for counts in children]
-        first_child = np.ones(starts[-1] + 1, dtype=np.int32)
-        np.cumsum(np.concatenate(children), out=first_child[1:])
-        first_child[1:] += 1
-
-        # Phase 3: how many tokens are forced before the end, deepest level first.
-        forced = np.full(starts[-1], -1, dtype=np.int8)
-        for level in range(depth, -1, -1):
-            low, high = starts[level], starts[level + 1]
-            below = forced[np.minimum(first_child[low:high], starts[-1] - 1)]
-            one_way = (children[level] == 1) & (below >= 0)
-            forced[low:high] = np.where(children[level] == 0, 0, np.where(one_way, below + 1, -1))
-
-        self.code = torch.from_numpy(np.concatenate(code))
-        self.first_child = torch.from_numpy(first_child)
-        self.sequence = torch.from_numpy(np.concatenate(sequence))
-        self.forced = torch.from_numpy(forced)
-        self.leaf = torch.from_numpy(leaf)
-        self.row_sequence = torch.from_numpy(row_sequence)
-        self.level_tokens = [torch.from_numpy(tokens) for tokens in level_tokens]
-        self.to(device)
-
-    def to(self, device: str | torch.device) -> SidTrie:
-        """Move all tensors; returns self."""
-        for name in self.TENSORS:
-            setattr(self, name, getattr(self, name).to(device))
-        self.level_tokens = [tokens.to(device) for tokens in self.level_tokens]
-        bounds = [(int(tokens[0]), int(tokens[-1]), len(tokens)) for tokens in self.level_tokens]
-        self._first_token = [first if last - first + 1 == count else None for first, last, count in bounds]
-        self.max_token = max(last for _, last, _ in bounds)
-        self.device = torch.device(device)
-        return self
-
-    @property
-    def depth(self) -> int:
-        """Tokens of the longest sequence."""
-        return len(self.level_tokens)
-
-    @property
-    def num_nodes(self) -> int:
-        return len(self.code)
-
-    @property
-    def num_sequences(self) -> int:
-        return len(self.leaf)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all tables."""
-        return sum(table.nbytes for table in (*(getattr(self, name) for name in self.TENSORS), *self.level_tokens))
-
-    def children(self, nodes: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The children of `nodes` [...]: (nodes [..., width] int64, legal [..., width] bool); `width` >= the largest fan-out.
-
-        Places past the last child hold node 0.
-        """
-        child = self.first_child[nodes].unsqueeze(-1) + torch.arange(width, device=nodes.device)
-        legal = child < self.first_child[nodes + 1].unsqueeze(-1)
-        return torch.where(legal, child, 0), legal
-
-    def tokens(self, nodes: torch.Tensor, level: int) -> torch.Tensor:
-        """The token ids on the edges into `nodes`, all of one level >= 1; where a node is the root, any token of the level."""
-        tokens = self.level_tokens[level - 1]
-        code = self.code[nodes].long().clamp_(max=len(tokens) - 1)
-        # The tokens of a level are usually numbered without gaps: then no second look-up is needed.
-        first = self._first_token[level - 1]
-        return tokens[code] if first is None else code.add_(first)
-
-    def advance(self, nodes: torch.Tensor, tokens: torch.Tensor, level: int) -> torch.Tensor:
-        """The child of each node (of `level`, or -1) along `tokens` (same shape), or -1 where there is none."""
-        if level >= self.depth:
-            return torch.full_like(nodes, -1)
-        known = self.level_tokens[level]
-        code = torch.searchsorted(known, tokens.contiguous()).clamp(max=len(known) - 1)
-        start = nodes.clamp(min=0)
-        low, stop = self.first_child[start].long(), self.first_child[start + 1].long()
-        high = stop
-        # The children of a node are sorted by code: a bisection over all of them at once.
-        for _ in range(self.fanout[level].bit_length()):
-            middle = (low + high) // 2
-            below = (middle < high) & (self.code[middle.clamp(max=self.num_nodes - 1)] < code)
-            low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
-        found = (low < stop) & (nodes >= 0) & (known[code] == tokens)
-        at = low.clamp(max=self.num_nodes - 1)
-        return torch.where(found & (self.code[at] == code), at, -1)
-
-    def mask(self, nodes: torch.Tensor, vocab_size: int, level: int) -> torch.Tensor:
-        """Legal next tokens of `nodes` [n] (of `level`, or -1) as a bool matrix [n, vocab_size]; all False for -1 or an end."""
-        allowed = torch.zeros(len(nodes), vocab_size + 1, dtype=torch.bool, device=nodes.device)
-        if level < self.depth:
-            child, legal = self.children(nodes.clamp(min=0), self.fanout[level])
-            legal = legal & (nodes >= 0).unsqueeze(-1)
-            # Illegal places write to a column of their own, which is cut off.
-            allowed.scatter_(1, torch.where(legal, self.tokens(child, level + 1), vocab_size), True)
-        return allowed[:, :vocab_size]
-
-    def sequence_range(self, nodes: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(first, stop) numbers of the sequences below `nodes`, all of one level: they follow one another."""
-        first, last = nodes, nodes
-        for _ in range(self.depth - level):
-            low, stop = self.first_child[first].long(), self.first_child[first + 1]
-            first = torch.where(stop > low, low, first)
-            low, stop = self.first_child[last], self.first_child[last + 1].long()
-            last = torch.where(stop > low, stop - 1, last)
-        return self.sequence[first], self.sequence[last] + 1
-
-    def sequences(self) -> list[list[int]]:
-        """The token ids of every sequence, by number."""
-        return [row[row >= 0].tolist() for row in self.matrix()]
-
-    def matrix(self) -> np.ndarray:
-        """All sequences [S, depth] as token ids, by number, padded with -1."""
-        first_child, node = self.first_child.cpu().numpy(), self.leaf.cpu().numpy().copy()
-        code = self.code.cpu().numpy()
-        starts = [0, 1]
-        while starts[-1] < self.num_nodes:
-            starts.append(int(first_child[starts[-1]]))
-        lengths = np.searchsorted(starts, node, side="right") - 1
-        out = np.full((len(node), self.depth), -1, dtype=np.int64)
-        for level in range(self.depth, 0, -1):
-            rows = np.flatnonzero(lengths >= level)
-            out[rows, level - 1] = self.level_tokens[level - 1].cpu().numpy()[code[node[rows]]]
-            # The parent is the last node whose children begin at or before this one.
-            above = first_child[starts[level - 1] : starts[level]]
-            node[rows] = starts[level - 1] + np.searchsorted(above, node[rows], side="right") - 1
-        return out
-
-    def add(self, sequences: Sequence[Sequence[int]]) -> SidTrie:
-        """A trie that also holds `sequences`, on the same device; they are its last rows (`row_sequence`).
-
-        It is built anew, which takes as long as for all of them at once. Sequence numbers change, as they are
-        lexicographic; numbers of rows do not.
-
-        Raises:
-            ValueError: as for a new trie.
-        """
-        new, _ = pad_sequences(sequences)
-        old = self.matrix()
-        joined = np.full((len(old) + len(new), max(old.shape[1], new.shape[1])), -1, dtype=np.int64)
-        joined[: len(old), : old.shape[1]] = old
-        joined[len(old) :, : new.shape[1]] = new
-        trie = SidTrie(joined)
-        rows = trie.row_sequence
-        trie.row_sequence = torch.cat((rows[: len(old)][self.row_sequence.cpu().long()], rows[len(old) :]))
-        return trie.to(self.device)
-
-    def save(self, path: str | Path) -> None:
-        """Write the tables as one safetensors file."""
-        tables = {name: getattr(self, name).cpu() for name in self.TENSORS}
-        tables |= {f"level_tokens.{level}": tokens.cpu() for level, tokens in enumerate(self.level_tokens)}
-        with atomic(path) as temporary:
-            save_file(tables | {"fanout": torch.tensor(self.fanout)}, temporary, {"format": "sid trie 1"})
-
-    @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> SidTrie:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: a file that is missing or holds something else.
-        """
-        trie = cls.__new__(cls)
-        try:
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("format") != "sid trie 1":
-                    raise InputError(f"{path}: not a trie written by SidTrie.save")
-                for name in cls.TENSORS:
-                    setattr(trie, name, file.get_tensor(name))
-                trie.fanout = file.get_tensor("fanout").tolist()
-                trie.level_tokens = [file.get_tensor(f"level_tokens.{level}") for level in range(len(trie.fanout) - 1)]
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: not a trie written by SidTrie.save ({error})") from None
-        return trie.to(device)
-
-
-class SubTries:
-    """Which sequences each of n prompts may find: all but some, or only some.
-
-    Args:
-        trie: the catalogue.
-        excluded, included: sequence numbers per prompt, or None; an entry of `included` that is None allows everything.
-            What is excluded is not allowed, whether included or not.
-
-    Raises:
-        ValueError: lists for different numbers of prompts, a number that is not in the trie, or a prompt that is left
-            with nothing to find.
-    """
-
-    def __init__(
-        self,
-        trie: SidTrie,
-        excluded: Sequence[Sequence[int]] | None,
-        included: Sequence[Sequence[int] | None] | None,
-    ):
-        rows = len(excluded if excluded is not None else included)
-        excluded = excluded if excluded is not None else [()] * rows
-        included = included if included is not None else [None] * rows
-        if len(excluded) != len(included):
-            raise ValueError(f"{len(excluded)} lists of excluded sequences, but {len(included)} of included ones")
-        numbers = []
-        for row, (out, only) in enumerate(zip(excluded, included)):
-            listed = np.unique(np.asarray(out, dtype=np.int64))
-            if only is not None:
-                listed = np.setdiff1d(np.asarray(only, dtype=np.int64), listed)
-            if len(listed) and not 0 <= listed[0] <= listed[-1] < trie.num_sequences:
-                raise ValueError(f"prompt {row}: sequence numbers must lie in 0..{trie.num_sequences - 1}")
-            if len(listed) == (trie.num_sequences if only is None else 0):
-                raise ValueError(f"prompt {row}: no sequence is left that may be found")
-            numbers.append(listed)
-        table = np.full((rows, max(map(len, numbers))), trie.num_sequences, dtype=np.int64)
-        for row, listed in enumerate(numbers):
-            table[row, : len(listed)] = listed
-        self.trie = trie
-        self.listed = torch.from_numpy(table).to(trie.device)
-        self.only_listed = torch.tensor([only is not None for only in included], device=trie.device)
-
-    def alive(self, nodes: torch.Tensor, level: int) -> torch.Tensor:
-        """Which of `nodes` [n, ...], all of one level, have a sequence below that their prompt may find; same shape."""
-        first, stop = (bound.flatten(1).long() for bound in self.trie.sequence_range(nodes, level))
-        listed = torch.searchsorted(self.listed, stop) - torch.searchsorted(self.listed, first)
-        left = torch.where(self.only_listed[:, None], listed, stop - first - listed)
-        return (left > 0).view_as(nodes)
+from minionerec.language.examples import Example
+from minionerec.search.beam_search import NEGATIVE, SearchResult, evaluation_mode
+from minionerec.search.trie import SidTrie
 
 
 class ConstrainedLogitsProcessor(LogitsProcessor):
@@ -400,3 +48,96 @@ class ConstrainedLogitsProcessor(LogitsProcessor):
                 f"is prompt_length={self.prompt_length} right and was the trie built with this tokenizer?"
             )
         return scores.masked_fill(~allowed, float("-inf"))
+
+
+@contextmanager
+def _default_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """`generate` fills whatever an explicit config leaves open from the model's own, so that one steps aside."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(token ids [n, longest], attention mask [n, longest]) of token-id lists."""
+    length = max(map(len, prompts))
+    ids = [[pad_token_id] * (length - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def hf_beam_search(
+    model: PreTrainedModel,
+    trie: SidTrie,
+    prompts: Sequence[Sequence[int]],
+    num_beams: int,
+    end_token_id: int,
+    length_penalty: float = 0.0,
+) -> SearchResult:
+    """What `beam_search.beam_search` returns, by `model.generate`: arguments and scores have the same meaning.
+
+    end_token_id: the last token of every sequence of the trie.
+
+    Raises:
+        ValueError: fewer than two beams, which `generate` takes for a greedy search without scores; an empty prompt;
+            NaN logits.
+    """
+    if num_beams < 2:
+        raise ValueError(f"num_beams must be 2 or more for generate, got {num_beams}")
+    if not len(prompts) or min(map(len, prompts)) == 0:
+        raise ValueError("every prompt needs at least one token")
+    ids, mask = pad_left(prompts, end_token_id)
+    n, length = ids.shape
+    config = GenerationConfig(
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        early_stopping=False,
+        length_penalty=length_penalty,
+        max_new_tokens=trie.depth,
+        eos_token_id=end_token_id,
+        pad_token_id=end_token_id,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    with evaluation_mode(model), _default_generation_config(model):
+        out = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([ConstrainedLogitsProcessor(trie, length, end_token_id)]),
+        )
+    score = out.sequences_scores.float()
+    if bool(torch.isnan(score).any()):
+        raise ValueError("the model's logits are NaN: its weights are broken or the numbers overflow in this precision")
+
+    nodes = torch.zeros(n * num_beams, dtype=torch.long, device=model.device)
+    sequence, tokens = torch.full_like(nodes, -1), torch.ones_like(nodes)
+    for level, column in enumerate(out.sequences[:, length:].T):
+        nodes = trie.advance(nodes, column, level)
+        ended = (nodes >= 0) & (trie.sequence[nodes.clamp(min=0)] >= 0)
+        sequence = torch.where(ended, trie.sequence[nodes.clamp(min=0)], sequence)
+        tokens = torch.where(ended, level + 1, tokens)
+    # `generate` starts all beams but the first at -1e9 and fills up a short list with what became of them.
+    total = score * tokens**length_penalty
+    dead = (sequence < 0) | (total < -1e8)
+    shape = (n, num_beams)
+    return SearchResult(sequence.masked_fill(dead, -1).view(shape), score.masked_fill(dead, NEGATIVE).view(shape))
+
+
+def hf_rank_sids(
+    model: PreTrainedModel,
+    trie: SidTrie,
+    sid_of_sequence: list[str],
+    examples: Sequence[Example],
+    num_beams: int,
+    end_token_id: int,
+    length_penalty: float = 0.0,
+) -> tuple[list[list[str]], list[list[float]]]:
+    """What `ranking.rank_sids` returns, for one batch of examples, by `hf_beam_search`."""
+    prompts = [example.prompt_ids for example in examples]
+    found = hf_beam_search(model, trie, prompts, num_beams, end_token_id, length_penalty)
+    ranked = [[sid_of_sequence[number] for number in numbers if number >= 0] for numbers in found.sequence.tolist()]
+    return ranked, [values[: len(best)] for best, values in zip(ranked, found.score.tolist())]

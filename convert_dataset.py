@@ -8,10 +8,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import cli
-from data_process.interactions import SPLITS, read_inter, read_items
-from fileio import InputError, atomic, read_json
-from records import CSV_COLUMNS
+from data_process.interactions import SPLITS, read_inter
+from minionerec.common.cli import run
+from minionerec.common.files import InputError, atomic_write, read_json
+from minionerec.common.items import read_item_records
+from minionerec.common.records import CSV_COLUMNS
+from minionerec.common.stage import Stage
 
 
 def read_sids(path: str | Path, n_items: int, shared_sids: bool) -> list[str]:
@@ -73,7 +75,7 @@ def main(
     inters = {split: data / f"{dataset_name}.{split}.inter" for split in SPLITS}
     tables = {split: output / split / f"{name}.csv" for split in SPLITS}
     info = output / "info" / f"{name}.txt"
-    stage = cli.Stage(
+    stage = Stage(
         "convert_dataset",
         settings,
         [items_path, index_path, *inters.values()],
@@ -83,12 +85,12 @@ def main(
     )
     if stage.finished:
         return
-    items = read_items(items_path)
+    items = read_item_records(items_path)
     titles = [" ".join(item["title"].split()) for item in items.values()]
     sids = read_sids(index_path, len(items), shared_sids)
     splits = {split: read_inter(path, len(items)) for split, path in inters.items()}
     for split, (users, histories, targets) in splits.items():
-        with atomic(tables[split]) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        with atomic_write(tables[split]) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(CSV_COLUMNS)
             for user, history, target in zip(users, histories, targets):
@@ -103,7 +105,7 @@ def main(
                         sids[target],
                     )
                 )
-    with atomic(info) as temporary:
+    with atomic_write(info) as temporary:
         rows = (f"{sid}\t{title}\t{item}\n" for item, (sid, title) in enumerate(zip(sids, titles)))
         temporary.write_text("".join(rows), encoding="utf-8")
     stage.done(
@@ -114,4 +116,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -4,167 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from torch.utils.data import Dataset
+import numpy as np
 
-from fileio import InputError
-from prompts import TASK_FIELDS, Encoder
-from records import Catalogue, Row
-
-
-@dataclass(frozen=True)
-class Example:
-    """What a model sees and must say. `group` is what packing keeps together; `sid` and `item_id` are the target's.
-
-    history_ids: the items the row's user has had, oldest first; empty where a task has no user.
-    """
-
-    prompt: str
-    prompt_ids: list[int]
-    target_ids: list[int]
-    group: str
-    user_id: str
-    sid: str
-    item_id: int
-    target: str = ""
-    history_ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Source:
-    """What one example is made of: the texts its prompt shows (a history's items, oldest first, or one text), the text
-    its target says, and what the example carries along."""
-
-    given: Sequence[str]
-    answer: str
-    group: str
-    user_id: str
-    sid: str
-    item_id: int
-    history_ids: tuple[int, ...] = ()
-
-
-class PromptDataset(Dataset):
-    """Examples made of sources and templates.
-
-    Blank texts are not shown: a history's items without one are skipped, and a source that has no text to show or none
-    to say is left out. An example longer than cutoff_len tokens loses its oldest history, never its instruction or target.
-
-    Attributes:
-        examples: list[Example]. left_out: how many sources gave no example, by reason.
-    """
-
-    def __init__(self) -> None:
-        self.examples: list[Example] = []
-        self.left_out: Counter[str] = Counter()
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
-
-    def _add(
-        self, task: str, sources: Sequence[Source | str | None], encoder: Encoder, cutoff_len: int, strict: bool
-    ) -> list[tuple[int, int]]:
-        """Append a task's examples. A source may be a text instead, the reason why there is none, or None: not asked for.
-
-        Returns:
-            (place in `sources`, texts of its history that fit) of every example.
-
-        Raises:
-            InputError: an example that is too long even with a history of one item, if `strict`; else it is left out.
-        """
-        kept: dict[int, Source] = {}
-        for place, source in enumerate(sources):
-            if source is None:
-                continue
-            reason = source
-            if isinstance(source, Source):
-                given = [text for text in source.given if text.strip()]
-                source = replace(source, given=given, answer=source.answer.strip())
-                empty = [name for name, has in zip(TASK_FIELDS[task], (given, source.answer)) if not has]
-                reason = f"without {empty[0]}" if empty else ""
-            if reason:
-                self.left_out[reason] += 1
-            else:
-                kept[place] = source
-        places, chosen = list(kept), list(kept.values())
-        targets = [encoder.prompts.target(task, source.answer) for source in chosen]
-        for target in targets[:1]:
-            encoder.check_boundary(task, target)
-        target_ids = encoder.target_ids(targets)
-        fitted = fit(task, [source.given for source in chosen], [cutoff_len - len(ids) for ids in target_ids], encoder)
-        found = []
-        for place, source, target, ids, (count, prompt, prompt_ids) in zip(places, chosen, targets, target_ids, fitted):
-            if len(prompt_ids) + len(ids) > cutoff_len:
-                if strict:
-                    needed = len(prompt_ids) + len(ids)
-                    raise InputError(f"--cutoff_len {cutoff_len}: row {place + 1} needs {needed} tokens for {task}")
-                self.left_out["longer than cutoff_len"] += 1
-                continue
-            found.append((place, count))
-            origin = (source.group, source.user_id, source.sid, source.item_id)
-            self.examples.append(Example(prompt, prompt_ids, ids, *origin, target, source.history_ids))
-        return found
-
-
-def fit(
-    task: str, given: Sequence[Sequence[str]], room: Sequence[int], encoder: Encoder
-) -> list[tuple[int, str, list[int]]]:
-    """(number of texts, prompt, token ids) of the longest prompt of each that has at most `room` tokens.
-
-    The newest texts stay; one always stays, whatever the room. Prompts that are too long are tried again at half the
-    remaining choice, all in one batch, so that a history of n texts takes log2(n) batches.
-    """
-    best = [len(texts) for texts in given]
-    prompts = [encoder.prompts.prompt(task, texts) for texts in given]
-    ids = encoder.prompt_ids(prompts)
-    spans = {place: (1, best[place] - 1) for place in range(len(given)) if len(ids[place]) > room[place]}
-    while spans := {place: span for place, span in spans.items() if span[0] <= span[1]}:
-        middle = {place: (low + high) // 2 for place, (low, high) in spans.items()}
-        shorter = [encoder.prompts.prompt(task, given[place][-count:]) for place, count in middle.items()]
-        for (place, count), prompt, found in zip(middle.items(), shorter, encoder.prompt_ids(shorter)):
-            low, high = spans[place]
-            fits = len(found) <= room[place]
-            spans[place] = (count + 1, high) if fits else (low, count - 1)
-            if fits or count == 1:
-                best[place], prompts[place], ids[place] = count, prompt, found
-    return list(zip(best, prompts, ids))
-
-
-class RowDataset(PromptDataset):
-    """Examples of one task over the rows of a split; `rows` keeps those that have one, in the same order.
-
-    Args:
-        rows: the split.
-        encoder: tokenizer and templates.
-        cutoff_len: longest prompt + target in tokens; the oldest history is dropped until an example fits.
-
-    Raises:
-        InputError: an example that is too long even with a history of one item.
-    """
-
-    task = "next_sid"
-
-    def __init__(self, rows: Sequence[Row], encoder: Encoder, cutoff_len: int = 512):
-        super().__init__()
-        self.encoder, self.cutoff_len = encoder, cutoff_len
-        found = self._add(self.task, [self._source(row) for row in rows], encoder, cutoff_len, strict=True)
-        self.rows = [rows[place] for place, _ in found]
-        self.fitting = [count for _, count in found]  # items of each history that cutoff_len leaves
-
-    def _given(self, row: Row) -> Sequence[str]:
-        return row.history_sids
-
-    def _answer(self, row: Row) -> str:
-        return row.sid
-
-    def _source(self, row: Row) -> Source | str | None:
-        origin = (row.user_id, row.user_id, row.sid, row.item_id, row.history_ids)
-        return Source(self._given(row), self._answer(row), *origin)
+from minionerec.common.files import InputError
+from minionerec.common.records import Catalogue, Row
+from minionerec.common.texts import join_item_texts
+from minionerec.common.tfidf import compute_tfidf
+from minionerec.language.examples import PromptDataset, RowDataset, Source, TaskMixture
+from minionerec.language.prompts import TASK_FIELDS, Encoder, PromptSet
+from minionerec.recommenders.content import find_similar_items
 
 
 # ------------------------------------------------------------------------------------------------------------------ SFT
@@ -389,3 +240,186 @@ class EvalSidDataset(RowDataset):
 
 class EvalD3Dataset(SFTData):
     """Evaluation: history titles -> next title, in the order of the file."""
+
+
+DRAWS = 2  # targets a row and epoch
+
+
+class SimilarSidDataset(SidSFTDataset):
+    """History SIDs -> SID of an item whose text is like those of the history; two draws a row, anew in every epoch.
+
+    What a content-based recommender knows, said in SIDs: also of items that nobody in the train split has taken. Drawn by
+    `similar_items`; a row whose history shares no word with another item has no example.
+
+    Args:
+        catalogue, texts: the items, and what each is about, in the same order.
+    """
+
+    task = "similar_sid"
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        encoder: Encoder,
+        catalogue: Catalogue,
+        texts: Sequence[str],
+        cutoff_len: int = 512,
+        cut_histories: bool = False,
+        seed: int = 42,
+    ):
+        place = {item: number for number, item in enumerate(catalogue.item_ids)}
+        found, probability = find_similar_items(
+            compute_tfidf(texts), [[place[item] for item in row.history_ids] for row in rows]
+        )
+        kept = np.flatnonzero(probability.any(axis=1))
+        self._similar, self._up_to = found[kept], probability[kept].cumsum(axis=1)
+        self._catalogue = catalogue
+        self._targets = [encoder.prompts.target(self.task, sid) for sid in catalogue.sids]
+        self._target_ids = encoder.target_ids(self._targets)
+        super().__init__([rows[number] for number in kept], encoder, cutoff_len, cut_histories, seed)
+        self.left_out["like no other item"] += len(rows) - len(kept)
+        if not cut_histories:  # else done already
+            self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose cuts and targets of this epoch; a function of the seed and the epoch alone."""
+        super().set_epoch(epoch)
+        shown = self.examples if self.cut_histories else self._whole
+        generator = np.random.default_rng([self.seed, epoch])
+        self.examples = []
+        for _ in range(DRAWS):
+            draws = generator.random((len(shown), 1)) * self._up_to[:, -1:]
+            places = (draws >= self._up_to).sum(axis=1)
+            items = self._similar[np.arange(len(shown)), places].tolist()
+            self.examples += [
+                replace(
+                    example,
+                    target=self._targets[item],
+                    target_ids=self._target_ids[item],
+                    sid=self._catalogue.sids[item],
+                    item_id=self._catalogue.item_ids[item],
+                )
+                for example, item in zip(shown, items, strict=True)
+            ]
+
+
+DEFAULT_TASKS = ("next_sid", "title_history2sid", "title2sid", "sid2title")
+
+
+# ---------------------------------------------------------------------------------------------------------------- tasks
+@dataclass(frozen=True)
+class TaskInputs:
+    """What the tasks of a run are made from. Descriptions go by item id, preferences by user id."""
+
+    rows: Sequence[Row]
+    catalogue: Catalogue
+    descriptions: dict[int, str] | None = None
+    preferences: dict[str, str] | None = None
+    cut_histories: bool = False
+    seed: int = 42
+
+
+DatasetBuilder = Callable[[TaskInputs, Encoder, int], PromptDataset]
+
+
+def _build_from_rows(kind: type[RowDataset]) -> DatasetBuilder:
+    return lambda inputs, encoder, cutoff_len: kind(inputs.rows, encoder, cutoff_len)
+
+
+def _build_from_items(kind: type[SidItemFeatDataset], task: str) -> DatasetBuilder:
+    return lambda inputs, encoder, cutoff_len: kind(inputs.catalogue, encoder, cutoff_len, (task,), inputs.descriptions)
+
+
+def _build_from_preferences(kind: type[UserPreference2sidSFTDataset | PreferenceSFTDataset]) -> DatasetBuilder:
+    return lambda inputs, encoder, cutoff_len: kind(inputs.rows, encoder, inputs.preferences, cutoff_len)
+
+
+def _build_similar(inputs: TaskInputs, encoder: Encoder, cutoff_len: int) -> SimilarSidDataset:
+    catalogue = inputs.catalogue
+    descriptions = [(inputs.descriptions or {}).get(item, "") for item in catalogue.item_ids]
+    texts = join_item_texts(catalogue.titles, descriptions)
+    return SimilarSidDataset(inputs.rows, encoder, catalogue, texts, cutoff_len, inputs.cut_histories, inputs.seed)
+
+
+# Task: how its dataset is made, and the flag of the file it needs beside rows and catalogue.
+TASKS: dict[str, tuple[DatasetBuilder, str]] = {
+    "next_sid": (lambda inputs, *rest: SidSFTDataset(inputs.rows, *rest, inputs.cut_histories, inputs.seed), ""),
+    "similar_sid": (_build_similar, "item_meta_path"),
+    "next_title": (_build_from_rows(FusionSeqRecDataset), ""),
+    "next_description": (
+        lambda inputs, *rest: FusionSeqRecDataset(inputs.rows, *rest, inputs.descriptions),
+        "item_meta_path",
+    ),
+    "title_history2sid": (_build_from_rows(TitleHistory2SidSFTDataset), ""),
+    "title_history2title": (_build_from_rows(SFTData), ""),
+    "title2sid": (_build_from_items(SidItemFeatDataset, "title2sid"), ""),
+    "sid2title": (_build_from_items(SidItemFeatDataset, "sid2title"), ""),
+    "description2sid": (_build_from_items(SidItemFeatDataset, "description2sid"), "item_meta_path"),
+    "sid2description": (_build_from_items(SidItemFeatDataset, "sid2description"), "item_meta_path"),
+    "history2preference": (_build_from_preferences(PreferenceSFTDataset), "preference_file"),
+    "preference2sid": (_build_from_preferences(UserPreference2sidSFTDataset), "preference_file"),
+}
+
+
+# Rollouts are items of the catalogue: the tasks whose answer is a SID.
+RL_TASKS: dict[str, tuple[DatasetBuilder, str]] = {
+    "next_sid": (_build_from_rows(SidDataset), ""),
+    "title_history2sid": (_build_from_rows(RLSeqTitle2SidDataset), ""),
+    "title2sid": (_build_from_items(RLTitle2SidDataset, "title2sid"), ""),
+    "description2sid": (_build_from_items(RLTitle2SidDataset, "description2sid"), "item_meta_path"),
+    "preference2sid": (_build_from_preferences(UserPreference2sidSFTDataset), "preference_file"),
+}
+
+
+def choose_tasks(
+    tasks: Sequence[str] | None, prompts: PromptSet, known: Collection[str] = TASKS, **files: str | None
+) -> dict[str, float]:
+    """{task: weight} of --tasks: names, each with a weight after a colon if it is not 1.
+
+    Without --tasks: those of DEFAULT_TASKS that are known here and in the prompt set; a new template changes no default.
+
+    Args:
+        files: by flag, the files a task may need; each that is given must have a task that needs it.
+
+    Raises:
+        InputError: a task that is unknown, named twice, has no template or lacks its file, a weight that is no positive
+            number, a file without its task, or no task.
+    """
+    default = [task for task in DEFAULT_TASKS if task in known and task in prompts.templates]
+    weights: dict[str, float] = {}
+    for entry in tasks or default:
+        task, colon, weight = entry.partition(":")
+        if task not in known:
+            raise InputError(f"--tasks: unknown task {task!r}; known: {', '.join(known)}")
+        prompts.template(task)
+        if task in weights:
+            raise InputError(f"--tasks: {task} stands there twice; write {task}:2 to take its rows twice")
+        try:
+            weights[task] = float(weight) if colon else 1.0
+        except ValueError:
+            weights[task] = 0.0
+        if not 0 < weights[task] < float("inf"):
+            raise InputError(
+                f"--tasks {entry}: expected TASK or TASK:WEIGHT with a positive number, such as {task}:0.5"
+            )
+        needed = TASKS[task][1]
+        if needed in files and not files[needed]:
+            raise InputError(f"--tasks: {task} needs --{needed}")
+    if not weights:
+        raise InputError(f"--tasks: name the tasks; this prompt set has {', '.join(prompts.templates)}")
+    for flag, file in files.items():
+        users = [task for task in known if TASKS[task][1] == flag]
+        if file and not any(task in weights for task in users):
+            raise InputError(f"--{flag}: no chosen task needs it; --tasks may name {', '.join(users)}")
+    return weights
+
+
+def build_mixture(
+    weights: dict[str, float],
+    inputs: TaskInputs,
+    encoder: Encoder,
+    cutoff_len: int,
+    makers: dict[str, tuple[DatasetBuilder, str]] = TASKS,
+) -> TaskMixture:
+    """The datasets of the tasks of `weights`, made by TASKS or RL_TASKS."""
+    return TaskMixture(weights, [makers[task][0](inputs, encoder, cutoff_len) for task in weights], inputs.seed)

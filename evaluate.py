@@ -11,48 +11,34 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Container
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
 from transformers import set_seed
 
-import cli
-from beam_search import fitting_batch_size
-from data import EvalSidDataset, Example
-from fileio import InputError, read_lines, write_json
-from fusion import Fusion, Mixing, choose_weight, make_partner
-from hf_search import hf_rank_sids
-from item_lists import check_items, item_predictions, score_item_lists
-from metrics import popularity, score_predictions, table
-from model_io import load_model, process_state
-from partners import PARTNERS
-from prompts import Encoder, checkpoint_prompts, prompts_file
-from ranking import build_trie, rank_sids
-from ranking_shards import prepare_folder, work_in_shards
-from records import Row, read_info, read_rows
-from report import plot
+from data import EvalSidDataset
+from LogitProcessor import hf_rank_sids
+from minionerec.common.cli import run
+from minionerec.common.files import InputError, write_json
+from minionerec.common.items import read_item_ids
+from minionerec.common.processes import is_main_process, process_state, say
+from minionerec.common.records import Row, check_rows_against_catalogue, count_popularity, read_info, read_rows
+from minionerec.common.stage import Stage
+from minionerec.evaluation.fusion import CandidateScorer, Fusion, build_row_likelihoods, choose_weight
+from minionerec.evaluation.metrics import format_metrics, score_predictions
+from minionerec.evaluation.plot import draw_metrics
+from minionerec.evaluation.predictions import build_item_predictions, score_item_predictions
+from minionerec.evaluation.ranking import rank_sids
+from minionerec.evaluation.shards import prepare_folder, work_in_shards
+from minionerec.language.catalogue_trie import build_catalogue_trie
+from minionerec.language.examples import Example
+from minionerec.language.models import load_model
+from minionerec.language.prompts import Encoder, load_checkpoint_prompts, resolve_prompts_file
+from minionerec.recommenders.registry import BASELINES
+from minionerec.search.beam_search import choose_batch_size
 
 ENGINES = ("tree", "hf")
-
-
-def read_item_ids(path: str, known: Container[int]) -> list[int]:
-    """The item ids of a file, one a line.
-
-    Raises:
-        InputError: a line that is no item of `known`, or no line.
-    """
-    found = []
-    for number, line in read_lines(path, "only_items"):
-        if not line.strip():
-            continue
-        if not line.strip().isdecimal() or int(line) not in known:
-            raise InputError(f"{path}, line {number}: expected the id of an item of the info file, got {line[:40]!r}")
-        found.append(int(line))
-    if not found:
-        raise InputError(f"{path}: no item id")
-    return found
 
 
 def evaluate(
@@ -119,8 +105,8 @@ def evaluate(
             if value is not None:
                 raise InputError(f"--{flag}: has an effect with --fuse only")
     else:
-        if fuse not in PARTNERS and not Path(fuse).is_file():
-            raise InputError(f"--fuse {fuse}: expected one of {', '.join(PARTNERS)}, or a predictions file")
+        if fuse not in BASELINES and not Path(fuse).is_file():
+            raise InputError(f"--fuse {fuse}: expected one of {', '.join(BASELINES)}, or a predictions file")
         if length_penalty or renormalize or only_items or exclude_seen:
             raise InputError(
                 "--fuse: adds probabilities, so it goes without --length_penalty, --renormalize, --only_items and --exclude_seen"
@@ -129,7 +115,7 @@ def evaluate(
             raise InputError("--fuse sasrec and --cf_path go together")
         if (fuse_weight is None) == (fuse_valid_file is None):
             raise InputError("--fuse: expected either --fuse_weight or --fuse_valid_file to choose it on")
-        if fuse not in PARTNERS and fuse_weight is None:
+        if fuse not in BASELINES and fuse_weight is None:
             raise InputError(f"--fuse {fuse}: a file has no validation rows; give --fuse_weight")
         if fuse_weight is not None and not 0 <= fuse_weight < math.inf:
             raise InputError(f"--fuse_weight {fuse_weight}: must be 0 or more, and finite")
@@ -147,14 +133,14 @@ def evaluate(
     metrics_file, picture, record, fused_file, fused_metrics = (output.with_name(output.stem + end) for end in ends)
     partials = [output.with_name(f"{output.stem}{end}") for end in (".partial", ".valid.partial")]
     settings = {key: value for key, value in locals().items() if key in evaluate.__annotations__ and key != "force"}
-    inputs = [train_file, info_file, test_data_path, *([prompts_file(prompts)[0]] if prompts else [])]
+    inputs = [train_file, info_file, test_data_path, *([resolve_prompts_file(prompts)[0]] if prompts else [])]
     inputs += [path for path in (only_items, fuse_valid_file, cf_path) if path]
-    inputs += [fuse] if fuse and fuse not in PARTNERS else []
+    inputs += [fuse] if fuse and fuse not in BASELINES else []
     inputs += [base_model] if Path(base_model).exists() else []
     with process_state().main_process_first():
         outputs = [output, metrics_file, picture, *([fused_file, fused_metrics] if fuse else [])]
-        stage = cli.Stage("evaluate", settings, inputs, outputs, record, force)
-        if cli.is_main_process():
+        stage = Stage("evaluate", settings, inputs, outputs, record, force)
+        if is_main_process():
             for folder in partials:
                 prepare_folder(folder, stage.resuming)
     if stage.finished:
@@ -162,7 +148,7 @@ def evaluate(
 
     catalogue = read_info(info_file, shared_sids)
     train = read_rows(train_file, "train_file")
-    counts = popularity(row.item_id for row in train)
+    counts = count_popularity(row.item_id for row in train)
     known = dict(zip(catalogue.item_ids, catalogue.sids))
     generator = torch.Generator().manual_seed(seed)
 
@@ -172,7 +158,7 @@ def evaluate(
             if known.get(row.item_id) != row.sid:
                 raise InputError(f"{path}, row {number}: item {row.item_id} with SID {row.sid} is not in {info_file}")
         if fuse:
-            check_items(rows, path, catalogue, info_file)
+            check_rows_against_catalogue(rows, path, catalogue, info_file)
         if 0 < count < len(rows):
             rows = [rows[place] for place in torch.randperm(len(rows), generator=generator)[:count].sort().values]
         return rows
@@ -183,9 +169,9 @@ def evaluate(
     wanted = read_item_ids(only_items, known) if only_items else []
     set_seed(seed)
     model, tokenizer = load_model(base_model, "base_model")
-    encoder = Encoder(tokenizer, checkpoint_prompts(base_model, prompts, category))
+    encoder = Encoder(tokenizer, load_checkpoint_prompts(base_model, prompts, category))
     device = process_state().device
-    trie, sid_of_sequence = build_trie(catalogue, encoder, device)
+    trie, sid_of_sequence = build_catalogue_trie(catalogue, encoder, device)
     model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
     number_of = {sid: number for number, sid in enumerate(sid_of_sequence)}
     included = sorted({number_of[known[item]] for item in wanted}) if only_items else None
@@ -197,8 +183,8 @@ def evaluate(
             raise InputError(f"{path}: {len(rows) - len(examples)} rows have a history of empty SIDs")
         mixing = None
         if fuse:
-            partner = make_partner(fuse, rows, train, catalogue, cf_path)
-            mixing = Mixing(model, encoder, catalogue, counts, partner, K)
+            partner = build_row_likelihoods(fuse, rows, train, catalogue, cf_path)
+            mixing = CandidateScorer(model, encoder, catalogue, counts, partner, K)
 
         def rank(places: list[int]) -> list[dict]:
             chosen = [examples[place] for place in places]
@@ -234,7 +220,7 @@ def evaluate(
         lengths = [len(example.prompt_ids) for example in examples]
         # All processes must cut the same batches, whatever memory each of them has.
         width = num_beams + K if fuse else num_beams  # the partner's items are scored like beams more
-        size = batch_size or min(gather_object([fitting_batch_size(model, trie, max(lengths), width)]))
+        size = batch_size or min(gather_object([choose_batch_size(model, trie, max(lengths), width)]))
         if batch_size is None and engine == "hf":
             size = max(1, size // num_beams)  # a beam is a row of its own there
         return examples, work_in_shards(rank, lengths, size, folder, stage.tick)
@@ -244,7 +230,7 @@ def evaluate(
         _, found = search(valid, fuse_valid_file, partials[1])
         if found is not None:
             fuse_weight, grid = choose_weight(valid, Fusion(found, catalogue, counts))
-            cli.say(f"[evaluate] --fuse {fuse}: NDCG@10 on {len(valid):,} validation rows by weight: {grid}")
+            say(f"[evaluate] --fuse {fuse}: NDCG@10 on {len(valid):,} validation rows by weight: {grid}")
     examples, lists = search(rows, test_data_path, partials[0])
     if lists is None:
         return  # another process than the main one
@@ -271,22 +257,20 @@ def evaluate(
         fusion = Fusion(lists, catalogue, counts)
         ranked = [fusion(place, fuse_weight)[:K] for place in range(len(rows))]
         items, values = ([[pair[part] for pair in own] for own in ranked] for part in (0, 1))
-        fused = item_predictions(rows, items, catalogue, values)
+        fused = build_item_predictions(rows, items, catalogue, values)
         how = {"fuse": fuse, "fuse_weight": fuse_weight, "chosen_on": grid and fuse_valid_file, "grid": grid}
-        beside = score_item_lists(fused, rows, catalogue, counts, K)
+        beside = score_item_predictions(fused, rows, catalogue, counts, K)
         columns[f"with {fuse}, weight {fuse_weight:g}"] = beside
         write_json(fused_file, fused, indent=None)
         write_json(fused_metrics, {**beside, **how})
-    cli.say(table(columns))
+    say(format_metrics(columns))
     if results["items_sharing_a_sid"]:
-        cli.say(
-            f"{results['items_sharing_a_sid']} items share a SID; at item level the most popular of them comes first"
-        )
-    plot(columns, picture)
+        say(f"{results['items_sharing_a_sid']} items share a SID; at item level the most popular of them comes first")
+    draw_metrics(columns, picture)
     stage.done(rows=len(rows), illegal=results["illegal"], short_lists=results["short_lists"])
     for folder in partials:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    cli.run(evaluate)
+    run(evaluate)

@@ -24,16 +24,28 @@ from transformers.trainer_callback import ProgressCallback
 from trl import GRPOConfig
 from trl.trainer.callbacks import SyncRefModelCallback
 
-from beam_search import evaluation_mode, fitting_batch_size
-from data import Example
-from fileio import InputError
-from grpo_loss import LOSSES, group_advantages, kl_estimate, label_weights, policy_loss
-from LogitProcessor import SidTrie, pad_sequences
-from model_io import QuietSaves
-from prefix_tree import TreeBatch, batch_trees, label_entropy, label_log_probs, label_logits, pack_trees
-from rewards import NamedReward
-from rollouts import legal_tokens, roll_out
-from training_table import TrainingTable
+from minionerec.common.files import InputError
+from minionerec.language.examples import Example
+from minionerec.search.beam_search import choose_batch_size, evaluation_mode
+from minionerec.search.prefix_tree import (
+    TreeBatch,
+    batch_trees,
+    compute_label_entropy,
+    compute_label_log_probs,
+    compute_label_logits,
+    pack_trees,
+)
+from minionerec.search.trie import SidTrie, pad_sequences
+from minionerec.training.callbacks import QuietCheckpoints, TrainingTable
+from minionerec.training.grpo_loss import (
+    LOSSES,
+    compute_advantages,
+    compute_label_weights,
+    compute_policy_loss,
+    estimate_kl,
+)
+from minionerec.training.rewards import NamedReward
+from minionerec.training.rollouts import find_legal_tokens, roll_out
 
 REFERENCE_FILE = "reference.safetensors"
 
@@ -101,7 +113,7 @@ class StepSampler(Sampler[int]):
                 yield from rows
 
 
-class GroupTrainer(QuietSaves, Trainer):
+class GroupTrainer(QuietCheckpoints, Trainer):
     """A `transformers.Trainer` whose row is one prompt group, configured by `RLConfig`.
 
     All prompts of an optimizer step are rolled out together before its first forward pass, so that means are taken over
@@ -215,7 +227,7 @@ class GroupTrainer(QuietSaves, Trainer):
         if not self._fitting:
             found = args.num_generations * 3 // 2 if args.dynamic_sampling else args.num_generations
             longest = max(len(self.train_dataset[place].prompt_ids) for place in range(len(self.train_dataset)))
-            self._fitting = fitting_batch_size(policy, self.trie, longest, found)
+            self._fitting = choose_batch_size(policy, self.trie, longest, found)
         with self.compute_loss_context_manager():
             return roll_out(
                 policy,
@@ -251,7 +263,7 @@ class GroupTrainer(QuietSaves, Trainer):
         groups = self.rollout(examples)
         rewards = self.reward_groups(examples, groups)
         scale = self.args.loss_type != "dr_grpo"
-        advantages = [group_advantages(values, scale=scale) for values in rewards]
+        advantages = [compute_advantages(values, scale=scale) for values in rewards]
         silent = [not bool(values.any()) for values in advantages]
         lengths = [len(self.completion_tokens[number]) for group in groups for number in group]
         hits = sum(self.sequence_of_sid[example.sid] in group for example, group in zip(examples, groups))
@@ -301,8 +313,8 @@ class GroupTrainer(QuietSaves, Trainer):
         legal = None
         if self.args.renormalize:
             matrix = torch.from_numpy(pad_sequences(flat)[0]).to(device)
-            legal = legal_tokens(self.trie, matrix)[matrix >= 0]
-        weight = label_weights(lengths, self.args.loss_type, *counts, self.trie.depth)
+            legal = find_legal_tokens(self.trie, matrix)[matrix >= 0]
+        weight = compute_label_weights(lengths, self.args.loss_type, *counts, self.trie.depth)
         each = torch.cat([advantages[places[group]] for group in order]).repeat_interleave(lengths)
         return GroupBatch(tree.to(device), lengths.to(device), each.to(device), weight.to(device), legal)
 
@@ -312,13 +324,13 @@ class GroupTrainer(QuietSaves, Trainer):
         batch, args = inputs["groups"], self.args
         if batch.tree is None:
             return sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad) * 0.0
-        logits, where = label_logits(model, batch.tree, self.temperature)
-        log_probs = label_log_probs(logits, where, batch.tree.label_token, batch.legal)
+        logits, where = compute_label_logits(model, batch.tree, self.temperature)
+        log_probs = compute_label_log_probs(logits, where, batch.tree.label_token, batch.legal)
         with torch.no_grad():
-            entropy = label_entropy(logits.detach(), where, batch.legal)
+            entropy = compute_label_entropy(logits.detach(), where, batch.legal)
         if batch.old is None:
             batch.old = log_probs.detach()
-        loss, clipped = policy_loss(
+        loss, clipped = compute_policy_loss(
             log_probs,
             batch.old,
             batch.advantages,
@@ -330,7 +342,7 @@ class GroupTrainer(QuietSaves, Trainer):
         if args.beta:
             if batch.reference is None:
                 batch.reference = self._reference_log_probs(model, batch)
-            divergence = kl_estimate(log_probs, batch.reference)
+            divergence = estimate_kl(log_probs, batch.reference)
             loss = loss + args.beta * divergence
             self._note("kl", (divergence.detach() * batch.weight).sum() / counted)
         self._note("entropy", (entropy * batch.weight).sum() / counted)
@@ -344,8 +356,8 @@ class GroupTrainer(QuietSaves, Trainer):
         without = inner.disable_adapter() if self.reference is None else contextlib.nullcontext()
         reference = self.reference or inner
         with without, evaluation_mode(reference):
-            logits, where = label_logits(reference, batch.tree, self.temperature)
-            found = label_log_probs(logits, where, batch.tree.label_token, batch.legal)
+            logits, where = compute_label_logits(reference, batch.tree, self.temperature)
+            found = compute_label_log_probs(logits, where, batch.tree.label_token, batch.legal)
         self._reference_seconds += self._now() - started
         return found
 

@@ -15,21 +15,21 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-import cli
-from beam_search import beam_search
-from data import fit
-from fileio import InputError, parse_list
-from LogitProcessor import SidTrie
-from metrics import items_by_sid, popularity
-from model_io import load_model, process_state
-from prompts import Encoder, checkpoint_prompts
-from ranking import build_trie
-from records import Catalogue, Row, read_info, read_rows
+from minionerec.common.cli import run
+from minionerec.common.files import InputError, parse_list
+from minionerec.common.processes import process_state, say
+from minionerec.common.records import Catalogue, Row, count_popularity, group_items_by_sid, read_info, read_rows
+from minionerec.language.catalogue_trie import build_catalogue_trie
+from minionerec.language.examples import shorten_prompts
+from minionerec.language.models import load_model
+from minionerec.language.prompts import Encoder, load_checkpoint_prompts
+from minionerec.search.beam_search import beam_search
+from minionerec.search.trie import SidTrie
 
 CANDIDATES = 5
 
 
-def same_case(text: str) -> str:
+def normalise_title(text: str) -> str:
     """`text` for comparing: without case, with single blanks."""
     return " ".join(text.casefold().split())
 
@@ -57,8 +57,8 @@ def find_item(title: str, catalogue: Catalogue) -> int:
     Raises:
         InputError: no such item, or several; the line names up to CANDIDATES of them.
     """
-    wanted = same_case(title)
-    titles = [same_case(own) for own in catalogue.titles]
+    wanted = normalise_title(title)
+    titles = [normalise_title(own) for own in catalogue.titles]
     places = [place for place, sid in enumerate(catalogue.sids) if sid == title.strip()]
     places = places or [place for place, own in enumerate(titles) if own == wanted]
     places = places or [place for place, own in enumerate(titles) if wanted in own]
@@ -77,7 +77,7 @@ def find_item(title: str, catalogue: Catalogue) -> int:
     raise InputError(said + (f": {shown}" if shown else ""))
 
 
-def latest_history(rows: Sequence[Row], user_id: str, path: str) -> tuple[list[str], list[str]]:
+def find_latest_history(rows: Sequence[Row], user_id: str, path: str) -> tuple[list[str], list[str]]:
     """(SIDs, titles), oldest first, of all that is known of a user: the history of the last row, and its target.
 
     Raises:
@@ -117,7 +117,9 @@ class Recommender:
         """
         self.encoder.sid_ids(history)
         newest = history[-self.max_history :]  # all of them where max_history is 0
-        ((count, _, prompt_ids),) = fit("next_sid", [newest], [self.cutoff_len - self.trie.depth], self.encoder)
+        ((count, _, prompt_ids),) = shorten_prompts(
+            "next_sid", [newest], [self.cutoff_len - self.trie.depth], self.encoder
+        )
         return count, prompt_ids
 
     def rank(self, prompt_ids: list[int], without: Collection[str]) -> list[tuple[str, float]]:
@@ -192,9 +194,9 @@ def recommend(
     if max_history < 0:
         raise InputError(f"--max_history {max_history}: must be 0 (all) or more")
     catalogue = read_info(info_file, shared_sids)
-    counts = popularity(row.item_id for row in read_rows(train_file, "train_file")) if train_file else {}
+    counts = count_popularity(row.item_id for row in read_rows(train_file, "train_file")) if train_file else {}
     title_of = dict(zip(catalogue.item_ids, catalogue.titles))
-    items = items_by_sid(catalogue.sids, catalogue.item_ids, counts)
+    items = group_items_by_sid(catalogue.sids, catalogue.item_ids, counts)
 
     def from_titles(text: str) -> tuple[list[str], list[str]]:
         places = [find_item(title, catalogue) for title in split_titles(text)]
@@ -202,22 +204,22 @@ def recommend(
 
     # What can be wrong is found before a model is loaded.
     if user_id is not None:
-        history = latest_history(read_rows(history_file, "history_file"), user_id, history_file)
+        history = find_latest_history(read_rows(history_file, "history_file"), user_id, history_file)
     elif titles is not None:
         history = from_titles(titles)
     model, tokenizer = load_model(base_model, "base_model")
-    encoder = Encoder(tokenizer, checkpoint_prompts(base_model, prompts, category))
+    encoder = Encoder(tokenizer, load_checkpoint_prompts(base_model, prompts, category))
     encoder.check_boundary("next_sid", encoder.prompts.target("next_sid", catalogue.sids[0]))
     device = process_state().device
     model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
-    trie, sid_of_sequence = build_trie(catalogue, encoder, device)
+    trie, sid_of_sequence = build_catalogue_trie(catalogue, encoder, device)
     shown_titles = {sid: [title_of[item] for item in own] for sid, own in items.items()}
     recommender = Recommender(model, encoder, trie, sid_of_sequence, shown_titles, num_beams, max_history, cutoff_len)
 
     if not interactive:
-        cli.say(recommender.answer(*history, top, exclude_seen))
+        say(recommender.answer(*history, top, exclude_seen))
         return
-    cli.say('titles, oldest first: "first; second"; an empty line ends')
+    say('titles, oldest first: "first; second"; an empty line ends')
     while True:
         try:
             text = input("> ").strip()
@@ -226,10 +228,10 @@ def recommend(
         if not text:
             return
         try:
-            cli.say(recommender.answer(*from_titles(text), top, exclude_seen))
+            say(recommender.answer(*from_titles(text), top, exclude_seen))
         except InputError as error:
-            cli.say(f"error: {error}")
+            say(f"error: {error}")
 
 
 if __name__ == "__main__":
-    cli.run(recommend)
+    run(recommend)

@@ -12,46 +12,38 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
-import cli
-from adapters import check_checkpoint, check_flags, merged, train_lora, trainable_parameters
-from data import EvalSidDataset
-from fileio import InputError
-from grpo_loss import CLIP
-from item_lists import check_items
+from data import RL_TASKS, EvalSidDataset, TaskInputs, build_mixture, choose_tasks
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from minionerec.common.items import read_descriptions, read_preferences
+from minionerec.common.processes import process_state, say
+from minionerec.common.records import check_rows_against_catalogue, read_info, read_rows
+from minionerec.common.stage import Stage
+from minionerec.evaluation.ranking import measure_validation
+from minionerec.language.adapters import (
+    add_lora,
+    check_adapter_checkpoint,
+    check_adapter_flags,
+    count_trainable_parameters,
+    merge_adapters,
+)
+from minionerec.language.catalogue_trie import build_catalogue_trie
+from minionerec.language.models import add_dropout, load_model
+from minionerec.language.prompts import Encoder, load_checkpoint_prompts, resolve_prompts_file
+from minionerec.training.callbacks import EpochSetter, StageTimer
+from minionerec.training.checkpoints import choose_resume_checkpoint, save_checkpoint_folder
+from minionerec.training.grpo_loss import CLIP, choose_loss
+from minionerec.training.rewards import REWARDS, build_rewards
 from minionerec_trainer import GroupTrainer, RLConfig
-from model_io import TimeKeeper, add_dropout, checkpoint_to_resume, load_model, process_state, save_checkpoint_folder
-from prompts import Encoder, checkpoint_prompts, prompts_file
-from ranking import build_trie, validation_metrics
-from records import read_info, read_rows
-from rewards import REWARDS, make_rewards
-from tasks import RL_TASKS, Inputs, choose_tasks, make_mixture, read_descriptions, read_preferences
-
-
-class FreshExamples(TrainerCallback):
-    """Tells the training set the epoch, so that weights below 1 take other examples; data loaders do not in every setting."""
-
-    def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
-        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
-
 
 # Dense rewards let every group say something; divided by their spread, groups without the target would say as much as
 # those with it, and without a strong pull to the reference a beam's wrong items are pushed down for ever.
 DEFAULT_REWARDS = ("rule:0.5", "content", "transitions")
+
+
 PROMPTS_PER_STEP = 64
-
-
-def chosen_loss(dapo: bool, gspo: bool, dr_grpo: bool | None) -> str:
-    """The name in `grpo_loss.LOSSES` that the flags ask for; dr_grpo if none of them is given.
-
-    Raises:
-        InputError: more than one of them.
-    """
-    named = [name for name, flag in (("dapo", dapo), ("gspo", gspo), ("dr_grpo", dr_grpo)) if flag]
-    if len(named) > 1:
-        raise InputError(f"--{named[0]} and --{named[1]}: choose one")
-    return named[0] if named else "dr_grpo" if dr_grpo is None else "grpo"
 
 
 def rl(
@@ -154,7 +146,7 @@ def rl(
         shared_sids: accept an info file in which items share a SID.
         wandb_project: log there. tensorboard: log to runs/ below output_dir.
     """
-    loss_type = chosen_loss(dapo, gspo, dr_grpo)
+    loss_type = choose_loss(dapo, gspo, dr_grpo)
     if num_generations < 2:
         raise InputError(f"--num_generations {num_generations}: a group needs at least 2 completions")
     if train_batch_size % num_generations or train_batch_size < num_generations:
@@ -181,21 +173,21 @@ def rl(
     lora_settings = dict(
         lora_rank=lora_rank, lora_alpha=lora_alpha, lora_targets=lora_targets, lora_dropout=lora_dropout
     )
-    check_flags(False, lora, False, **lora_settings)
+    check_adapter_flags(False, lora, False, **lora_settings)
     settings = {key: value for key, value in locals().items() if key in rl.__annotations__ and key != "force"}
     inputs = [train_file, eval_file, info_file]
-    inputs += [prompts_file(prompts)[0]] if prompts else []
+    inputs += [resolve_prompts_file(prompts)[0]] if prompts else []
     optional = [model_path, ref_model_path, item_meta_path, preference_file, ada_path, cf_path]
     optional += [reward_module.rpartition(":")[0]] if reward_module else []
     inputs += [path for path in optional if path and Path(path).exists()]
     final = Path(output_dir) / "final_checkpoint"
     with process_state().main_process_first():
-        stage = cli.Stage("rl", settings, inputs, [final], Path(output_dir) / "rl.stage.json", force)
+        stage = Stage("rl", settings, inputs, [final], Path(output_dir) / "rl.stage.json", force)
     if stage.finished:
         return
     # Now, not when training begins: a run cut off before that must not leave another run's checkpoints to be resumed.
-    checkpoint = checkpoint_to_resume(output_dir, resume_from_checkpoint, stage.resuming)
-    check_checkpoint(checkpoint, False, lora)
+    checkpoint = choose_resume_checkpoint(output_dir, resume_from_checkpoint, stage.resuming)
+    check_adapter_checkpoint(checkpoint, False, lora)
 
     # Phase 1: data, model, catalogue; everything that can be wrong is found here.
     generator = random.Random(seed)
@@ -213,27 +205,27 @@ def rl(
         )
     device = process_state().device
     reward_files = {"ada_path": ada_path, "cf_path": cf_path, "reward_module": reward_module}
-    rewards = make_rewards(reward_type or DEFAULT_REWARDS, catalogue, whole[0], str(device), **reward_files)
+    rewards = build_rewards(reward_type or DEFAULT_REWARDS, catalogue, whole[0], str(device), **reward_files)
     if any(reward.name not in REWARDS for reward in rewards):  # those look at items, not at SIDs alone
-        check_items(splits[0], train_file, catalogue, info_file)
-    prompt_set = checkpoint_prompts(model_path, prompts, category)
+        check_rows_against_catalogue(splits[0], train_file, catalogue, info_file)
+    prompt_set = load_checkpoint_prompts(model_path, prompts, category)
     weights = choose_tasks(tasks, prompt_set, RL_TASKS, item_meta_path=item_meta_path, preference_file=preference_file)
     descriptions = read_descriptions(item_meta_path, catalogue.item_ids) if item_meta_path else None
     preferences = read_preferences(preference_file) if preference_file else None
     set_seed(seed)
     model, tokenizer = load_model(model_path, "model_path")
     encoder = Encoder(tokenizer, prompt_set)
-    sources = Inputs(splits[0], catalogue, descriptions, preferences, seed=seed)
-    train_set = make_mixture(weights, sources, encoder, cutoff_len, RL_TASKS)
+    sources = TaskInputs(splits[0], catalogue, descriptions, preferences, seed=seed)
+    train_set = build_mixture(weights, sources, encoder, cutoff_len, RL_TASKS)
     for line in train_set.report():
-        cli.say(f"[rl] {line}")
+        say(f"[rl] {line}")
     for dataset in train_set.datasets:
         # Once with what a rollout may find, so that a reward that cannot work says so before the first step.
         completions = list(dict.fromkeys([dataset[0].sid, *catalogue.sids[:num_generations]]))[:num_generations]
         for reward in rewards:
             reward(completions, dataset[0])
     validation = EvalSidDataset(splits[1], encoder, cutoff_len).examples
-    trie, sid_of_sequence = build_trie(catalogue, encoder, device)
+    trie, sid_of_sequence = build_catalogue_trie(catalogue, encoder, device)
     model.to(device)
     reference = None
     if ref_model_path:
@@ -245,7 +237,7 @@ def rl(
         reference = copy.deepcopy(model).eval().requires_grad_(False)
     if lora:
         sid_rows = {token for level in trie.level_tokens for token in level.tolist()} - set(encoder.end)
-        model = train_lora(model, sorted(sid_rows), lora_rank, lora_alpha, lora_targets, lora_dropout)
+        model = add_lora(model, sorted(sid_rows), lora_rank, lora_alpha, lora_targets, lora_dropout)
     if dropout:  # after the wrapping: its hooks are to stand on the layers that are called
         add_dropout(model, dropout)
 
@@ -253,7 +245,7 @@ def rl(
         with trainer.compute_loss_context_manager():
             policy = trainer.accelerator.unwrap_model(trainer.model)
             batch_size = max(1, eval_batch_size // test_beam)
-            return validation_metrics(policy, trie, sid_of_sequence, validation, test_beam, batch_size)
+            return measure_validation(policy, trie, sid_of_sequence, validation, test_beam, batch_size)
 
     # Phase 2: train.
     if wandb_project:
@@ -261,14 +253,16 @@ def rl(
     if tensorboard:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(output_dir) / "runs"))
     per_step = train_batch_size // num_generations * gradient_accumulation_steps * world
-    updates = num_train_epochs * math.ceil(len(train_set) / per_step) * num_iterations  # an epoch's last step is filled up
+    updates = (
+        num_train_epochs * math.ceil(len(train_set) / per_step) * num_iterations
+    )  # an epoch's last step is filled up
     steps = max_steps if max_steps > 0 else max(1, round(updates))
     interval = max(1, round(eval_step * steps) if eval_step < 1 else int(eval_step))
     interval = (
         -(-interval // num_iterations) * num_iterations
     )  # a checkpoint holds no rollouts that are to be used again
-    cli.say(
-        f"[rl] {trainable_parameters(model):,} trainable parameters, {len(train_set):,} prompts, about {steps:,} steps of "
+    say(
+        f"[rl] {count_trainable_parameters(model):,} trainable parameters, {len(train_set):,} prompts, about {steps:,} steps of "
         f"{per_step} prompts x {num_generations} completions"
     )
     clip = CLIP[loss_type]
@@ -282,7 +276,7 @@ def rl(
         rewards=rewards,
         pad_token_id=encoder.pad_token_id,
         validate=validate if test_during_training else None,
-        callbacks=[TimeKeeper(stage), FreshExamples(), *stopping],
+        callbacks=[StageTimer(stage), EpochSetter(), *stopping],
         args=RLConfig(
             output_dir=output_dir,
             beam_search=beam_search,
@@ -336,7 +330,7 @@ def rl(
     )
     start = validate() if test_during_training else {}
     if start:
-        cli.say(
+        say(
             "[rl] validation before the first step: "
             + ", ".join(f"{name} {value:.4f}" for name, value in start.items())
         )
@@ -344,12 +338,12 @@ def rl(
 
     # Phase 3: keep the best validated weights, the start included.
     results = {"steps": trainer.state.global_step}
-    kept = merged(model)
+    kept = merge_adapters(model)
     if start:
         best = trainer.state.best_metric
         results |= {"validation HR@10 at start": round(start["HR@10"], 4), "validation HR@10 best": round(best, 4)}
         if best <= start["HR@10"]:
-            cli.say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
+            say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
             kept = load_model(model_path, "model_path")[0]
     if trainer.is_world_process_zero():
         save_checkpoint_folder(kept, tokenizer, prompt_set, final)
@@ -358,4 +352,4 @@ def rl(
 
 
 if __name__ == "__main__":
-    cli.run(rl)
+    run(rl)

@@ -13,48 +13,40 @@ from pathlib import Path
 import torch
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
-import cli
-from adapters import check_checkpoint, check_flags, merged, train_lora, train_rows, trainable_parameters
-from data import EvalSidDataset
-from fileio import InputError, read_json
-from model_io import (
-    TimeKeeper,
-    add_dropout,
-    add_sid_tokens,
-    check_attention,
-    checkpoint_to_resume,
-    item_texts,
-    load_model,
-    model_from_config,
-    process_state,
-    save_checkpoint_folder,
+from data import EvalSidDataset, TaskInputs, build_mixture, choose_tasks
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from minionerec.common.items import read_catalogue, read_preferences
+from minionerec.common.processes import process_state, say
+from minionerec.common.records import check_rows_against_index, read_index, read_rows
+from minionerec.common.stage import Stage
+from minionerec.common.texts import join_item_texts, list_texts
+from minionerec.evaluation.ranking import measure_validation
+from minionerec.language.adapters import (
+    add_lora,
+    check_adapter_checkpoint,
+    check_adapter_flags,
+    count_trainable_parameters,
+    merge_adapters,
+    train_token_rows,
 )
-from prompts import Encoder, load_prompts, prompts_file
-from ranking import build_trie, validation_metrics
-from records import Catalogue, check_rows_against_index, read_index, read_rows
-from sft_trainer import PACKINGS, TreeBatches, TreeTrainer
-from sid_init import code_directions, embedding_vectors, tfidf_vectors
-from similar_items import texts_of
-from tasks import Inputs, choose_tasks, make_mixture, read_preferences
+from minionerec.language.catalogue_trie import build_catalogue_trie
+from minionerec.language.models import add_dropout, build_model_from_config, check_attention, load_model
+from minionerec.language.prompts import Encoder, load_prompts, resolve_prompts_file
+from minionerec.language.sid_tokens import (
+    add_sid_tokens,
+    average_embeddings,
+    compute_code_directions,
+    compute_tfidf_vectors,
+)
+from minionerec.training.callbacks import StageTimer
+from minionerec.training.checkpoints import choose_resume_checkpoint, save_checkpoint_folder
+from minionerec.training.sft_trainer import PACKINGS, TreeBatches, TreeTrainer
 
 BEST_BY = ("loss", "HR@10")
+
+
 SID_INITS = ("text", "noise")
-
-
-def read_items(path: str, index: dict[int, tuple[str, ...]], index_path: str) -> tuple[Catalogue, list[str]]:
-    """(catalogue, descriptions) of an item.json, which must cover the index.
-
-    Raises:
-        InputError: an item that one of the two files lacks.
-    """
-    items = read_json(path, "item_meta_path")
-    missing = sorted(set(index) - {int(key) for key in items})
-    if missing:
-        raise InputError(f"{path}: item {missing[0]} of {index_path} is missing")
-    order = sorted(index)
-    titles = [str(items[str(item)].get("title") or "") for item in order]
-    descriptions = [str(items[str(item)].get("description") or "") for item in order]
-    return Catalogue(["".join(index[item]) for item in order], titles, order), descriptions
 
 
 def sft(
@@ -138,7 +130,7 @@ def sft(
     tasks = list(tasks or weights)
     compact = set(prompt_set.templates) == {"next_sid", "similar_sid"}
     cut_histories = compact if cut_histories is None else cut_histories
-    check_flags(
+    check_adapter_flags(
         freeze_LLM,
         lora,
         train_from_scratch,
@@ -166,20 +158,20 @@ def sft(
     settings = dict(locals())
     settings = {key: settings[key] for key in sft.__annotations__ if key not in ("force", "return")}
     inputs = [train_file, eval_file, sid_index_path, item_meta_path]
-    inputs += [prompts_file(prompts)[0]] if prompts else []
+    inputs += [resolve_prompts_file(prompts)[0]] if prompts else []
     inputs += [path for path in (base_model, preference_file) if path and Path(path).exists()]
     final = Path(output_dir) / "final_checkpoint"
     with process_state().main_process_first():
-        stage = cli.Stage("sft", settings, inputs, [final], Path(output_dir) / "sft.stage.json", force)
+        stage = Stage("sft", settings, inputs, [final], Path(output_dir) / "sft.stage.json", force)
     if stage.finished:
         return
     # Now, not when training begins: a run cut off before that must not leave another run's checkpoints to be resumed.
-    checkpoint = checkpoint_to_resume(output_dir, resume_from_checkpoint, stage.resuming)
-    check_checkpoint(checkpoint, freeze_LLM, lora)
+    checkpoint = choose_resume_checkpoint(output_dir, resume_from_checkpoint, stage.resuming)
+    check_adapter_checkpoint(checkpoint, freeze_LLM, lora)
 
     # Phase 1: everything that can be wrong with the input is found before a model is loaded.
     index = read_index(sid_index_path, "sid_index_path")
-    catalogue, descriptions = read_items(item_meta_path, index, sid_index_path)
+    catalogue, descriptions = read_catalogue(item_meta_path, index, sid_index_path)
     preferences = read_preferences(preference_file) if preference_file else None
     generator = random.Random(seed)
     splits = []
@@ -194,35 +186,39 @@ def sft(
     # Phase 2: model, tokenizer, datasets.
     set_seed(seed)
     if train_from_scratch:
-        model, tokenizer = model_from_config(base_model, item_texts(catalogue.titles, descriptions), seed, attention)
+        model, tokenizer = build_model_from_config(
+            base_model, list_texts(catalogue.titles, descriptions), seed, attention
+        )
     else:
         model, tokenizer = load_model(base_model, "base_model", attention)
     sid_tokens = sorted({token for tokens in index.values() for token in tokens})
     directions = None
     if sid_init == "text" and not tokenizer.get_vocab().keys() >= set(sid_tokens):  # a base that has them needs none
-        about = texts_of(catalogue.titles, descriptions)
+        about = join_item_texts(catalogue.titles, descriptions)
         if train_from_scratch:
-            vectors = tfidf_vectors(about, model.get_input_embeddings().weight.shape[1], seed)
+            vectors = compute_tfidf_vectors(about, model.get_input_embeddings().weight.shape[1], seed)
         else:
-            vectors = embedding_vectors(about, model, tokenizer)
-        directions = code_directions([index[item] for item in catalogue.item_ids], vectors)
+            vectors = average_embeddings(about, model, tokenizer)
+        directions = compute_code_directions([index[item] for item in catalogue.item_ids], vectors)
     added = add_sid_tokens(model, tokenizer, sid_tokens, seed, 1.0 if train_from_scratch else 0.1, directions)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sid_rows = tokenizer.convert_tokens_to_ids(sid_tokens)
     if lora:
-        model = train_lora(model, sid_rows, lora_rank, lora_alpha, lora_targets, lora_dropout)
+        model = add_lora(model, sid_rows, lora_rank, lora_alpha, lora_targets, lora_dropout)
     elif freeze_LLM:
-        model = train_rows(model, sid_rows)
+        model = train_token_rows(model, sid_rows)
     if dropout:  # after the wrapping: its hooks are to stand on the layers that are called
         add_dropout(model, dropout)
     encoder = Encoder(tokenizer, prompt_set)
     accumulation = batch_size // (micro_batch_size * world)
     texts = dict(zip(catalogue.item_ids, descriptions)), preferences
     eval_tasks = dict.fromkeys(["next_sid"] if "next_sid" in prompt_set.templates else weights, 1.0)
-    train_part = make_mixture(weights, Inputs(splits[0], catalogue, *texts, cut_histories, seed), encoder, cutoff_len)
-    eval_part = make_mixture(eval_tasks, Inputs(splits[1], catalogue, *texts), encoder, cutoff_len)
+    train_part = build_mixture(
+        weights, TaskInputs(splits[0], catalogue, *texts, cut_histories, seed), encoder, cutoff_len
+    )
+    eval_part = build_mixture(eval_tasks, TaskInputs(splits[1], catalogue, *texts), encoder, cutoff_len)
     for line in train_part.report():
-        cli.say(f"[sft] {line}")
+        say(f"[sft] {line}")
     try:
         how = {"packing": packing, "tree_tokens": tree_tokens}
         train_set = TreeBatches([train_part], batch_size, accumulation * world, encoder.pad_token_id, seed, **how)
@@ -232,8 +228,8 @@ def sft(
         )
     except ValueError as error:
         raise InputError(f"--batch_size {batch_size}: {error}") from None
-    trainable = trainable_parameters(model)
-    cli.say(
+    trainable = count_trainable_parameters(model)
+    say(
         f"[sft] {parameters:,} parameters, {trainable:,} trainable, {added} new SID tokens, {train_set.rows:,} training rows, {train_set.steps} steps an epoch"
     )
 
@@ -242,19 +238,19 @@ def sft(
         os.environ["WANDB_PROJECT"] = wandb_project
     validate = None
     if best_by == "HR@10":
-        trie, sid_of_sequence = build_trie(catalogue, encoder, process_state().device)
+        trie, sid_of_sequence = build_catalogue_trie(catalogue, encoder, process_state().device)
         rows_to_rank = EvalSidDataset(splits[1], encoder, cutoff_len).examples
 
         def validate() -> dict[str, float]:
             policy = trainer.accelerator.unwrap_model(trainer.model)
-            return validation_metrics(policy, trie, sid_of_sequence, rows_to_rank, eval_beams, micro_batch_size)
+            return measure_validation(policy, trie, sid_of_sequence, rows_to_rank, eval_beams, micro_batch_size)
 
     trainer = TreeTrainer(
         model=model,
         validate=validate,
         train_dataset=train_set,
         eval_dataset=eval_set,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience), TimeKeeper(stage)],
+        callbacks=[EarlyStoppingCallback(early_stopping_patience), StageTimer(stage)],
         args=TrainingArguments(
             output_dir=output_dir,
             per_device_train_batch_size=1,
@@ -288,7 +284,7 @@ def sft(
 
     # Phase 4: the best epoch, as a folder that RL and evaluation read.
     if trainer.is_world_process_zero():
-        save_checkpoint_folder(merged(model), tokenizer, prompt_set, final)
+        save_checkpoint_folder(merge_adapters(model), tokenizer, prompt_set, final)
     trainer.accelerator.wait_for_everyone()
     stage.done(
         **{f"eval_{best_by}": round(trainer.state.best_metric, 4)},
@@ -299,4 +295,4 @@ def sft(
 
 
 if __name__ == "__main__":
-    cli.run(sft)
+    run(sft)

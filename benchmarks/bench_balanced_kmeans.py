@@ -23,9 +23,10 @@ import torch
 from k_means_constrained import KMeansConstrained
 from tqdm import tqdm
 
-import cli
-from fileio import InputError
-from rq.balanced_kmeans import balanced_kmeans, cluster_means
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from minionerec.common.processes import is_main_process, say
+from rq.kmeans.balanced import balanced_kmeans, cluster_means
 
 
 def mixture(n: int, dim: int, generator: torch.Generator, apart: float) -> torch.Tensor:
@@ -141,13 +142,13 @@ def bench(
                     "growth": before and round(math.log(seconds / before["seconds"]) / math.log(n / before["n"]), 2),
                 }
             )
-            cli.say(json.dumps(large[-1]))
+            say(json.dumps(large[-1]))
     compared = []
     for n in sizes:
         for kind in kinds:
             seconds: dict[str, list[float]] = {"ours": [], "flow": []}
             ratios, found = [], []
-            for repeat in tqdm(range(repeats), desc=f"{kind} {n}", disable=not cli.is_main_process()):
+            for repeat in tqdm(range(repeats), desc=f"{kind} {n}", disable=not is_main_process()):
                 x, start = problem(kind, n, seed + repeat)
                 scores = {}
                 for name, way in (("ours", ours), ("flow", flow)):
@@ -170,7 +171,7 @@ def bench(
                     "speed": round(medians["flow"] / medians["ours"], 1),
                 }
             )
-            cli.say(json.dumps(compared[-1]))
+            say(json.dumps(compared[-1]))
     print(
         json.dumps(
             {
@@ -187,4 +188,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    cli.run(bench)
+    run(bench)

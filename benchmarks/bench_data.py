@@ -18,8 +18,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import cli
-from fileio import InputError, read_json
+from minionerec.common.cli import run
+from minionerec.common.files import InputError, read_json
+from minionerec.common.processes import say
 
 WORDS = (
     "great works as described battery the cable fits my old one and it broke after two weeks but price is “fair” \\ "
@@ -104,7 +105,7 @@ def load(path: Path) -> list[dict]:
 def plain(folder: Path) -> None:
     """The plain way: every record in memory, then loops over lists and dictionaries. Same rules, same files."""
     from data_process.amazon_files import plain_title
-    from data_process.text import clean
+    from minionerec.common.texts import clean_text
 
     items: dict[str, dict] = {}
     for record in load(folder / "meta.json"):
@@ -112,8 +113,8 @@ def plain(folder: Path) -> None:
         if title and record["asin"] not in items:
             items[record["asin"]] = {
                 "title": title,
-                "description": clean(record["description"]),
-                "brand": clean(record["brand"]),
+                "description": clean_text(record["description"]),
+                "brand": clean_text(record["brand"]),
                 "categories": ", ".join(record["category"]),
             }
     reviews = load(folder / "reviews.json")
@@ -192,7 +193,7 @@ def bench(reviews: int = 5_000_000, seed: int = 0, work_dir: str | None = None) 
         folder = Path(name)
         in_child(generate, folder, reviews, seed)
         size = sum((folder / file).stat().st_size for file in ("meta.json", "reviews.json")) / 2**20
-        cli.say(f"generated {reviews} reviews, {size:.0f} MB")
+        say(f"generated {reviews} reviews, {size:.0f} MB")
         figures = {}
         for way in (streaming, plain):
             queue = multiprocessing.get_context("spawn").SimpleQueue()
@@ -203,9 +204,9 @@ def bench(reviews: int = 5_000_000, seed: int = 0, work_dir: str | None = None) 
                 raise InputError(f"the two ways disagree in toy.{file}: no figure is reported")
         counts = read_json(folder / "streaming" / "toy.data_process.stage.json")["results"]
     lines = counts["metadata_lines"] + counts["raw_reviews"]
-    cli.say(f"{'way':<12}{'seconds':>10}{'CPU s':>10}{'lines/s':>12}{'peak MB':>10}")
+    say(f"{'way':<12}{'seconds':>10}{'CPU s':>10}{'lines/s':>12}{'peak MB':>10}")
     for way, (seconds, cpu, peak) in figures.items():
-        cli.say(f"{way:<12}{seconds:>10.1f}{cpu:>10.1f}{lines / seconds:>12.0f}{peak:>10.0f}")
+        say(f"{way:<12}{seconds:>10.1f}{cpu:>10.1f}{lines / seconds:>12.0f}{peak:>10.0f}")
     (ours, ours_cpu, ours_peak), (theirs, theirs_cpu, theirs_peak) = figures["streaming"], figures["plain"]
     print(
         json.dumps(
@@ -232,4 +233,4 @@ def bench(reviews: int = 5_000_000, seed: int = 0, work_dir: str | None = None) 
 
 
 if __name__ == "__main__":
-    cli.run(bench)
+    run(bench)

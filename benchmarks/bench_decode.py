@@ -39,17 +39,20 @@ from transformers import (
     Qwen3Config,
 )
 
-import beam_search as search
-import cli
 from benchmarks.bench_sft import published
 from data import EvalSidDataset, RLSeqTitle2SidDataset
-from fileio import InputError
-from hf_search import left_padded
-from LogitProcessor import SidTrie
-from model_io import add_sid_tokens, item_texts, load_model, train_tokenizer
-from prompt_rows import SHORTEST_HEAD
-from prompts import Encoder, checkpoint_prompts, load_prompts
-from records import SID_TOKEN, read_rows
+from LogitProcessor import pad_left
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from minionerec.common.processes import say
+from minionerec.common.records import SID_TOKEN, read_rows
+from minionerec.common.texts import list_texts
+from minionerec.language.models import load_model, train_tokenizer
+from minionerec.language.prompts import Encoder, load_checkpoint_prompts, load_prompts
+from minionerec.language.sid_tokens import add_sid_tokens
+from minionerec.search import beam_search as search
+from minionerec.search.prefill import SHORTEST_HEAD
+from minionerec.search.trie import SidTrie
 
 END = 1
 # Task: the dataset that makes its prompts from rows.
@@ -143,9 +146,9 @@ def from_published(
     if checkpoint:
         model, tokenizer = load_model(checkpoint, "model")
         model.eval()
-        encoder = Encoder(tokenizer, checkpoint_prompts(checkpoint, prompt_set, None))
+        encoder = Encoder(tokenizer, load_checkpoint_prompts(checkpoint, prompt_set, None))
     else:
-        tokenizer = train_tokenizer(item_texts(catalogue.titles, []), vocab_size)
+        tokenizer = train_tokenizer(list_texts(catalogue.titles, []), vocab_size)
         sid_tokens = {token for sid in catalogue.sids for token in SID_TOKEN.findall(sid)}
         model = random_model(shape, vocab_size + len(sid_tokens), seed)
         add_sid_tokens(model, tokenizer, sid_tokens, seed, 1.0)
@@ -175,7 +178,7 @@ class PrefixDictionary(LogitsProcessor):
 
 def textbook(task: Task, num_beams: int) -> Found:
     """HF `generate`, every beam a row of its own."""
-    ids, mask = left_padded(task.prompts, task.end[-1])
+    ids, mask = pad_left(task.prompts, task.end[-1])
     out = task.model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -388,10 +391,10 @@ def bench(
         }
 
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    cli.say(f"{'way':<10}{'median s':>10}{'tokens':>10}{'padding':>10}")
+    say(f"{'way':<10}{'median s':>10}{'tokens':>10}{'padding':>10}")
     for name, meter in meters.items():
-        cli.say(f"{name:<10}{medians[name]:>10.3f}{meter.tokens.total():>10,}{meter.padding.total():>10,}")
-    cli.say(
+        say(f"{name:<10}{medians[name]:>10.3f}{meter.tokens.total():>10,}{meter.padding.total():>10,}")
+    say(
         f"formula: {unshared:,} tokens, {unshared - common:,} with what all prompts begin with computed once: {off:+.1%}"
     )
     lengths = [len(prompt) for prompt in work.prompts]
@@ -430,4 +433,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    cli.run(bench)
+    run(bench)

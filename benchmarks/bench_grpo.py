@@ -23,21 +23,24 @@ import torch
 from tqdm import tqdm
 from transformers import LogitsProcessorList, PreTrainedModel
 
-import cli
 from benchmarks.bench_decode import SHAPES, PrefixDictionary, random_model
 from benchmarks.bench_sft import made_up, peak_mb, published
-from data import Example
-from fileio import InputError
-from grpo_loss import group_advantages
-from hf_search import left_padded
-from LogitProcessor import SidTrie
+from data import RL_TASKS, TaskInputs, build_mixture, choose_tasks
+from LogitProcessor import pad_left
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from minionerec.common.processes import say
+from minionerec.common.records import SID_TOKEN
+from minionerec.common.texts import list_texts
+from minionerec.language.catalogue_trie import build_catalogue_trie
+from minionerec.language.examples import Example
+from minionerec.language.models import train_tokenizer
+from minionerec.language.prompts import Encoder, load_prompts
+from minionerec.language.sid_tokens import add_sid_tokens
+from minionerec.search.trie import SidTrie
+from minionerec.training.grpo_loss import compute_advantages
+from minionerec.training.rewards import REWARDS, NamedReward
 from minionerec_trainer import GroupTrainer, RLConfig
-from model_io import add_sid_tokens, item_texts, train_tokenizer
-from prompts import Encoder, load_prompts
-from ranking import build_trie
-from records import SID_TOKEN
-from rewards import REWARDS, NamedReward
-from tasks import RL_TASKS, Inputs, choose_tasks, make_mixture
 
 
 class Clock:
@@ -100,7 +103,7 @@ def textbook_step(
     """As `tree_step`, with every completion a row of its own."""
     clock, total, log_probs = Clock(), 0.0, []
     # Phase 1: rollouts, all prompts in one `generate`.
-    ids, mask = left_padded([example.prompt_ids for example in examples], end)
+    ids, mask = pad_left([example.prompt_ids for example in examples], end)
     device = model.device
     with torch.no_grad():
         out = model.generate(
@@ -125,7 +128,7 @@ def textbook_step(
 
     # Phase 2: policy and reference, G rows a pass.
     for group, example in zip(groups, examples):
-        advantages = group_advantages(reward([sids[place] for place in group], example)).to(device)
+        advantages = compute_advantages(reward([sids[place] for place in group], example)).to(device)
         completions = [sequences[place] for place in group]
         width = max(map(len, completions))
         inputs = torch.full((count, len(example.prompt_ids) + width), end)
@@ -186,17 +189,17 @@ def bench(
         raise InputError("--num_generations must be at least 2, and --batch_size a multiple of --prompts_per_pass")
     rows, catalogue = published(data_root, category) if data_root else made_up(random.Random(seed))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    tokenizer = train_tokenizer(item_texts(catalogue.titles, []), vocab_size)
+    tokenizer = train_tokenizer(list_texts(catalogue.titles, []), vocab_size)
     sid_tokens = {token for sid in catalogue.sids for token in SID_TOKEN.findall(sid)}
     model = random_model(shape, vocab_size + len(sid_tokens), seed)
     add_sid_tokens(model, tokenizer, sid_tokens, seed, 1.0)
     model = model.to(device)
     encoder = Encoder(tokenizer, load_prompts(prompts))
-    mixture = make_mixture(
-        choose_tasks(tasks, encoder.prompts, RL_TASKS), Inputs(rows, catalogue), encoder, 512, RL_TASKS
+    mixture = build_mixture(
+        choose_tasks(tasks, encoder.prompts, RL_TASKS), TaskInputs(rows, catalogue), encoder, 512, RL_TASKS
     )
     examples = [mixture[place] for place in random.Random(seed).sample(range(len(mixture)), batch_size)]
-    trie, sids = build_trie(catalogue, encoder, device)
+    trie, sids = build_catalogue_trie(catalogue, encoder, device)
     reference = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():  # as after some steps; equal models would have a KL term of zero
         for parameter in reference.parameters():
@@ -300,9 +303,9 @@ def compare(
         name: {phase: round(statistics.median(c.seconds[phase] for c in found), 3) for phase in found[0].seconds}
         for name, found in clocks.items()
     }
-    cli.say(f"{'way':<10}{'median s':>10}{'rollout':>10}{'reference':>10}{'train':>10}")
+    say(f"{'way':<10}{'median s':>10}{'rollout':>10}{'reference':>10}{'train':>10}")
     for name in clocks:
-        cli.say(f"{name:<10}{median[name]:>10.2f}" + "".join(f"{phases[name][p]:>10.2f}" for p in phases[name]))
+        say(f"{name:<10}{median[name]:>10.2f}" + "".join(f"{phases[name][p]:>10.2f}" for p in phases[name]))
     return {
         "agree": True,
         **differences,
@@ -316,4 +319,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    cli.run(bench)
+    run(bench)

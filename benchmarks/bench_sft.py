@@ -22,14 +22,17 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import cli
-from fileio import InputError
-from model_io import add_sid_tokens, item_texts, model_from_config
-from prefix_tree import TreeBatch, tree_log_probs
-from prompts import Encoder, load_prompts
-from records import SID_TOKEN, Catalogue, Row, read_index, read_rows
-from sft_trainer import TreeBatches
-from tasks import Inputs, choose_tasks, make_mixture
+from data import TaskInputs, build_mixture, choose_tasks
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from minionerec.common.processes import say
+from minionerec.common.records import SID_TOKEN, Catalogue, Row, read_index, read_rows
+from minionerec.common.texts import list_texts
+from minionerec.language.models import build_model_from_config
+from minionerec.language.prompts import Encoder, load_prompts
+from minionerec.language.sid_tokens import add_sid_tokens
+from minionerec.search.prefix_tree import TreeBatch, compute_tree_log_probs
+from minionerec.training.sft_trainer import TreeBatches
 
 PADDED_ROWS = 16  # of a batch, in the ordinary way
 WORDS = (
@@ -100,7 +103,7 @@ def run_tree(model, batches: TreeBatches) -> float:
     total = 0.0
     for number in tqdm(range(len(batches)), "tree", leave=False):
         batch = TreeBatch(**batches[number])
-        loss = -(tree_log_probs(model, batch) * batch.label_weight).sum()
+        loss = -(compute_tree_log_probs(model, batch) * batch.label_weight).sum()
         loss.backward()
         total += loss.item()
     return total
@@ -132,10 +135,10 @@ def bench(
     split, catalogue = published(data_root, category) if data_root else made_up(rng)
     prompt_set = load_prompts(prompts)
     weights = choose_tasks(tasks or ["next_sid", "next_title", "title_history2sid"], prompt_set)
-    model, tokenizer = model_from_config(base_model, item_texts(catalogue.titles, []), seed)
+    model, tokenizer = build_model_from_config(base_model, list_texts(catalogue.titles, []), seed)
     add_sid_tokens(model, tokenizer, (token for sid in catalogue.sids for token in SID_TOKEN.findall(sid)), seed, 1.0)
     encoder = Encoder(tokenizer, prompt_set)
-    mixture = make_mixture(weights, Inputs(split, catalogue), encoder, 512)
+    mixture = build_mixture(weights, TaskInputs(split, catalogue), encoder, 512)
     examples = [mixture[number] for number in range(len(mixture))]
 
     def trees(examples: list) -> TreeBatches:
@@ -182,9 +185,9 @@ def bench(
         )
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     epoch = {name: value * len(examples) / len(sample) for name, value in medians.items()}
-    cli.say(f"{'way':<10}{'tokens':>12}{'s/epoch':>10}{'peak MB':>10}")
+    say(f"{'way':<10}{'tokens':>12}{'s/epoch':>10}{'peak MB':>10}")
     for name, tokens in (("tree", tree_tokens_epoch), ("padded", padded_tokens)):
-        cli.say(f"{name:<10}{tokens:>12,}{epoch[name]:>10.1f}{memory[name]:>10,}")
+        say(f"{name:<10}{tokens:>12,}{epoch[name]:>10.1f}{memory[name]:>10,}")
     print(
         json.dumps(
             {
@@ -210,4 +213,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    cli.run(bench)
+    run(bench)

@@ -20,10 +20,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-import cli
-from beam_search import stable_topk
-from fileio import InputError
-from LogitProcessor import SidTrie, SubTries
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from minionerec.common.processes import say
+from minionerec.search.beam_search import stable_topk
+from minionerec.search.trie import SidTrie, SubTries
 
 END = 0
 
@@ -105,7 +106,7 @@ def bench(
     sizes = items or [10_000, 1_000_000, 10_000_000]
     if codes**levels < 2 * max(sizes):
         raise InputError(f"--items {max(sizes)}: {codes} codes on {levels} levels have no room for it")
-    cli.say(f"{'items':>12}{'build s':>9}{'bytes/item':>12}{'save s':>8}{'load s':>8}{'add s':>8}  us a step")
+    say(f"{'items':>12}{'build s':>9}{'bytes/item':>12}{'save s':>8}{'load s':>8}{'add s':>8}  us a step")
     results = []
     for size in sizes:
         rng = np.random.default_rng(seed)
@@ -139,7 +140,7 @@ def bench(
             "step_us_without_10_seen": step_times(trie, users, num_beams, repeats, SubTries(trie, seen, None)),
         }
         results.append(result)
-        cli.say(
+        say(
             f"{size:>12,}{result['build_s']:>9.2f}{result['bytes_per_item']:>12.1f}{result['save_s']:>8.2f}"
             f"{result['load_s']:>8.2f}{result['add_1000_s']:>8.2f}  {result['step_us']}"
         )
@@ -163,4 +164,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    cli.run(bench)
+    run(bench)

@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import cli
 from data_process.amazon_files import Dump, read_reviews, read_texts, read_titles
 from data_process.interactions import SPLITTERS, k_core, output_files, window_bounds, write_dataset
-from fileio import InputError
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from minionerec.common.stage import Stage
 
 DUPLICATES = ("same_time", "user_item")
 
@@ -93,7 +94,7 @@ def main(
     bounds = window_bounds(st_year, st_month, ed_year, ed_month)
     metadata = Dump(metadata_file, "metadata_file", max_bad_lines)
     dump = Dump(reviews_file, "reviews_file", max_bad_lines)
-    stage = cli.Stage(
+    stage = Stage(
         "data_process",
         settings,
         [metadata.path, dump.path],
@@ -142,4 +143,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -30,9 +30,9 @@ import orjson
 import pandas as pd
 from tqdm import tqdm
 
-import cli
-from data_process.text import clean
-from fileio import InputError, require_file
+from minionerec.common.files import InputError, require_file
+from minionerec.common.processes import is_main_process, say
+from minionerec.common.texts import clean_text
 
 BLOCK = 1 << 20  # bytes read at a time
 SHOWN = 5  # malformed lines of a file that are reported one by one
@@ -56,7 +56,7 @@ def plain_title(value: object, max_words: int) -> str:
     """
     if not isinstance(value, str) or _PAGE.search(html.unescape(value)):
         return ""
-    title = clean(value)
+    title = clean_text(value)
     return "" if _OPEN_TAG.search(title) or len(title.split()) > max_words else title
 
 
@@ -101,7 +101,7 @@ class Dump:
         if self.bad_lines > self.max_bad_lines:
             raise InputError(f"{message}; this is one malformed line more than --max_bad_lines {self.max_bad_lines}")
         if self.bad_lines <= SHOWN:
-            cli.say(f"left out: {message}")
+            say(f"left out: {message}")
 
     def raw_lines(self) -> Iterator[tuple[int, bytes]]:
         """(line number from 1, line) with a progress bar; InputError for a gzip file that is cut off or damaged."""
@@ -110,7 +110,7 @@ class Dump:
             desc=self.path.name,
             unit="B",
             unit_scale=True,
-            disable=not cli.is_main_process(),
+            disable=not is_main_process(),
         )
         with self.path.open("rb", buffering=BLOCK) as file, bar:
             packed = file.peek(2)[:2] == b"\x1f\x8b"
@@ -235,7 +235,7 @@ def category_text(record: dict) -> str:
     """Category names, each once, from the general to the particular: a list, a list of paths (2014), or one name."""
     value = record.get("categories") or record.get("category") or record.get("main_category")
     paths = value if isinstance(value, list) else [value]
-    names = [clean(name) for path in paths for name in (path if isinstance(path, list) else [path])]
+    names = [clean_text(name) for path in paths for name in (path if isinstance(path, list) else [path])]
     return ", ".join(dict.fromkeys(filter(None, names)))
 
 
@@ -246,9 +246,9 @@ def read_texts(dump: Dump, wanted: dict[int, str]) -> dict[str, dict[str, str]]:
         if number in wanted:
             record = parse_line(line)
             texts[wanted[number]] = {
-                "title": clean(record["title"]),
-                "description": clean(record.get("description")),
-                "brand": clean(record.get("brand") or record.get("store")),
+                "title": clean_text(record["title"]),
+                "description": clean_text(record.get("description")),
+                "brand": clean_text(record.get("brand") or record.get("store")),
                 "categories": category_text(record),
             }
             if len(texts) == len(wanted):

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import calendar
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable
 
 import numpy as np
 import pandas as pd
 
-from fileio import InputError, atomic, read_json, read_lines, write_json
+from minionerec.common.files import InputError, atomic_write, read_lines, write_json
 
 SPLITS = ("train", "valid", "test")
+
+
 INTER_COLUMNS = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 
 
@@ -153,7 +155,7 @@ def output_files(output_path: str | Path, dataset: str) -> list[Path]:
 
 
 def _write_rows(path: Path, header: list[str], rows: Iterable[str]) -> None:
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{row}\n" for row in itertools.chain(["\t".join(header)], rows))
 
 
@@ -198,20 +200,6 @@ def write_dataset(
         "interactions": len(mapped),
         **{f"{name}_rows": len(part) for name, part in parts.items()},
     }
-
-
-def read_items(path: str | Path, flag: str | None = None) -> dict[str, dict[str, str]]:
-    """`{ds}.item.json`, checked: ids are the texts 0..N-1 and every item is an object with a `title`."""
-    items = read_json(path, flag)
-    if not isinstance(items, dict) or not items:
-        raise InputError(f'{path}: expected an object of items, {{"0": {{"title": ...}}, ...}}')
-    if set(items) != {str(i) for i in range(len(items))}:
-        stray = sorted(set(items) - {str(i) for i in range(len(items))})[:1]
-        raise InputError(f"{path}: item ids must be 0..{len(items) - 1}, found {stray[0]!r}")
-    for item_id, item in items.items():
-        if not isinstance(item, dict) or not isinstance(item.get("title"), str):
-            raise InputError(f'{path}, item {item_id}: expected an object with a text "title"')
-    return {str(i): items[str(i)] for i in range(len(items))}
 
 
 def read_inter(path: str | Path, n_items: int) -> tuple[list[str], list[list[int]], list[int]]:

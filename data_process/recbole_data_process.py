@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import cli
 from data_process.interactions import SPLITTERS, k_core, output_files, time_window, window_bounds, write_dataset
-from fileio import InputError, require_file
+from minionerec.common.cli import run
+from minionerec.common.files import InputError, require_file
+from minionerec.common.stage import Stage
 
 TITLE_FIELDS = ("title", "movie_title", "item_title", "name", "item_name", "product_name")
 CATEGORY_FIELDS = ("categories", "category", "class", "genre", "genres")
@@ -187,7 +188,7 @@ def main(
     bounds = window_bounds(st_year, st_month, ed_year, ed_month)
     inter_file = require_file(Path(input_dir) / f"{dataset}.inter", "input_dir")
     item_file = require_file(Path(input_dir) / f"{dataset}.item", "input_dir")
-    stage = cli.Stage(
+    stage = Stage(
         "data_process",
         settings,
         [inter_file, item_file],
@@ -236,4 +237,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

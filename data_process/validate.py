@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cli
 from data_process.interactions import SPLITS
 from data_process.validate_items import (
     Items,
@@ -22,7 +21,8 @@ from data_process.validate_items import (
     check_names,
 )
 from data_process.validate_rows import Rows, compare_rows, find_leaks, read_inter_rows, read_table_rows
-from fileio import InputError
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
 
 NAMED_FILE = re.compile(r"(.+?)\.(item\.json|index\.json|(?:train|valid|test)\.inter|user2id|item2id|emb-.+\.npy)")
 
@@ -125,4 +125,4 @@ def main(data_dir: str, dataset: str | None = None, max_problems: int = 20) -> N
 
 
 if __name__ == "__main__":
-    cli.run(main, positional="data_dir")
+    run(main, positional="data_dir")

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import cli
-from fileio import InputError, open_text
-from records import SID_TOKEN
+from minionerec.common.files import InputError, open_text
+from minionerec.common.processes import is_main_process, say
+from minionerec.common.records import SID_TOKEN
 
 ITEM_ID = re.compile(r"0|[1-9][0-9]{0,17}")
 EMBEDDING_ROWS = 65_536  # checked at a time
@@ -55,12 +55,12 @@ class Report:
             for key, texts in self.texts.items():
                 if key[0] == level:
                     more = self.counts[key] - len(texts)
-                    cli.say("\n".join(texts + [f"{level}: {key[2]}: and {more} more: {key[1]}"] * (more > 0)))
+                    say("\n".join(texts + [f"{level}: {key[2]}: and {more} more: {key[1]}"] * (more > 0)))
         names = [str(path.relative_to(folder)) for path, _, _ in self.checked]
         for name, (_, rows, note) in zip(names, self.checked):
-            cli.say(f"  {name:<{max(map(len, names))}} {rows:>9} {note}".rstrip())
+            say(f"  {name:<{max(map(len, names))}} {rows:>9} {note}".rstrip())
         counts = [(self.total(level), level) for level in ("error", "warning")]
-        cli.say(f"{folder}: " + ", ".join(f"{count} {level}{'s' * (count != 1)}" for count, level in counts))
+        say(f"{folder}: " + ", ".join(f"{count} {level}{'s' * (count != 1)}" for count, level in counts))
 
 
 @dataclass
@@ -101,7 +101,7 @@ def text_lines(report: Report, path: Path) -> Iterator[str]:
     """The lines of a text file as they are; bytes that are not UTF-8 are reported and end it."""
     try:
         with open_text(path) as file:
-            shown = cli.is_main_process()
+            shown = is_main_process()
             yield from tqdm(file, desc=path.name, unit=" lines", leave=False, delay=2, mininterval=1, disable=not shown)
     except InputError:
         with path.open("rb") as file:

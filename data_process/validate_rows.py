@@ -11,8 +11,8 @@ from pathlib import Path
 
 from data_process.interactions import INTER_COLUMNS
 from data_process.validate_items import Items, Report, check_texts, numbered_fields, text_lines
-from fileio import InputError
-from records import CSV_COLUMNS, list_cell
+from minionerec.common.files import InputError
+from minionerec.common.records import CSV_COLUMNS, parse_list_cell
 
 
 @dataclass
@@ -120,7 +120,7 @@ def _table_window(
     lists = []
     for name in ("history_item_id", "history_item_title", "history_item_sid"):
         try:
-            lists.append(list_cell(row[name], name))
+            lists.append(parse_list_cell(row[name], name))
         except InputError as error:
             report.error("list literal", path, line, f"column {error}")
     if len(lists) < 3:

@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-import cli
-from rq.indices import generate
+from minionerec.common.cli import run
+from rq.index.write import generate_index
 
 
 def main(
@@ -35,8 +35,8 @@ def main(
         extra_token: one more token for every item of a shared SID; sinkhorn,extra_token: what is left after sinkhorn
     sk_epsilon, sk_iters: regularisation and scalings of the sinkhorn step
     """
-    generate("generate_indices", dict(locals()))
+    generate_index("generate_indices", dict(locals()))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

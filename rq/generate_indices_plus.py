@@ -6,8 +6,8 @@ python -m rq.generate_indices_plus --ckpt_path DIR/best_collision_model.pth --da
 
 from __future__ import annotations
 
-import cli
-from rq.indices import generate
+from minionerec.common.cli import run
+from rq.index.write import generate_index
 from rq.models.rqkmeans import RQKMeansPlus
 
 
@@ -25,8 +25,8 @@ def main(
     force: bool = False,
 ) -> None:
     """Flags and files of rq.generate_indices; a checkpoint of another method is refused."""
-    generate("generate_indices_plus", dict(locals()), only=RQKMeansPlus)
+    generate_index("generate_indices_plus", dict(locals()), only=RQKMeansPlus)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

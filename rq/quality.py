@@ -18,11 +18,13 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
-import cli
-from embeddings import load_embeddings, side_file
-from fileio import InputError, atomic, read_json, write_json
-from records import read_index
-from rq.quality_plot import plot, table
+from minionerec.common.cli import run
+from minionerec.common.embeddings import load_embeddings, side_file_path
+from minionerec.common.files import InputError, atomic_write, read_json, write_json
+from minionerec.common.processes import is_main_process, say
+from minionerec.common.records import read_index
+from minionerec.common.stage import Stage
+from rq.index.quality_plot import draw_quality, format_quality
 
 CODE_NUMBER = re.compile(r"(\d+)>$")
 BLOCK_ENTRIES = 4_000_000  # numbers held by one block of work: 32 MB of float64
@@ -187,7 +189,7 @@ def nearest(array: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     most = max(1, min(BLOCK_ENTRIES * 4 // len(rows), BLOCK_ENTRIES // array.shape[1]))
     # Blocks that double from a small first one: each then replaces only a share of the neighbours.
     start, width = 0, min(most, 4 * count)
-    bar = tqdm(total=len(array), desc="neighbours", unit="item", leave=False, disable=not cli.is_main_process())
+    bar = tqdm(total=len(array), desc="neighbours", unit="item", leave=False, disable=not is_main_process())
     while start < len(array):
         end = min(start + width, len(array))
         cosines = queries @ _units(array[start:end]).astype(np.float32).T
@@ -328,8 +330,8 @@ def save_report(stem: str | Path, report: dict[str, Any], sids: Sequence[Sequenc
     """Write a report that is measured already: the JSON and the page of plots."""
     figures, page = report_files(stem)
     write_json(figures, report)
-    with atomic(page) as temporary:
-        plot(report, sids, array, temporary, Path(stem).name)
+    with atomic_write(page) as temporary:
+        draw_quality(report, sids, array, temporary, Path(stem).name)
 
 
 def earlier_report(stem: str | Path, index_path: Path) -> dict[str, Any]:
@@ -376,10 +378,10 @@ def main(
     embeddings, reports = None, {}
     for path in map(Path, index):
         stem = path.with_name(path.name.removesuffix(".json"))
-        stage = cli.Stage(
+        stage = Stage(
             "quality",
             {**settings, "index": str(path)},
-            [path, emb, side_file(emb)],
+            [path, emb, side_file_path(emb)],
             report_files(stem),
             Path(f"{stem}.quality.stage.json"),
             force,
@@ -390,7 +392,7 @@ def main(
             sizes, before = codebook_sizes, earlier_report(stem, path)
             if sizes is None and before.get("codebook_sizes_known"):
                 sizes = before["codebook_sizes"]
-                cli.say(f"[quality] codebook_sizes {sizes}: from the report of the method, {report_files(stem)[0]}")
+                say(f"[quality] codebook_sizes {sizes}: from the report of the method, {report_files(stem)[0]}")
             report = measure(sids, array, sizes, neighbours, sample, seed)
             # An equal error means the same SIDs and embeddings, so that the error of the method's codebook holds too.
             if before.get("reconstruction_error") == report["reconstruction_error"]:
@@ -398,8 +400,8 @@ def main(
             save_report(stem, report, sids, array)
             stage.done(items=report["items"], collision_rate=report["collision_rate"])
         reports[str(path)] = read_json(report_files(stem)[0])
-    cli.say(table(reports))
+    say(format_quality(reports))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 
-import cli
-from fileio import InputError
-from rq.balanced_kmeans import balanced_kmeans
-from rq.residual_kmeans import run
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from rq.kmeans.balanced import balanced_kmeans
+from rq.kmeans.residual import run_method
 
 ENGINES = ("balanced", "min_cost_flow")
 
@@ -70,8 +70,8 @@ def main(
     def cluster(x: torch.Tensor, n_clusters: int, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         return kmeans(x, n_clusters, iterations=iterations, seed=seed + level)
 
-    run("rqkmeans_constrained", settings, cluster)
+    run_method("rqkmeans_constrained", settings, cluster)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import faiss
 import torch
 
-import cli
-from fileio import InputError
-from rq.balanced_kmeans import balanced_assign
-from rq.residual_kmeans import run
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from rq.kmeans.assignment import balanced_assign
+from rq.kmeans.residual import run_method
 
 
 def faiss_kmeans(x: torch.Tensor, n_clusters: int, iterations: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,8 +72,8 @@ def main(
         centres, labels = faiss_kmeans(x, n_clusters, iterations, seed + level)
         return uniform_mapping(x, centres) if uniform else (centres, labels)
 
-    run("rqkmeans_faiss", settings, cluster)
+    run_method("rqkmeans_faiss", settings, cluster)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -6,11 +6,11 @@ python -m rq.rqkmeans_plus --data_path DIR/NAME.emb-PLM-td.npy --pretrained_code
 
 from __future__ import annotations
 
-import cli
-from fileio import InputError
-from rq.codebook import load_codebooks
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from rq.index.codebook import load_codebooks
 from rq.models.rqkmeans import RQKMeansPlus
-from rq.training import train
+from rq.trainer import train
 
 
 def main(
@@ -76,4 +76,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

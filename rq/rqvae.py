@@ -5,9 +5,9 @@ python -m rq.rqvae --data_path DIR/NAME.emb-PLM-td.npy --ckpt_dir DIR/rqvae
 
 from __future__ import annotations
 
-import cli
+from minionerec.common.cli import run
 from rq.models.rqvae import RQVAE
-from rq.training import train
+from rq.trainer import train
 
 
 def main(
@@ -76,4 +76,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -37,5 +37,5 @@ DATA=(--train_file "$TRAIN" --test_data_path "$TEST" --info_file "$INFO" --share
 for MODEL in sasrec gru4rec; do
     "$PYTHON" sasrec.py --model "$MODEL" "${DATA[@]}" --valid_file "$VALID" --output_dir "$OUT/$MODEL" --seed "$SEED"
 done
-"$PYTHON" report.py --output "$OUT/baselines.png" --names popularity transitions repeat_last sasrec gru4rec \
+"$PYTHON" -m scripts.report --output "$OUT/baselines.png" --names popularity transitions repeat_last sasrec gru4rec \
     --metrics "$OUT"/baselines/{popularity,transitions,repeat_last}.metrics.json "$OUT"/{sasrec,gru4rec}/test.metrics.json

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cli
-from fileio import InputError, read_json, write_json
-
+from minionerec.common.cli import run
+from minionerec.common.files import InputError, read_json, write_json
+from minionerec.common.processes import say
 
 COLUMNS = {
     "before": "collisions_before",
@@ -79,14 +79,14 @@ def table(run_dir: str) -> None:
     widths = [max(map(len, column)) for column in zip(*lines)]
     for first, *others in lines:
         cells = (text.rjust(width) for text, width in zip(others, widths[1:]))
-        cli.say("  ".join([first.ljust(widths[0]), *cells]))
+        say("  ".join([first.ljust(widths[0]), *cells]))
     write_json(root / "sids.json", rows)
-    cli.say(
+    say(
         "\nbefore, after: collision rate before and after repair; neighbours: share of the 10 nearest items that have the"
     )
-    cli.say("same first code / first two codes; seconds: k-means, training and index, all counted")
-    cli.say(f"  -> {root / 'sids.json'}")
+    say("same first code / first two codes; seconds: k-means, training and index, all counted")
+    say(f"  -> {root / 'sids.json'}")
 
 
 if __name__ == "__main__":
-    cli.run(table)
+    run(table)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cli
-from fileio import InputError, read_json, write_json
-from metrics import table
+from minionerec.common.cli import run
+from minionerec.common.files import InputError, read_json, write_json
+from minionerec.common.processes import say
+from minionerec.evaluation.metrics import format_metrics
 
 # Where each row of the table comes from, in the order of the table.
 RESULTS = {
@@ -31,15 +32,15 @@ def summary(run_dir: str) -> None:
         raise InputError(f"--run_dir {run_dir}: no metrics below it")
     records = sorted(root.rglob("*stage.json"), key=lambda path: path.stat().st_mtime)
     stages = [(path.relative_to(root), read_json(path)) for path in records]
-    cli.say(f"\nTest split, {next(iter(found.values()))['rows']:,} rows\n\n{table(found)}\n")
-    cli.say(f"{'stage':<44}{'seconds':>9}{'peak MB':>9}")
+    say(f"\nTest split, {next(iter(found.values()))['rows']:,} rows\n\n{format_metrics(found)}\n")
+    say(f"{'stage':<44}{'seconds':>9}{'peak MB':>9}")
     for path, record in stages:
-        cli.say(
+        say(
             f"{record['stage'] + ' (' + str(path.parent) + ')':<44}{record['seconds']:>9.1f}{record['peak_memory_mb']:>9}"
         )
-    cli.say(f"{'total':<44}{sum(record['seconds'] for _, record in stages):>9.1f}\n")
+    say(f"{'total':<44}{sum(record['seconds'] for _, record in stages):>9.1f}\n")
     for output in sorted({output for _, record in stages for output in record["outputs"]}):
-        cli.say(f"  {output}")
+        say(f"  {output}")
     write_json(
         root / "summary.json",
         {
@@ -47,8 +48,8 @@ def summary(run_dir: str) -> None:
             "stages": {str(path): {k: r[k] for k in ("seconds", "peak_memory_mb")} for path, r in stages},
         },
     )
-    cli.say(f"  {root / 'summary.json'}")
+    say(f"  {root / 'summary.json'}")
 
 
 if __name__ == "__main__":
-    cli.run(summary)
+    run(summary)

@@ -12,18 +12,26 @@ from safetensors.torch import load_file
 from tiny import make_dataset, random_prompts, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from adapters import check_checkpoint, merged, train_lora, train_rows, trainable_parameters
 from evaluate import evaluate
-from fileio import InputError, read_json
-from model_io import add_dropout, add_sid_tokens, last_checkpoint, load_model, train_tokenizer
-from prefix_tree import batch_trees, check_tree_attention, tree_log_probs
-from records import read_index
+from minionerec.common.files import InputError, read_json
+from minionerec.common.records import read_index
+from minionerec.language.adapters import (
+    add_lora,
+    check_adapter_checkpoint,
+    count_trainable_parameters,
+    merge_adapters,
+    train_token_rows,
+)
+from minionerec.language.models import add_dropout, load_model, train_tokenizer
+from minionerec.language.sid_tokens import add_sid_tokens
+from minionerec.search.prefix_tree import batch_trees, check_tree_attention, compute_tree_log_probs
+from minionerec.training.checkpoints import find_last_checkpoint
+from minionerec.training.sft_trainer import TreeTrainer
 from sft import sft
-from sft_trainer import TreeTrainer
 
 ROWS = [30, 31, 33, 34, 39]
 MODELS = [("llama", False), ("qwen2", True), ("qwen3", True), ("qwen3", False)]
-WRAPPERS = {"rows": train_rows, "lora": train_lora}
+WRAPPERS = {"rows": train_token_rows, "lora": add_lora}
 
 
 def shaken(model, seed=0):
@@ -58,7 +66,7 @@ def test_tree_loss_and_gradients_are_those_of_a_full_model(method, kind, tied, c
     rng = random.Random(5)
     base = tiny_model(kind, 40, tie_word_embeddings=tied, initializer_range=0.1)
     wrapped = shaken(WRAPPERS[method](copy.deepcopy(base), ROWS))
-    twin = merged(copy.deepcopy(wrapped)).requires_grad_(True)
+    twin = merge_adapters(copy.deepcopy(wrapped)).requires_grad_(True)
     check_tree_attention(wrapped)
     if checkpointing:
         wrapped.gradient_checkpointing_enable()
@@ -67,7 +75,7 @@ def test_tree_loss_and_gradients_are_those_of_a_full_model(method, kind, tied, c
         [(prompt[: rng.randint(1, len(prompt))], random_prompts(rng, 1, 40, 3)[0]) for _ in range(5)]
         for prompt in random_prompts(rng, 3, 40)
     ]
-    total = -tree_log_probs(wrapped, batch_trees(groups, 0)).sum()
+    total = -compute_tree_log_probs(wrapped, batch_trees(groups, 0)).sum()
     total.backward()
 
     expected = 0
@@ -101,8 +109,8 @@ def test_the_plain_model_is_the_wrapped_one(method, kind, tied, tmp_path):
     wrapped = shaken(WRAPPERS[method](base, ROWS)).eval()
     ids = torch.tensor([[3, *ROWS, 7, 39, 2]])
     logits = wrapped(ids).logits.detach()
-    plain = merged(wrapped)
-    assert type(plain).__name__.startswith(kind.capitalize()) and merged(plain) is plain
+    plain = merge_adapters(wrapped)
+    assert type(plain).__name__.startswith(kind.capitalize()) and merge_adapters(plain) is plain
     plain.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*adapter*"))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -119,7 +127,7 @@ def test_the_plain_model_is_the_wrapped_one(method, kind, tied, tmp_path):
 
 def test_lora_targets_and_sizes():
     model = tiny_model("llama", 40)
-    wrapped = train_lora(copy.deepcopy(model), ROWS, rank=3, alpha=6, targets=["q_proj", "mlp.down_proj"], dropout=0.5)
+    wrapped = add_lora(copy.deepcopy(model), ROWS, rank=3, alpha=6, targets=["q_proj", "mlp.down_proj"], dropout=0.5)
     shapes = {key: tuple(parameter.shape) for key, parameter in by_name(wrapped).items()}
     assert shapes == {("model.embed_tokens", "rows"): (5, 32), ("lm_head", "rows"): (5, 32)} | {
         (f"model.layers.{layer}.{name}", part): shape
@@ -131,13 +139,13 @@ def test_lora_targets_and_sizes():
             ("mlp.down_proj", "B", (32, 3)),
         )
     }
-    everywhere = {name for name, part in by_name(train_lora(copy.deepcopy(model), ROWS)) if part == "A"}
+    everywhere = {name for name, part in by_name(add_lora(copy.deepcopy(model), ROWS)) if part == "A"}
     assert everywhere == {name for name, part in model.named_modules() if name.endswith("_proj")}
     ids = torch.tensor([[3, 31, 7]])
     shaken(wrapped).train()
     assert not torch.equal(wrapped(ids).logits, wrapped(ids).logits)  # dropout
     with pytest.raises(InputError, match="no linear layer 'lm_head'; it has down_proj, gate_proj, k_proj"):
-        train_lora(model, ROWS, targets=["q_proj", "lm_head"])
+        add_lora(model, ROWS, targets=["q_proj", "lm_head"])
 
 
 def test_an_output_layer_with_a_bias_is_refused():
@@ -245,11 +253,11 @@ def test_from_a_base_to_a_folder_that_evaluation_reads(toy, bases, tmp_path, kin
 
     # What a checkpoint and the optimizer hold is the trained part and nothing else.
     wrapped = WRAPPERS[method](start, rows, **({"rank": 4} if method == "lora" else {}))
-    trainable = trainable_parameters(wrapped)
+    trainable = count_trainable_parameters(wrapped)
     assert read_json(output / "sft.stage.json")["results"]["trainable"] == trainable
     if method == "rows":
         assert trainable == len(rows) * 32 * (2 if kind == "llama" else 1)
-    checkpoint = Path(last_checkpoint(output))
+    checkpoint = Path(find_last_checkpoint(output))
     saved = load_file(checkpoint / "adapter_model.safetensors")
     copies = 2 if (kind, method) == ("qwen2", "rows") else 1  # the library writes tied rows under both names
     assert sum(value.numel() for value in saved.values()) == copies * trainable
@@ -276,7 +284,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(toy, bases, tm
         patch.setattr(TreeTrainer, "_save_checkpoint", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             train(toy, bases[kind], tmp_path / "killed", **flags)
-    first = int(last_checkpoint(tmp_path / "killed").split("-")[-1])
+    first = int(find_last_checkpoint(tmp_path / "killed").split("-")[-1])
     steps, step = [], TreeTrainer.training_step
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -312,7 +320,7 @@ def test_the_best_epoch_is_what_is_exported(toy, bases, tmp_path, monkeypatch, k
         with torch.no_grad():
             for name, part in by_name(model).items():
                 part.copy_(kept[name])
-        found.append(difference(merged(model).state_dict(), weights(output)))
+        found.append(difference(merge_adapters(model).state_dict(), weights(output)))
     assert found[1] < 1e-6 and found[0] > 1e-3 and found[2] > 1e-3
 
 
@@ -369,11 +377,11 @@ def test_a_checkpoint_of_another_kind_is_not_gone_on_from(tmp_path):
         for run in kinds:
             arguments = (str(tmp_path / name), run == "rows", run == "lora")
             if name == run:
-                check_checkpoint(*arguments)
+                check_adapter_checkpoint(*arguments)
             else:
                 with pytest.raises(InputError, match=f"--resume_from_checkpoint .*{name}: a checkpoint of "):
-                    check_checkpoint(*arguments)
-    check_checkpoint(None, False, True)
+                    check_adapter_checkpoint(*arguments)
+    check_adapter_checkpoint(None, False, True)
 
 
 # ------------------------------------------------------------------------------------------------------- a real model
@@ -391,7 +399,7 @@ def test_smollm2(toy, tmp_path, method):
         "learning_rate": 1e-3,
     }
     output = train(toy, base, tmp_path / "sft", **flags, **method)
-    history = read_json(Path(last_checkpoint(output)) / "trainer_state.json")["log_history"]
+    history = read_json(Path(find_last_checkpoint(output)) / "trainer_state.json")["log_history"]
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert losses[-1] < losses[0]
     words = "The capital of France is"

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cli
 from data_process import amazon18_data_process as amazon
-from data_process.interactions import month_start, output_files, read_inter, read_items
-from fileio import InputError
+from data_process.interactions import month_start, output_files, read_inter
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from minionerec.common.items import read_item_records
 
 ROOT = Path(__file__).parent.parent
 FORMS = ("2014", "2018", "2023")
@@ -191,7 +192,7 @@ def test_every_form_plain_or_packed_gives_the_same_bytes(tmp_path):
     amazon.main(**flags, force=True)
     made.append(contents(flags))
     assert all(files == made[0] for files in made) and len(made[0]) == 6
-    items = read_items(Path(flags["output_path"]) / "toy.item.json")
+    items = read_item_records(Path(flags["output_path"]) / "toy.item.json")
     first = items["0"]
     assert first["title"] == f"Item & No. {original_names(flags, 'item')[0][1:]}"
     assert first["description"] == 'A bold claim. It\'s "big"'
@@ -307,7 +308,7 @@ def test_the_first_valid_record_of_an_item_counts(tmp_path):
     again = [item_line("2018", *pair) for pair in (("I0", "Second"), ("I0", "Third"), ("I1", "Other"))]
     flags = dump(tmp_path, titles=titles, more_items=again)
     amazon.main(**flags)
-    items = read_items(Path(flags["output_path"]) / "toy.item.json")
+    items = read_item_records(Path(flags["output_path"]) / "toy.item.json")
     by_name = dict(zip(original_names(flags, "item"), items.values()))
     assert by_name["I0"]["title"] == "Second" and by_name["I1"]["title"] == "First"
     assert results(flags)["items_with_title"] == 5 and results(flags)["metadata_lines"] == 8
@@ -378,7 +379,7 @@ def test_a_damaged_gzip_file_stops_with_one_line(tmp_path, damage, flag):
 def test_command_line_refuses_an_unknown_flag(tmp_path, capsys):
     flags = [f"--{key}={value}" for key, value in dump(tmp_path).items()]
     with pytest.raises(SystemExit) as stop:
-        cli.run(amazon.main, [*flags, "--min_ratng", "3"])
+        run(amazon.main, [*flags, "--min_ratng", "3"])
     assert stop.value.code == 2 and "--min_rating" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from test_amazon import GOOD, GOOD_2023, START, write
 
 from data_process.amazon18_data_process import drop_duplicates
 from data_process.amazon_files import Dump, category_text, parse_line, plain_title, read_reviews
-from data_process.text import clean
+from minionerec.common.texts import clean_text
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_title_rules(title, plain):
     ],
 )
 def test_scripts_and_comments_go_with_their_content(value, text):
-    assert clean(value) == text
+    assert clean_text(value) == text
 
 
 @pytest.mark.parametrize(

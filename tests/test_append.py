@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embeddings import save_embeddings
-from fileio import InputError, read_json, write_json
+from minionerec.common.embeddings import save_embeddings
+from minionerec.common.files import InputError, read_json, write_json
 from rq import generate_indices
-from rq.append import append, parse_sids
-from rq.codebook import last_level, quantise, save_codebooks
-from rq.collisions import Repair, resolve, sid_tokens
+from rq.index.append import append_items, parse_sids
+from rq.index.codebook import find_last_level, quantise, save_codebooks
+from rq.index.collisions import Repair, make_sid_tokens, resolve_collisions
 from rq.models.rqkmeans import RQKMeans
 
 STEPS = ("nearest_free", "extra_token")
@@ -25,8 +25,8 @@ def random_model(random, sizes, dim=3):
 
 def first_index(model, array, step):
     codes = quantise(model, array, 7)
-    codes, extra, _ = resolve(codes, last_level(model, array, codes), Repair([step]))
-    return dict(enumerate(map(tuple, sid_tokens(codes, extra))))
+    codes, extra, _ = resolve_collisions(codes, find_last_level(model, array, codes), Repair([step]))
+    return dict(enumerate(map(tuple, make_sid_tokens(codes, extra))))
 
 
 @st.composite
@@ -49,12 +49,12 @@ def test_no_sid_is_given_twice_nor_begins_another(catalogue, before, step):
     nearest = quantise(model, array[old:], 100)
     room = int(np.prod(sizes)) - len({path for path, _ in parsed.values()})
     try:
-        codes, extra, moved = append(model, array[old:], nearest, parsed, step)
+        codes, extra, moved = append_items(model, array[old:], nearest, parsed, step)
     except InputError as error:
         # Every path is taken, and more items than that are new.
         assert len(array) - old > room and "no room" in str(error)
         return
-    added = [tuple(tokens) for tokens in sid_tokens(codes, extra)]
+    added = [tuple(tokens) for tokens in make_sid_tokens(codes, extra)]
     together = [*index.values(), *added]
     assert len(set(together)) == len(together)
     beginnings = {sid[:length] for sid in together for length in range(1, len(sid))}
@@ -74,11 +74,11 @@ def test_a_newcomer_moves_to_the_nearest_free_code_and_to_the_sibling_prefix_whe
     model = RQKMeans(books).eval()
     taken = {0: ((0, 0), -1), 1: ((0, 2), -1)}
     array = np.array([[0.1], [0.2], [0.3]], dtype=np.float32)
-    codes, extra, moved = append(model, array, quantise(model, array, 9), taken, "nearest_free")
+    codes, extra, moved = append_items(model, array, quantise(model, array, 9), taken, "nearest_free")
     # 0.1 is nearest to its code and is served first: 1.0 below the same prefix; then the prefix is full.
     assert codes.tolist() == [[0, 1], [1, 0], [1, 1]] and moved == 3 and extra.tolist() == [-1, -1, -1]
     # A bucket that gives extra tokens already takes the newcomer; its numbers go on.
-    codes, extra, moved = append(
+    codes, extra, moved = append_items(
         model, array, quantise(model, array, 9), {0: ((0, 0), 0), 1: ((0, 0), 1)}, "extra_token"
     )
     assert codes.tolist() == [[0, 0]] * 3 and sorted(extra.tolist()) == [2, 3, 4] and moved == 0

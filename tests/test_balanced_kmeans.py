@@ -4,13 +4,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import rq.balanced_assignment as assignment
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-import rq.balanced_assignment as assignment
-from rq.balanced_kmeans import _levelled, balanced_assign, balanced_kmeans
+from rq.kmeans.assignment import balanced_assign
+from rq.kmeans.balanced import _levelled, balanced_kmeans
 
 
 @st.composite

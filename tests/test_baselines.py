@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 from tiny import make_dataset
 
-from baselines import (
-    baselines,
-    popularity_order,
+from baselines import baselines
+from minionerec.common.files import InputError
+from minionerec.common.records import Row, count_popularity, read_info, read_rows
+from minionerec.recommenders.transitions import (
+    count_transitions,
     rank_by_repeating,
     rank_by_transitions,
-    transition_counts,
-    transition_scores,
+    score_transitions,
+    sort_by_popularity,
 )
-from fileio import InputError
-from metrics import popularity
-from records import Row, read_info, read_rows
 
 
 def row(history, target):
@@ -62,10 +61,10 @@ def test_rankings_equal_the_naive_twins(seed):
     rng = random.Random(seed)
     items = rng.sample(range(40), rng.choice([3, 12, 25]))
     train = [row(rng.choices(items, k=rng.randint(1, 6)), rng.choice(items)) for _ in range(rng.choice([5, 60]))]
-    counts = popularity(r.item_id for r in train)
-    order = popularity_order(items, counts)
+    counts = count_popularity(r.item_id for r in train)
+    order = sort_by_popularity(items, counts)
     assert order == naive_popularity(train, items, len(items))
-    follows = transition_counts(train)
+    follows = count_transitions(train)
     for k in (1, 5, 100):
         for history in [rng.choices(items, k=rng.randint(1, 10)) for _ in range(10)] + [[99]]:
             assert rank_by_transitions(history, follows, order, k) == naive_transitions(train, history, items, k)
@@ -75,21 +74,21 @@ def test_rankings_equal_the_naive_twins(seed):
 
 def test_by_hand():
     train = [row([1], 2), row([1, 2], 3), row([5, 1], 3), row([1, 3], 2), row([4], 2)]
-    follows = transition_counts(train)
+    follows = count_transitions(train)
     assert follows == {1: Counter({2: 1, 3: 1}), 2: Counter({3: 1}), 3: Counter({2: 1}), 4: Counter({2: 1})}
-    order = popularity_order([5, 4, 3, 2, 1], popularity(r.item_id for r in train))
+    order = sort_by_popularity([5, 4, 3, 2, 1], count_popularity(r.item_id for r in train))
     assert order == [2, 3, 1, 4, 5]  # 3, 2, 0, 0, 0 times a target
     # history 1, 2: 2 newest gives 3 one point; 1 one step older gives half a point to 2 and to 3.
     assert rank_by_transitions([1, 2], follows, order, 5) == [3, 2, 1, 4, 5]
     assert rank_by_transitions([1], follows, order, 2) == [2, 3]  # a tie, broken by popularity
-    assert transition_scores([1, 2], follows) == {3: 1.5, 2: 0.5}
+    assert score_transitions([1, 2], follows) == {3: 1.5, 2: 0.5}
     assert rank_by_repeating([4, 1, 5, 1], order, 4) == [1, 5, 4, 2]
     assert rank_by_repeating([4, 1, 5, 1], order, 2) == [1, 5]
 
 
 def test_an_item_outside_the_catalogue_is_never_recommended():
     train = [row([1], 9), row([1], 2)]
-    assert rank_by_transitions([1], transition_counts(train), [2, 1], 5) == [2, 1]
+    assert rank_by_transitions([1], count_transitions(train), [2, 1], 5) == [2, 1]
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny import END, PrefixDictionary, hf_beam_search, random_catalogue, random_prompts, tiny_model
 
-import beam_search as module
-import prompt_rows
-from beam_search import beam_search, sample
-from LogitProcessor import SidTrie
+from minionerec.search import beam_search as module
+from minionerec.search import prefill as prompt_rows
+from minionerec.search.beam_search import beam_search, sample
+from minionerec.search.trie import SidTrie
 
 
 def as_lists(trie, ranked):

@@ -7,7 +7,7 @@ import pytest
 from tiny import make_dataset, write_config
 
 from benchmarks import bench_balanced_kmeans, bench_data, bench_decode, bench_grpo, bench_sft, bench_trie
-from fileio import InputError
+from minionerec.common.files import InputError
 
 DECODE_KEYS = {
     "ratio",

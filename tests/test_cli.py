@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import cli
-from cli import Stage
-from fileio import InputError, atomic, parse_list, read_json, write_json
+import minionerec.common.cli as cli
+from minionerec.common.files import InputError, atomic_write, parse_list, read_json, write_json
+from minionerec.common.stage import Stage
 
 
 # ---------------------------------------------------------------------------------------------------------------- flags
@@ -265,31 +265,31 @@ def test_only_the_main_process_writes_and_prints(work, monkeypatch, capsys):
 # ---------------------------------------------------------------------------------------------------------------- files
 def test_atomic_file(tmp_path):
     path = tmp_path / "deep" / "file.txt"
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("one")
         assert not path.exists()
     with pytest.raises(KeyboardInterrupt):
-        with atomic(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("two")
             raise KeyboardInterrupt
     assert path.read_text() == "one" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("three")
     assert path.read_text() == "three" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
 def test_atomic_folder(tmp_path):
     path = tmp_path / "folder"
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.mkdir()
         (temporary / "old").write_text("1")
     with pytest.raises(RuntimeError):
-        with atomic(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.mkdir()
             (temporary / "new").write_text("2")
             raise RuntimeError
     assert [p.name for p in path.iterdir()] == ["old"] and [p.name for p in tmp_path.iterdir()] == ["folder"]
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.mkdir()
         (temporary / "new").write_text("2")
     assert [p.name for p in path.iterdir()] == ["new"] and [p.name for p in tmp_path.iterdir()] == ["folder"]

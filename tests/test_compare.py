@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 from tiny import make_dataset
 
-import cli
 from baselines import baselines
-from compare import check_same_rows, compare, comparison_table, item_ranks, mcnemar, paired, sign_flip
-from fileio import InputError, read_json, write_json
-from metrics import popularity
-from records import Catalogue, read_rows
+from minionerec.common.cli import run
+from minionerec.common.files import InputError, read_json, write_json
+from minionerec.common.records import Catalogue, count_popularity, read_rows
+from minionerec.evaluation.significance import (
+    check_same_rows,
+    compare_paired,
+    compute_item_ranks,
+    format_comparison,
+    mcnemar_test,
+    sign_flip_test,
+)
+from scripts.compare import compare
 
 
 # ---------------------------------------------------------------------------------------------------------------- tests
@@ -22,7 +29,7 @@ from records import Catalogue, read_rows
 def test_mcnemar_sums_the_binomial_tail(only_a, only_b):
     n = only_a + only_b
     tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n
-    assert mcnemar(only_a, only_b) == pytest.approx(min(1, 2 * tail))
+    assert mcnemar_test(only_a, only_b) == pytest.approx(min(1, 2 * tail))
 
 
 def exact_sign_flip(differences):
@@ -46,24 +53,24 @@ def exact_sign_flip(differences):
 )
 def test_sign_flip_approaches_all_choices_of_signs(differences):
     exact = exact_sign_flip(differences)
-    found = sign_flip(np.array(differences), permutations=40_000)
+    found = sign_flip_test(np.array(differences), permutations=40_000)
     assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 40_000) + 1e-4)
 
 
 def test_sign_flip_of_hits_is_mcnemar():
     differences = np.repeat([1.0, -1.0, 0.0], [30, 16, 200])
-    assert sign_flip(differences, permutations=40_000) == pytest.approx(mcnemar(30, 16), abs=0.005)
+    assert sign_flip_test(differences, permutations=40_000) == pytest.approx(mcnemar_test(30, 16), abs=0.005)
 
 
 def test_a_p_value_is_never_zero_and_equal_models_have_one():
-    assert sign_flip(np.ones(100), permutations=999) == 1 / 1000
-    assert sign_flip(np.zeros(5)) == mcnemar(0, 0) == 1
+    assert sign_flip_test(np.ones(100), permutations=999) == 1 / 1000
+    assert sign_flip_test(np.zeros(5)) == mcnemar_test(0, 0) == 1
 
 
 # --------------------------------------------------------------------------------------------------------------- paired
 def test_paired_by_hand():
     a, b = np.array([1, 0, 2, 3]), np.array([2, 1, 2, 0])
-    result = paired(a, b, 3)
+    result = compare_paired(a, b, 3)
     assert list(result) == ["HR@1", "HR@3", "NDCG@3", "MRR@3"]
     row = result["HR@1"]
     assert (row["a"], row["b"], row["difference"], row["wins"], row["losses"], row["p"]) == (0.25, 0.25, 0, 1, 1, 1)
@@ -77,7 +84,7 @@ def test_paired_interval_equals_drawing_pairs_of_rows():
     rng = np.random.default_rng(0)
     a = rng.choice([0, 1, 2, 7, 15], size=200)
     b = np.where(rng.random(200) < 0.7, a, rng.choice([0, 1, 3], size=200))
-    result = paired(a, b, 10)
+    result = compare_paired(a, b, 10)
     values = {
         "HR@10": lambda rank: float(0 < rank <= 10),
         "NDCG@10": lambda r: 1 / math.log2(r + 1) if 0 < r <= 10 else 0,
@@ -92,8 +99,8 @@ def test_paired_interval_equals_drawing_pairs_of_rows():
 
 
 def test_the_table_says_how_small_p_is():
-    result = paired(np.array([0] * 60), np.array([1] * 60), 3)
-    lines = comparison_table(result).splitlines()
+    result = compare_paired(np.array([0] * 60), np.array([1] * 60), 3)
+    lines = format_comparison(result).splitlines()
     expected = ["HR@1", "0.0000", "1.0000", "+1.0000", "[+1.0000,", "+1.0000]", "<0.0001", "60", "0"]
     assert lines[1].split() == expected and lines[0].split()[-4:] == ["b", "better", "a", "better"]
 
@@ -112,9 +119,9 @@ def test_item_ranks_of_sids_and_of_items():
         row("u", 2, "<x>", ["<x>", "<x>"], predict_items=[1, 2]),
         row("u", 3, "<y>", ["<x>"]),
     ]
-    assert item_ranks(rows, catalogue, {2: 5}, "a.json", "info.txt").tolist() == [3, 1, 2, 0]
+    assert compute_item_ranks(rows, catalogue, {2: 5}, "a.json", "info.txt").tolist() == [3, 1, 2, 0]
     with pytest.raises(InputError, match=r"a.json, row 2: item 3 with SID <x> is not in info.txt; is it the catalogue"):
-        item_ranks([rows[0], row("u", 3, "<x>", [])], catalogue, {}, "a.json", "info.txt")
+        compute_item_ranks([rows[0], row("u", 3, "<x>", [])], catalogue, {}, "a.json", "info.txt")
 
 
 def test_the_first_row_that_differs_is_named():
@@ -140,7 +147,7 @@ def data(tmp_path_factory):
     return paths, folder / "out"
 
 
-def run(data, a, b, **changes):
+def run_compare(data, a, b, **changes):
     paths, _ = data
     compare(**{"a": str(a), "b": str(b), "info_file": paths["info_file"], "train_file": paths["train_file"], **changes})
 
@@ -149,7 +156,7 @@ def test_the_command_on_the_baselines(data, tmp_path, capsys):
     """Its figures are those of the two metrics files, and swapping the models turns them round."""
     _, folder = data
     a, b = folder / "popularity.json", folder / "transitions.json"
-    run(data, a, b, shared_sids=True, output=str(tmp_path / "ab.json"))
+    run_compare(data, a, b, shared_sids=True, output=str(tmp_path / "ab.json"))
     printed = capsys.readouterr().out
     found = read_json(tmp_path / "ab.json")
     metrics = [read_json(path.with_name(f"{path.stem}.metrics.json"))["item"] for path in (a, b)]
@@ -160,11 +167,11 @@ def test_the_command_on_the_baselines(data, tmp_path, capsys):
     wins = sum(y and not x for x, y in zip(*hits))
     losses = sum(x and not y for x, y in zip(*hits))
     ten = found["item"]["HR@10"]
-    assert wins + losses > 0 and (ten["wins"], ten["losses"], ten["p"]) == (wins, losses, mcnemar(losses, wins))
+    assert wins + losses > 0 and (ten["wins"], ten["losses"], ten["p"]) == (wins, losses, mcnemar_test(losses, wins))
     assert f"HR@10: {wins + losses} discordant rows (hit by one of the two): {wins} by b, {losses} by a" in printed
     assert f"{found['rows']} rows, lists of 20" in printed
 
-    run(data, b, a, shared_sids=True, output=str(tmp_path / "ba.json"))
+    run_compare(data, b, a, shared_sids=True, output=str(tmp_path / "ba.json"))
     turned = read_json(tmp_path / "ba.json")["item"]["HR@10"]
     assert (turned["wins"], turned["losses"], turned["p"]) == (losses, wins, ten["p"])
     assert turned["difference"] == -ten["difference"]
@@ -172,7 +179,7 @@ def test_the_command_on_the_baselines(data, tmp_path, capsys):
 
 def test_a_model_against_itself(data, tmp_path):
     path = data[1] / "transitions.json"
-    run(data, path, path, shared_sids=True, output=str(tmp_path / "same.json"))
+    run_compare(data, path, path, shared_sids=True, output=str(tmp_path / "same.json"))
     for result in read_json(tmp_path / "same.json")["item"].values():
         assert result["difference"] == 0 and result["interval_95"] == [0, 0] and result["p"] == 1
 
@@ -191,11 +198,13 @@ def test_models_with_other_sids(data, tmp_path):
     write_json(tmp_path / "b.json", rows)
     a = folder / "transitions.json"
     with pytest.raises(InputError, match=r"b.json, row 1: item \d+ with SID <x_\d+>.* is not in .*info.txt"):
-        run(data, a, tmp_path / "b.json", shared_sids=True)
-    run(data, a, tmp_path / "b.json", shared_sids=True, info_file_b=str(info), output=str(tmp_path / "out.json"))
+        run_compare(data, a, tmp_path / "b.json", shared_sids=True)
+    run_compare(
+        data, a, tmp_path / "b.json", shared_sids=True, info_file_b=str(info), output=str(tmp_path / "out.json")
+    )
     catalogue = Catalogue([s.translate(rename) for s, _, _ in lines], [], [int(item) for _, _, item in lines])
-    counts = popularity(r.item_id for r in read_rows(paths["train_file"]))
-    ranks = item_ranks(rows, catalogue, counts, "b.json", "info")
+    counts = count_popularity(r.item_id for r in read_rows(paths["train_file"]))
+    ranks = compute_item_ranks(rows, catalogue, counts, "b.json", "info")
     hits = sum(0 < rank <= 10 for rank in ranks.tolist())
     assert read_json(tmp_path / "out.json")["item"]["HR@10"]["b"] == pytest.approx(hits / len(rows))
 
@@ -215,7 +224,7 @@ def test_models_with_other_sids(data, tmp_path):
 def test_files_that_hold_no_predictions(data, tmp_path, content, message):
     write_json(tmp_path / "a.json", content)
     with pytest.raises(InputError, match=message):
-        run(data, tmp_path / "a.json", data[1] / "transitions.json", shared_sids=True)
+        run_compare(data, tmp_path / "a.json", data[1] / "transitions.json", shared_sids=True)
 
 
 def test_wrong_input_is_one_line_and_status_2(data, tmp_path, capsys):
@@ -225,9 +234,9 @@ def test_wrong_input_is_one_line_and_status_2(data, tmp_path, capsys):
     files = [f"--info_file={paths['info_file']}", f"--train_file={paths['train_file']}"]
     models = [f"--a={folder / 'popularity.json'}", f"--b={tmp_path / 'b.json'}"]
     with pytest.raises(SystemExit) as status:
-        cli.run(compare, [*models, *files, "--shared_sids", "True"])
+        run(compare, [*models, *files, "--shared_sids", "True"])
     said = capsys.readouterr().err
     assert status.value.code == 2 and said.startswith("error: row 1 differs: user") and said.count("\n") == 1
     write_json(tmp_path / "b.json", [{**r, "predict": []} for r in rows])
     with pytest.raises(InputError, match="b.json: all lists of one of them are empty"):
-        run(data, folder / "popularity.json", tmp_path / "b.json", shared_sids=True)
+        run_compare(data, folder / "popularity.json", tmp_path / "b.json", shared_sids=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import convert_dataset
-from fileio import InputError
+from minionerec.common.files import InputError
 
 ITEMS = {
     str(i): {"title": title, "description": "", "brand": "", "categories": ""}

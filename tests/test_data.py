@@ -21,20 +21,20 @@ from data import (
     SidSFTDataset,
     TitleHistory2SidSFTDataset,
 )
-from fileio import InputError
-from model_io import BOS, EOS, train_tokenizer
-from prompts import Encoder, load_prompts
-from records import (
+from minionerec.common.files import InputError
+from minionerec.common.records import (
     CSV_COLUMNS,
     SID_TOKEN,
     Catalogue,
     Row,
-    list_cell,
     check_rows_against_index,
+    parse_list_cell,
     read_index,
     read_info,
     read_rows,
 )
+from minionerec.language.models import BOS, EOS, train_tokenizer
+from minionerec.language.prompts import Encoder, load_prompts
 
 SIDS = [f"<a_{item}><b_{item % 3}>" for item in range(40)]
 
@@ -134,10 +134,10 @@ texts = st.text(st.characters(codec="utf-8"), max_size=12) | st.text("'\"\\,[] n
 @settings(max_examples=300, deadline=None)
 def test_any_list_of_texts_is_read_back(values):
     for written in (repr(values), json.dumps(values), json.dumps(values, ensure_ascii=False)):
-        assert list_cell(written, "x") == values
+        assert parse_list_cell(written, "x") == values
         file = io.StringIO(newline="")
         csv.writer(file).writerow([written])
-        assert list_cell(next(csv.reader(io.StringIO(file.getvalue(), newline="")))[0], "x") == values
+        assert parse_list_cell(next(csv.reader(io.StringIO(file.getvalue(), newline="")))[0], "x") == values
 
 
 @given(st.text("'\"\\,[]() nab1\n#", max_size=10))
@@ -155,10 +155,10 @@ def test_the_fast_way_never_differs_from_the_literal_parser(inner):
         except (SyntaxError, ValueError):
             expected = None
         if isinstance(expected, list):
-            assert list_cell(text, "x") == expected
+            assert parse_list_cell(text, "x") == expected
         else:
             with pytest.raises(InputError):
-                list_cell(text, "x")
+                parse_list_cell(text, "x")
 
 
 def csv_text(**changes):

@@ -18,7 +18,6 @@ from data_process.interactions import (
     month_start,
     next_item_samples,
     read_inter,
-    read_items,
     remap,
     split_chronological,
     split_leave_one_out,
@@ -26,7 +25,8 @@ from data_process.interactions import (
     window_bounds,
     write_dataset,
 )
-from fileio import InputError
+from minionerec.common.files import InputError
+from minionerec.common.items import read_item_records
 
 logs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=60)
 
@@ -151,7 +151,7 @@ def test_recbole_files_end_to_end(tmp_path, capsys):
     flags = write_atomic_files(tmp_path / "raw")
     recbole_data_process.main(**flags)
     out = tmp_path / "raw" / "out"
-    items = read_items(out / "toy.item.json")
+    items = read_item_records(out / "toy.item.json")
     by_title = {item["title"]: item for item in items.values()}
     assert by_title["Toy Story"]["description"] == "Genres: Animation, Children's, Comedy. Year: 1995 (1990s)."
     assert by_title["Toy Story"]["categories"] == "Animation, Children's, Comedy"
@@ -280,7 +280,7 @@ def test_bad_item_files(tmp_path, content):
     path = tmp_path / "x.item.json"
     path.write_text(content)
     with pytest.raises(InputError, match="x.item.json"):
-        read_items(path)
+        read_item_records(path)
 
 
 def test_unknown_split(tmp_path):

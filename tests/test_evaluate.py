@@ -11,12 +11,12 @@ import torch
 from tiny import make_dataset, write_config
 
 import evaluate as module
-import report
 from evaluate import evaluate
-from fileio import InputError, read_json
-from model_io import load_model
-from prompts import Encoder, checkpoint_prompts
-from records import read_info, read_rows
+from minionerec.common.files import InputError, read_json
+from minionerec.common.records import read_info, read_rows
+from minionerec.language.models import load_model
+from minionerec.language.prompts import Encoder, load_checkpoint_prompts
+from scripts import report
 from sft import sft
 
 
@@ -127,7 +127,7 @@ def test_the_list_is_the_exact_ranking(trained, tmp_path):
     """With as many beams as items: the catalogue by the log-probability of prompt + SID + end, by ordinary forwards."""
     predictions, _ = run(trained, tmp_path, num_beams=30, K=30, sample=2)
     model, tokenizer = load_model(trained.checkpoint, "base_model")
-    encoder = Encoder(tokenizer, checkpoint_prompts(trained.checkpoint))
+    encoder = Encoder(tokenizer, load_checkpoint_prompts(trained.checkpoint))
     sids = read_info(trained.paths["info_file"]).sids
     assert len(predictions) == 2 and {sid.count("<") for sid in sids} == {3, 4}  # trap 8: nothing is cut
     for prediction in predictions:

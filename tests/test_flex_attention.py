@@ -8,14 +8,21 @@ import torch
 from tiny import make_dataset, random_catalogue, random_examples, random_prompts, tiny_model, write_config
 from torch.nn.attention.flex_attention import create_mask
 
-from adapters import train_rows
-from beam_search import beam_search
-from fileio import InputError
-from LogitProcessor import SidTrie
-from model_io import check_attention
-from prefix_tree import TreeBatch, attention_mask_for, block_mask, check_tree_attention, tree_log_probs, tree_mask
+from minionerec.common.files import InputError
+from minionerec.language.adapters import train_token_rows
+from minionerec.language.models import check_attention
+from minionerec.search.beam_search import beam_search
+from minionerec.search.prefix_tree import (
+    TreeBatch,
+    build_attention_mask,
+    build_block_mask,
+    build_tree_mask,
+    check_tree_attention,
+    compute_tree_log_probs,
+)
+from minionerec.search.trie import SidTrie
+from minionerec.training.sft_trainer import TreeBatches
 from sft import sft
-from sft_trainer import TreeBatches
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="flex_attention has a backward pass on CUDA only")
 
@@ -35,7 +42,7 @@ def with_flex(model):
 def assert_same_pairs(visible):
     """Pair by pair, and no block of pairs is skipped of which one is visible."""
     n, _, queries, keys = visible.shape
-    block = block_mask(visible)
+    block = build_block_mask(visible)
     assert torch.equal(create_mask(block.mask_mod, n, 1, queries, keys, device="cpu"), visible)
     wide = block.to_dense().bool().repeat_interleave(128, 2).repeat_interleave(128, 3)
     assert (wide[:, :, :queries, :keys] >= visible).all()
@@ -45,7 +52,7 @@ def assert_same_pairs(visible):
 def test_the_block_mask_is_the_mask_of_the_trees(seed):
     batch = random_batch(seed)
     assert len(batch.input_ids) > 1 and (batch.input_ids == 0).any()
-    visible = tree_mask(batch.end)
+    visible = build_tree_mask(batch.end)
     assert_same_pairs(visible)
     # As one says it pair by pair: key <= query < end[key].
     index = torch.arange(visible.shape[-1])
@@ -68,7 +75,9 @@ def test_log_probabilities_equal_those_of_sdpa(kind, packing):
     flex = with_flex(model)
     check_tree_attention(flex)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiling for a CPU would take a minute
-        torch.testing.assert_close(tree_log_probs(flex, batch), tree_log_probs(model, batch), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            compute_tree_log_probs(flex, batch), compute_tree_log_probs(model, batch), atol=1e-5, rtol=1e-5
+        )
 
 
 @on_cuda
@@ -86,7 +95,7 @@ def test_losses_and_gradients_equal_those_of_sdpa(kind, checkpointing, autocast)
             for policy in (model, flex):
                 policy.zero_grad()
                 with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-                    losses.append(-tree_log_probs(policy, batch).mean())
+                    losses.append(-compute_tree_log_probs(policy, batch).mean())
                 losses[-1].backward()
             tolerance = 3e-2 if autocast else 1e-5
             torch.testing.assert_close(losses[1], losses[0], atol=tolerance, rtol=tolerance)
@@ -101,7 +110,7 @@ def test_a_search_runs_with_sdpa_and_gives_flex_attention_back(wrapped):
     model = tiny_model("qwen3", 40)
     trie, prompts = SidTrie(random_catalogue(rng, 60, 3, 8, 40, True)), random_prompts(rng, 4, 40)
     flex = with_flex(model)
-    flex = train_rows(flex, [3, 4]) if wrapped else flex
+    flex = train_token_rows(flex, [3, 4]) if wrapped else flex
     ours, theirs = beam_search(flex, trie, prompts, 10), beam_search(model, trie, prompts, 10)
     assert torch.equal(ours.sequence, theirs.sequence)
     torch.testing.assert_close(ours.score, theirs.score, atol=1e-5, rtol=0)
@@ -118,7 +127,7 @@ def test_what_the_attentions_take():
     with pytest.raises(InputError, match="--attention eager: expected one of sdpa, flex_attention"):
         check_attention("eager")
     visible = torch.ones(1, 1, 2, 2, dtype=torch.bool).tril()
-    assert attention_mask_for(tiny_model("llama", 20), visible) is visible
+    assert build_attention_mask(tiny_model("llama", 20), visible) is visible
 
 
 def test_without_a_cuda_device_training_stops_before_anything_is_read(tmp_path, monkeypatch):

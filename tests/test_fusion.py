@@ -10,11 +10,11 @@ from tiny import END, random_catalogue, random_prompts, tiny_model
 
 import evaluate as module
 from evaluate import evaluate
-from fileio import InputError, read_json
-from fusion import WEIGHTS, Fusion, choose_weight, fuse, make_partner, sid_log_probs
-from item_lists import transition_counts, transition_scores
-from recommenders import build, save_recommender
-from records import Catalogue, Row, read_info, read_rows
+from minionerec.common.files import InputError, read_json
+from minionerec.common.records import Catalogue, Row, read_info, read_rows
+from minionerec.evaluation.fusion import WEIGHTS, Fusion, build_row_likelihoods, choose_weight, fuse_scores, score_sids
+from minionerec.recommenders.networks import build_network, save_network
+from minionerec.recommenders.transitions import count_transitions, score_transitions
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +34,9 @@ def test_fuse_by_hand():
     language = {"x": math.log(0.5), "y": math.log(0.2), "z": math.log(0.2)}
     items = {"x": [1], "y": [2, 3], "z": [4]}
     partner = {3: 0.4, 4: 0.1}
-    assert [item for item, _ in fuse(language, partner, 0.0, items, {2: 5})] == [1, 3, 4, 2]
-    assert [item for item, _ in fuse(language, {}, 0.0, items, {2: 5})] == [1, 2, 3, 4]
-    ranked = fuse(language, partner, 1.0, items, {})
+    assert [item for item, _ in fuse_scores(language, partner, 0.0, items, {2: 5})] == [1, 3, 4, 2]
+    assert [item for item, _ in fuse_scores(language, {}, 0.0, items, {2: 5})] == [1, 2, 3, 4]
+    ranked = fuse_scores(language, partner, 1.0, items, {})
     assert [item for item, _ in ranked] == [3, 1, 4, 2]
     assert [score for _, score in ranked] == pytest.approx([0.6, 0.5, 0.3, 0.2])
 
@@ -58,17 +58,17 @@ def test_sid_log_probs_are_those_of_plain_forward_passes(seed):
     model = tiny_model(["llama", "qwen2", "qwen3"][seed % 3], 40, seed)
     prompts = random_prompts(rng, 4, 40)
     sequences = [random_catalogue(rng, size, 3, 5, 40, True) for size in (5, 0, 1, 9)]
-    for prompt, own, scores in zip(prompts, sequences, sid_log_probs(model, prompts, sequences, 0), strict=True):
+    for prompt, own, scores in zip(prompts, sequences, score_sids(model, prompts, sequences, 0), strict=True):
         for sequence, score in zip(own, scores, strict=True):
             log_probs = model(torch.tensor([prompt + sequence])).logits[0].log_softmax(-1)
             plain = sum(log_probs[len(prompt) - 1 + n, token].item() for n, token in enumerate(sequence))
             assert sequence[-1] == END and score == pytest.approx(plain, abs=1e-4)
-    assert sid_log_probs(model, prompts, [[]] * 4, 0) == [[]] * 4
+    assert score_sids(model, prompts, [[]] * 4, 0) == [[]] * 4
 
 
 def test_without_weight_it_is_the_model_and_with_a_huge_one_the_partner(trained, tmp_path):
     catalogue, rows = read_info(trained.paths["info_file"]), read_rows(trained.paths["test_data_path"])
-    follows = transition_counts(read_rows(trained.paths["train_file"]))
+    follows = count_transitions(read_rows(trained.paths["train_file"]))
     sid_of = dict(zip(catalogue.item_ids, catalogue.sids))
     beams = len(catalogue.sids)  # no item can be missed by the search and found by the partner
     pure, metrics, fused, beside = run(trained, tmp_path / "a", fuse="transitions", fuse_weight=0.0, num_beams=beams)
@@ -76,7 +76,7 @@ def test_without_weight_it_is_the_model_and_with_a_huge_one_the_partner(trained,
     assert beside["item"] == metrics["item"] and beside["fuse_weight"] == 0
     *_, fused, beside = run(trained, tmp_path / "b", fuse="transitions", fuse_weight=1e9)
     for row, own in zip(rows, fused, strict=True):
-        scores = transition_scores(row.history_ids, follows)
+        scores = score_transitions(row.history_ids, follows)
         followed = own["predict_items"][: min(10, len(scores))]
         assert {scores[item] for item in followed} >= set(sorted(scores.values(), reverse=True)[:1])
         assert [scores[item] for item in followed] == sorted(scores.values(), reverse=True)[: len(followed)]
@@ -99,7 +99,7 @@ def test_the_weight_is_chosen_on_validation_rows(trained, tmp_path, kind):
             "dropout": 0.0,
             "max_history": 10,
         }
-        save_recommender(build(catalogue.item_ids, shape), tmp_path / "cf")
+        save_network(build_network(catalogue.item_ids, shape), tmp_path / "cf")
         extra = {"cf_path": str(tmp_path / "cf")}
     pure, metrics, _, beside = run(trained, tmp_path, fuse=kind, fuse_valid_file=valid, fuse_valid_sample=9, **extra)
     assert beside["fuse_weight"] in WEIGHTS and beside["chosen_on"] == valid
@@ -135,10 +135,10 @@ def test_a_predictions_file_as_partner(trained, tmp_path):
     ):
         file.write_text(json.dumps([pure[0], {**pure[1], **change}, *pure[2:]]))
         with pytest.raises(InputError, match=message):
-            make_partner(str(file), rows, [], catalogue, None)
+            build_row_likelihoods(str(file), rows, [], catalogue, None)
     file.write_text(json.dumps(pure[:-1]))
     with pytest.raises(InputError, match=f"expected a predictions file of these {len(rows)} rows"):
-        make_partner(str(file), rows, [], catalogue, None)
+        build_row_likelihoods(str(file), rows, [], catalogue, None)
 
 
 def test_the_partner_counts_for_every_item_of_the_search(trained, tmp_path):
@@ -146,8 +146,8 @@ def test_the_partner_counts_for_every_item_of_the_search(trained, tmp_path):
     catalogue, rows = read_info(trained.paths["info_file"]), read_rows(trained.paths["test_data_path"])
     torch.manual_seed(0)
     shape = {"model": "sasrec", "hidden_size": 8, "num_layers": 1, "num_heads": 1, "dropout": 0.0, "max_history": 10}
-    recommender = build(catalogue.item_ids, shape)
-    save_recommender(recommender, tmp_path / "cf")
+    recommender = build_network(catalogue.item_ids, shape)
+    save_network(recommender, tmp_path / "cf")
     flags = {"num_beams": len(catalogue.sids), "sample": 6}
     whole, *_ = run(trained, tmp_path / "a", K=30, fuse="content", fuse_weight=1.0, **flags)
     *_, fused, _ = run(
@@ -164,7 +164,7 @@ def test_the_partner_counts_for_every_item_of_the_search(trained, tmp_path):
 def test_train_targets_outside_the_catalogue_are_no_candidates():
     train = [Row("u", (), (0,), (), "", target, "") for target in (1, 9, 9)]
     catalogue = Catalogue(["x", "y"], ["", ""], [0, 1])
-    assert make_partner("transitions", train[:1], train, catalogue, None)([0]) == [{1: 1.0}]
+    assert build_row_likelihoods("transitions", train[:1], train, catalogue, None)([0]) == [{1: 1.0}]
 
 
 @pytest.mark.parametrize("split", ["test_data_path", "train_file"])

@@ -9,18 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embeddings import save_embeddings, side_file
-from fileio import InputError, read_json
+from minionerec.common.embeddings import save_embeddings, side_file_path
+from minionerec.common.files import InputError, read_json
 from rq import generate_indices
-from rq.collisions import (
+from rq.index.collisions import (
     STEPS,
     Repair,
-    colliding_rows,
+    add_extra_level,
     collision_rate,
-    extra_level,
-    relocate,
-    resolve,
-    sid_tokens,
+    find_colliding_rows,
+    make_sid_tokens,
+    move_to_free_codes,
+    resolve_collisions,
     sinkhorn_repair,
 )
 from rq.models.rqvae import RQVAE
@@ -46,7 +46,7 @@ def test_collision_figures_equal_dictionary_counts(table):
     codes, _ = table
     counts = Counter(map(tuple, codes.tolist()))
     assert collision_rate(codes) == 1 - len(counts) / len(codes)
-    assert colliding_rows(codes).tolist() == [i for i, row in enumerate(codes.tolist()) if counts[tuple(row)] > 1]
+    assert find_colliding_rows(codes).tolist() == [i for i, row in enumerate(codes.tolist()) if counts[tuple(row)] > 1]
 
 
 @settings(deadline=None, max_examples=150)
@@ -55,9 +55,9 @@ def test_no_two_items_share_a_sid_after_deduplication(table, rounds):
     codes, distances = table
     original = codes.copy()
     repaired, done = sinkhorn_repair(codes, lookup(distances), 0.01, 10, rounds)
-    moved_codes, moved = relocate(repaired, lookup(distances))
-    extra = extra_level(moved_codes)
-    sids = [tuple(tokens) for tokens in sid_tokens(moved_codes, extra)]
+    moved_codes, moved = move_to_free_codes(repaired, lookup(distances))
+    extra = add_extra_level(moved_codes)
+    sids = [tuple(tokens) for tokens in make_sid_tokens(moved_codes, extra)]
     assert len(set(sids)) == len(sids)
     beginnings = {sid[:length] for sid in sids for length in range(1, len(sid))}
     assert not beginnings & set(sids)
@@ -65,12 +65,12 @@ def test_no_two_items_share_a_sid_after_deduplication(table, rounds):
     assert np.array_equal(moved_codes[:, :-1], codes[:, :-1])
     assert 0 <= moved_codes.min() and moved_codes[:, -1].max() < distances.shape[1]
     changed = np.flatnonzero((moved_codes != repaired).any(1))
-    assert np.array_equal(changed, moved) and set(moved) <= set(colliding_rows(repaired))
+    assert np.array_equal(changed, moved) and set(moved) <= set(find_colliding_rows(repaired))
     # An extra token is the last resort: only where the prefix has no free code left.
     for row in np.flatnonzero(extra >= 0):
         same = (moved_codes[:, :-1] == moved_codes[row, :-1]).all(1)
         assert len(set(moved_codes[same, -1])) == distances.shape[1]
-    again = relocate(repaired, lookup(distances))
+    again = move_to_free_codes(repaired, lookup(distances))
     assert np.array_equal(again[0], moved_codes)
 
 
@@ -78,9 +78,9 @@ def test_no_two_items_share_a_sid_after_deduplication(table, rounds):
 @given(tables())
 def test_items_on_their_own_are_left_alone(table):
     codes, distances = table
-    alone = np.setdiff1d(np.arange(len(codes)), colliding_rows(codes))
-    moved_codes, _ = relocate(codes, lookup(distances))
-    assert np.array_equal(moved_codes[alone], codes[alone]) and (extra_level(codes)[alone] == -1).all()
+    alone = np.setdiff1d(np.arange(len(codes)), find_colliding_rows(codes))
+    moved_codes, _ = move_to_free_codes(codes, lookup(distances))
+    assert np.array_equal(moved_codes[alone], codes[alone]) and (add_extra_level(codes)[alone] == -1).all()
 
 
 def test_relocation_keeps_the_nearest_and_takes_the_nearest_free_code():
@@ -94,15 +94,15 @@ def test_relocation_keeps_the_nearest_and_takes_the_nearest_free_code():
             [0.0, 0.0, 0.0, 0.0],
         ]
     )
-    moved_codes, moved = relocate(codes, lookup(distances))
+    moved_codes, moved = move_to_free_codes(codes, lookup(distances))
     assert moved_codes.tolist() == [[0, 3], [0, 1], [0, 0], [0, 2], [3, 1]] and moved.tolist() == [0, 2]
 
 
 def test_full_prefix_falls_back_to_an_extra_token_for_every_member():
     codes = np.array([[0, 0]] * 4 + [[1, 0]])
-    moved_codes, _ = relocate(codes, lookup(torch.zeros(5, 2)))
-    extra = extra_level(moved_codes)
-    tokens = sid_tokens(moved_codes, extra)
+    moved_codes, _ = move_to_free_codes(codes, lookup(torch.zeros(5, 2)))
+    extra = add_extra_level(moved_codes)
+    tokens = make_sid_tokens(moved_codes, extra)
     assert sorted(len(row) for row in tokens) == [2, 2, 3, 3, 3]
     assert tokens[4] == ["<a_1>", "<b_0>"]
     assert sorted(row[2] for row in tokens if len(row) == 3) == ["<c_0>", "<c_1>", "<c_2>"]
@@ -124,16 +124,16 @@ def test_sinkhorn_repair_tells_apart_what_it_can_and_stops_when_stuck():
 @given(tables(), st.sampled_from(STEPS))
 def test_every_choice_keeps_prefixes_and_reports_what_it_did(table, steps):
     codes, distances = table
-    resolved, extra, counts = resolve(codes, lookup(distances), Repair(steps, iterations=10, rounds=2))
+    resolved, extra, counts = resolve_collisions(codes, lookup(distances), Repair(steps, iterations=10, rounds=2))
     assert np.array_equal(resolved[:, :-1], codes[:, :-1])
-    alone = np.setdiff1d(np.arange(len(codes)), colliding_rows(codes))
+    alone = np.setdiff1d(np.arange(len(codes)), find_colliding_rows(codes))
     if steps == ["none"]:
         assert np.array_equal(resolved, codes) and extra is None
     if steps == ["extra_token"]:
-        assert np.array_equal(resolved, codes) and set(np.flatnonzero(extra >= 0)) == set(colliding_rows(codes))
+        assert np.array_equal(resolved, codes) and set(np.flatnonzero(extra >= 0)) == set(find_colliding_rows(codes))
     if steps == ["nearest_free"]:
         assert np.array_equal(resolved[alone], codes[alone])
-    sids = Counter(map(tuple, sid_tokens(resolved, extra)))
+    sids = Counter(map(tuple, make_sid_tokens(resolved, extra)))
     assert counts["collision_rate_before"] == pytest.approx(collision_rate(codes), abs=1e-6)
     assert counts["collision_rate_after"] == pytest.approx(1 - len(sids) / len(codes), abs=1e-6)
     assert counts["items_sharing_a_sid"] == sum(n for n in sids.values() if n > 1)
@@ -142,11 +142,11 @@ def test_every_choice_keeps_prefixes_and_reports_what_it_did(table, steps):
 
 
 def test_tokens():
-    assert sid_tokens(np.array([[12, 7, 200]])) == [["<a_12>", "<b_7>", "<c_200>"]]
-    mixed = sid_tokens(np.array([[1, 2], [3, 4]]), np.array([-1, 5]))
+    assert make_sid_tokens(np.array([[12, 7, 200]])) == [["<a_12>", "<b_7>", "<c_200>"]]
+    mixed = make_sid_tokens(np.array([[1, 2], [3, 4]]), np.array([-1, 5]))
     assert mixed == [["<a_1>", "<b_2>"], ["<a_3>", "<b_4>", "<c_5>"]]
     with pytest.raises(ValueError, match="26|a to z"):
-        sid_tokens(np.zeros((1, 27), dtype=int))
+        make_sid_tokens(np.zeros((1, 27), dtype=int))
 
 
 def make(folder, n=50, dim=6, ids=None, copies=1):
@@ -173,7 +173,7 @@ def test_command_without_repair_gives_the_models_own_codes(tmp_path):
     codes = model.eval().get_indices(torch.from_numpy(array), use_sk=False).numpy()
     index = read_json(flags["output_file"])
     assert list(index) == [str(i) for i in range(50)]
-    assert list(index.values()) == sid_tokens(codes)
+    assert list(index.values()) == make_sid_tokens(codes)
     results = json.loads((tmp_path / "toy.index.stage.json").read_text())["results"]
     assert results["collision_rate_after"] == pytest.approx(collision_rate(codes), abs=1e-6)
 
@@ -216,6 +216,6 @@ def test_wrong_inputs_stop(tmp_path):
     save_embeddings(flags["data_path"], array[:, :3], [str(i) for i in range(50)], "x", ["title"])
     with pytest.raises(InputError, match="3 columns, but .* was trained on 6"):
         generate_indices.main(**flags)
-    side_file(flags["data_path"]).unlink()
+    side_file_path(flags["data_path"]).unlink()
     with pytest.raises(InputError, match="no such file"):
         generate_indices.main(**flags)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from tiny import END, random_catalogue, random_prompts, tiny_model
 
-from adapters import train_lora
-from data import Example
-from fileio import InputError
-from grpo_loss import CLIP, LOSSES
-from LogitProcessor import SidTrie
+from minionerec.common.files import InputError
+from minionerec.language.adapters import add_lora
+from minionerec.language.examples import Example
+from minionerec.search.trie import SidTrie
+from minionerec.training.grpo_loss import CLIP, LOSSES
+from minionerec.training.rewards import REWARDS, NamedReward
 from minionerec_trainer import GroupTrainer, RLConfig, StepSampler
-from rewards import REWARDS, NamedReward
 
 
 def term(name, weight=1.0):
@@ -30,7 +30,7 @@ def make_trainer(tmp_path, kind="qwen3", lora=False, reward=None, generations=6,
     model = tiny_model(kind, 30, seed)
     reference = tiny_model(kind, 30, seed + 1).requires_grad_(False)
     if lora:
-        model, reference = train_lora(model, list(range(2, 20)), rank=4), None
+        model, reference = add_lora(model, list(range(2, 20)), rank=4), None
         with torch.no_grad():  # B starts at zero, and the policy would be its own base
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:

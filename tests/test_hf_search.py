@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import CONFIGS, END, random_catalogue, random_prompts, tiny_model
 
-from beam_search import beam_search
-from hf_search import hf_beam_search, left_padded
-from LogitProcessor import SidTrie
+from LogitProcessor import hf_beam_search, pad_left
+from minionerec.search.beam_search import beam_search
+from minionerec.search.trie import SidTrie
 
 BAD_HABITS = {  # what a checkpoint's generation_config.json may hold
     "do_sample": True,
@@ -58,7 +58,7 @@ def test_the_model_is_left_as_it_was(monkeypatch):
 
 
 def test_left_padding():
-    ids, mask = left_padded([[5], [6, 7, 8]], 1)
+    ids, mask = pad_left([[5], [6, 7, 8]], 1)
     assert ids.tolist() == [[1, 1, 5], [6, 7, 8]] and mask.tolist() == [[0, 0, 1], [1, 1, 1]]
 
 

@@ -8,24 +8,23 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from metrics import (
+from minionerec.common.records import count_popularity, group_items_by_sid
+from minionerec.evaluation.metrics import (
     CUTOFFS,
     GAINS,
-    bootstrap_interval,
-    bucket_names,
+    bootstrap_intervals,
+    compute_row_gains,
+    find_item_rank,
+    find_rank,
+    format_metrics,
     hit_ratio,
-    item_rank,
-    items_by_sid,
+    measure_by_bucket,
     mrr,
+    name_buckets,
     ndcg,
-    popularity,
-    rank_array,
-    rank_of,
-    row_gains,
     score_predictions,
-    split_by,
     summarise,
-    table,
+    to_rank_array,
 )
 
 RANKS = [1, 3, None, 11]
@@ -56,12 +55,12 @@ def test_values_by_hand():
 
 
 def test_rank_of():
-    assert [rank_of(target, ["a", "b", "a"]) for target in "abc"] == [1, 2, None]
-    assert rank_of("a", []) is None
+    assert [find_rank(target, ["a", "b", "a"]) for target in "abc"] == [1, 2, None]
+    assert find_rank("a", []) is None
 
 
 def test_popularity():
-    assert popularity([4, 2, 4, 4]) == {4: 3, 2: 1}
+    assert count_popularity([4, 2, 4, 4]) == {4: 3, 2: 1}
 
 
 # ---------------------------------------------------------------------------------------------- items that share a SID
@@ -69,8 +68,8 @@ SIDS, ITEMS = ["x", "x", "y", "x", "z"], [5, 2, 9, 7, 1]
 
 
 def test_items_that_share_a_sid_stand_by_popularity_then_id():
-    assert items_by_sid(SIDS, ITEMS, {7: 3, 2: 1, 5: 1}) == {"x": [7, 2, 5], "y": [9], "z": [1]}
-    assert items_by_sid(SIDS, ITEMS, {})["x"] == [2, 5, 7]
+    assert group_items_by_sid(SIDS, ITEMS, {7: 3, 2: 1, 5: 1}) == {"x": [7, 2, 5], "y": [9], "z": [1]}
+    assert group_items_by_sid(SIDS, ITEMS, {})["x"] == [2, 5, 7]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_items_that_share_a_sid_stand_by_popularity_then_id():
     ],
 )
 def test_item_rank(item, ranked, rank):
-    assert item_rank(item, ranked, items_by_sid(SIDS, ITEMS, {7: 3, 2: 1, 5: 1})) == rank
+    assert find_item_rank(item, ranked, group_items_by_sid(SIDS, ITEMS, {7: 3, 2: 1, 5: 1})) == rank
 
 
 def gain_by_hand(name, rank, k):
@@ -106,22 +105,22 @@ def test_expected_gain_is_the_mean_over_all_orders_of_the_items_that_share_a_sid
             rows = predictions((sid, target, ranked))
             expected = score_predictions(rows, sids, item_ids, {2: 4, 3: 1}, 5, [[]])["item_expected"]
             for name, k in product(GAINS, (1, 3, 5)):
-                gains = [gain_by_hand(name, item_rank(target, ranked, order), k) for order in orders]
+                gains = [gain_by_hand(name, find_item_rank(target, ranked, order), k) for order in orders]
                 assert expected[f"{name}@{k}"] == pytest.approx(sum(gains) / len(gains), abs=1e-6)
 
 
 def test_row_gains_of_ranks_and_of_ties():
-    ranks = rank_array([1, 2, None, 4])
+    ranks = to_rank_array([1, 2, None, 4])
     assert ranks.tolist() == [1, 2, 0, 4]
-    assert row_gains("MRR", ranks, 3).tolist() == pytest.approx([1, 1 / 2, 0, 0])
+    assert compute_row_gains("MRR", ranks, 3).tolist() == pytest.approx([1, 1 / 2, 0, 0])
     # Place 1 of 1; places 2 to 4, of which two count; not found; place 4 or 5, too late.
-    tied = row_gains("MRR", ranks, 3, np.array([1, 3, 7, 2])).tolist()
+    tied = compute_row_gains("MRR", ranks, 3, np.array([1, 3, 7, 2])).tolist()
     assert tied == pytest.approx([1, (1 / 2 + 1 / 3) / 3, 0, 0])
 
 
 def test_summarise_stops_at_the_length_of_the_lists():
-    assert set(summarise(rank_array([1]), 5)) == {f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (1, 3, 5)}
-    assert summarise(rank_array([2, None]), 3) == {
+    assert set(summarise(to_rank_array([1]), 5)) == {f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (1, 3, 5)}
+    assert summarise(to_rank_array([2, None]), 3) == {
         "HR@1": 0,
         "NDCG@1": 0,
         "MRR@1": 0,
@@ -266,17 +265,17 @@ def test_coverage_counts_the_places_of_items_not_of_sids():
     "starts, names", [((0, 1, 5, 20), ["0", "1-4", "5-19", "20+"]), ((1, 2, 4), ["1", "2-3", "4+"]), ((3,), ["3+"])]
 )
 def test_bucket_names(starts, names):
-    assert bucket_names(starts) == names
+    assert name_buckets(starts) == names
 
 
 def test_split_by_hand():
-    ranks = rank_array([1, None, 2, 11, 10])
-    assert split_by([1, 4, 2, 3, 100], (1, 2, 4), ranks, 20) == {
+    ranks = to_rank_array([1, None, 2, 11, 10])
+    assert measure_by_bucket([1, 4, 2, 3, 100], (1, 2, 4), ranks, 20) == {
         "1": {"rows": 1, "HR@10": 1, "NDCG@10": 1, "MRR@10": 1},
         "2-3": {"rows": 2, "HR@10": 0.5, "NDCG@10": round(0.5 / math.log2(3), 6), "MRR@10": 0.25},
         "4+": {"rows": 2, "HR@10": 0.5, "NDCG@10": round(0.5 / math.log2(11), 6), "MRR@10": 0.05},
     }
-    assert split_by([1, 1, 1, 1, 1], (1, 2, 4), ranks, 5) == {"1": {"rows": 5}}
+    assert measure_by_bucket([1, 1, 1, 1, 1], (1, 2, 4), ranks, 5) == {"1": {"rows": 5}}
 
 
 # --------------------------------------------------------------------------------------------------------- bootstrap
@@ -291,8 +290,8 @@ def naive_bootstrap(values, resamples, seed):
 def test_bootstrap_equals_drawing_row_by_row():
     """Two Monte Carlo estimates of the same ends: apart by a small part of the interval's width."""
     ranks = np.random.default_rng(3).choice([0, 1, 2, 5, 9, 30], size=150, p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
-    values = np.stack([row_gains(name, ranks, 10) for name in ("HR", "NDCG")], axis=1)
-    fast, slow = bootstrap_interval(values, resamples=20_000), naive_bootstrap(values, 6000, seed=1)
+    values = np.stack([compute_row_gains(name, ranks, 10) for name in ("HR", "NDCG")], axis=1)
+    fast, slow = bootstrap_intervals(values, resamples=20_000), naive_bootstrap(values, 6000, seed=1)
     width = slow[1] - slow[0]
     assert (width > 0.05).all()
     assert (np.abs(fast - slow) < 0.06 * width).all()
@@ -301,14 +300,14 @@ def test_bootstrap_equals_drawing_row_by_row():
 
 def test_the_bootstrap_of_a_hit_ratio_is_binomial():
     values = np.repeat([0.0, 1.0], [700, 300])[:, None]
-    ends = bootstrap_interval(values, resamples=50_000)[:, 0]
+    ends = bootstrap_intervals(values, resamples=50_000)[:, 0]
     assert ends == pytest.approx(binom.ppf([0.025, 0.975], 1000, 0.3) / 1000, abs=0.0011)
 
 
 def test_columns_share_their_resamples():
     """The second column is a function of the first, so its interval is too."""
     hits = np.repeat([0.0, 1.0], [70, 30])
-    ends = bootstrap_interval(np.stack([hits, 2 - 3 * hits], axis=1))
+    ends = bootstrap_intervals(np.stack([hits, 2 - 3 * hits], axis=1))
     assert ends[:, 1] == pytest.approx(2 - 3 * ends[::-1, 0])
 
 
@@ -337,7 +336,7 @@ def test_table_shows_what_was_measured():
         "item_interval_95": {"HR@10": [0.375, 0.43]},
         "illegal": 0,
     }
-    lines = table({"a short one": short, "long": long}).splitlines()
+    lines = format_metrics({"a short one": short, "long": long}).splitlines()
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
     header = "item level HR@1 HR@3 HR@5 HR@10 HR@50 NDCG@10 MRR@10 +- HR@10 illegal HR@10 unseen NDCG@10 unseen"
     assert lines[0].split() == header.split()
@@ -347,11 +346,13 @@ def test_table_shows_what_was_measured():
 
 def test_table_fits_a_terminal():
     result = {"item": {}, "item_unseen": {}, "illegal": 123456}
-    assert len(table({"a model's name of 25 long": result}).splitlines()[0]) <= 130
+    assert len(format_metrics({"a model's name of 25 long": result}).splitlines()[0]) <= 130
 
 
 def test_table_of_a_file_without_intervals():
-    assert table({"old": {"item": {"HR@10": 0.5}, "item_unseen": {}, "illegal": 0}}).splitlines()[1].split()[-4:] == [
+    assert format_metrics({"old": {"item": {"HR@10": 0.5}, "item_unseen": {}, "illegal": 0}}).splitlines()[1].split()[
+        -4:
+    ] == [
         *["-", "0"],
         *["-", "-"],
     ]

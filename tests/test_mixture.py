@@ -11,26 +11,18 @@ from test_prompts import write_set
 from test_tasks import build, random_inputs
 from tiny import make_dataset, write_config
 
-from data import SidSFTDataset
+from data import DEFAULT_TASKS, RL_TASKS, TASKS, SidSFTDataset, TaskInputs, build_mixture, choose_tasks
 from evaluate import evaluate
-from fileio import InputError, read_json
-from prefix_tree import build_prefix_tree
-from prompts import load_prompts
-from records import Catalogue
-from rl import FreshExamples, rl
+from minionerec.common.files import InputError, read_json
+from minionerec.common.items import read_descriptions, read_preferences
+from minionerec.common.records import Catalogue
+from minionerec.language.examples import TaskMixture
+from minionerec.language.prompts import load_prompts
+from minionerec.search.prefix_tree import build_prefix_tree
+from minionerec.training.callbacks import EpochSetter
+from minionerec.training.sft_trainer import TreeBatches
+from rl import rl
 from sft import sft
-from sft_trainer import TreeBatches
-from tasks import (
-    DEFAULT_TASKS,
-    RL_TASKS,
-    TASKS,
-    Inputs,
-    Mixture,
-    choose_tasks,
-    make_mixture,
-    read_descriptions,
-    read_preferences,
-)
 
 
 # ---------------------------------------------------------------------------------------------------- choice and weights
@@ -92,7 +84,7 @@ def test_a_set_without_a_default_task_needs_names(tmp_path):
 @pytest.mark.parametrize("weight", [0.001, 0.3, 0.5, 1, 1.25, 2, 3.7])
 def test_a_weight_is_a_fixed_number_of_examples(weight):
     inputs = random_inputs(21)
-    mixture = make_mixture({"next_sid": 1, "title2sid": weight}, inputs, encoder("worded"), 512)
+    mixture = build_mixture({"next_sid": 1, "title2sid": weight}, inputs, encoder("worded"), 512)
     rows, items = len(inputs.rows), len(SIDS)
     expected = max(1, round(weight * items))
     seen = []
@@ -107,10 +99,10 @@ def test_a_weight_is_a_fixed_number_of_examples(weight):
         seen.append([example.item_id for example in examples[rows:]])
         assert seen[-1] == sorted(seen[-1])
     assert (len(set(map(tuple, seen))) == 1) == (expected % items == 0)
-    again = make_mixture({"next_sid": 1, "title2sid": weight}, inputs, encoder("worded"), 512)
+    again = build_mixture({"next_sid": 1, "title2sid": weight}, inputs, encoder("worded"), 512)
     again.set_epoch(3)  # as after resuming
     assert [again[index].item_id for index in range(rows, len(again))] == seen[3]
-    other = make_mixture({"next_sid": 1, "title2sid": weight}, replace(inputs, seed=1), encoder("worded"), 512)
+    other = build_mixture({"next_sid": 1, "title2sid": weight}, replace(inputs, seed=1), encoder("worded"), 512)
     other.set_epoch(3)
     assert ([other[index].item_id for index in range(rows, len(other))] == seen[3]) == (expected % items == 0)
 
@@ -118,9 +110,9 @@ def test_a_weight_is_a_fixed_number_of_examples(weight):
 def test_every_step_of_an_epoch_stays_as_large_and_every_part_is_told_the_epoch():
     """Weights in the batches of training: tasks with less than all of their examples, cut histories, rows twice."""
     rows = [row for user in "ABC" for row in timeline(user, list(range(25)))]
-    inputs = Inputs(rows, Catalogue(SIDS, [f"Item {n}" for n in range(40)], list(range(40))), cut_histories=True)
+    inputs = TaskInputs(rows, Catalogue(SIDS, [f"Item {n}" for n in range(40)], list(range(40))), cut_histories=True)
     coder = encoder("worded")
-    mixture = make_mixture({"next_sid": 2, "title_history2sid": 0.5, "title2sid": 0.25}, inputs, coder, 512)
+    mixture = build_mixture({"next_sid": 2, "title_history2sid": 0.5, "title2sid": 0.25}, inputs, coder, 512)
     batches = TreeBatches([mixture], 32, 2, coder.pad_token_id, seed=1)
     expected = SidSFTDataset(rows, coder, cut_histories=True)
     plans = []
@@ -142,24 +134,24 @@ def test_every_step_of_an_epoch_stays_as_large_and_every_part_is_told_the_epoch(
 
 
 def test_a_task_without_examples_is_an_error():
-    inputs = Inputs([make_row([1], 2, "A")], Catalogue(SIDS[:2], ["Same", "Same"], [0, 1]), {}, {"B": "Toys"})
+    inputs = TaskInputs([make_row([1], 2, "A")], Catalogue(SIDS[:2], ["Same", "Same"], [0, 1]), {}, {"B": "Toys"})
     for task, said in (
         ("title2sid", "title2sid has no example \\(left out: 2 sharing its title"),
         ("sid2description", "sid2description has no example \\(left out: 2 without description"),
         ("preference2sid", "preference2sid has no example \\(left out: 1 without preference"),
     ):
         with pytest.raises(InputError, match=said):
-            make_mixture({"next_sid": 1, task: 1}, inputs, encoder("worded"), 512)
+            build_mixture({"next_sid": 1, task: 1}, inputs, encoder("worded"), 512)
 
 
 def test_the_report_says_what_was_left_out():
-    inputs = Inputs([make_row([1], 2)], Catalogue(SIDS[:4], ["Same", "Same", "", "Own"], [0, 1, 2, 3]))
-    mixture = make_mixture({"next_sid": 1, "title2sid": 0.5}, inputs, encoder("worded"), 512)
+    inputs = TaskInputs([make_row([1], 2)], Catalogue(SIDS[:4], ["Same", "Same", "", "Own"], [0, 1, 2, 3]))
+    mixture = build_mixture({"next_sid": 1, "title2sid": 0.5}, inputs, encoder("worded"), 512)
     assert mixture.report() == [
         "next_sid x 1: 1 examples",
         "title2sid x 0.5: 1 examples, 2 left out sharing its title, 1 left out without title",
     ]
-    assert isinstance(mixture, Mixture)
+    assert isinstance(mixture, TaskMixture)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -267,8 +259,8 @@ def test_all_tasks_from_sft_to_evaluation(toy, tmp_path, capsys, monkeypatch):
     assert load_prompts(f"{checkpoint}/prompts.yaml") == load_prompts(paths["prompts"], "Toys")
 
     epochs = []
-    set_epoch = Mixture.set_epoch
-    monkeypatch.setattr(Mixture, "set_epoch", lambda self, epoch: epochs.append(epoch) or set_epoch(self, epoch))
+    set_epoch = TaskMixture.set_epoch
+    monkeypatch.setattr(TaskMixture, "set_epoch", lambda self, epoch: epochs.append(epoch) or set_epoch(self, epoch))
     flags = {key: paths[key] for key in ("train_file", "eval_file", "info_file", "item_meta_path", "preference_file")}
     rl(
         checkpoint,
@@ -300,7 +292,7 @@ def test_all_tasks_from_sft_to_evaluation(toy, tmp_path, capsys, monkeypatch):
 
 
 def test_the_trainer_tells_the_mixture_the_epoch():
-    mixture = make_mixture({"title2sid": 0.5}, random_inputs(2), encoder("worded"), 512)
+    mixture = build_mixture({"title2sid": 0.5}, random_inputs(2), encoder("worded"), 512)
     items = lambda: [mixture[index].item_id for index in range(len(mixture))]
     expected = []
     for epoch in range(3):
@@ -309,7 +301,7 @@ def test_the_trainer_tells_the_mixture_the_epoch():
     # Before the first epoch, as the second begins, and in the middle of the third, where a resumed run may start.
     for epoch, found in zip((None, 1.0, 2.5), expected):
         loader, state = SimpleNamespace(dataset=mixture), SimpleNamespace(epoch=epoch)
-        FreshExamples().on_epoch_begin(None, state, None, train_dataloader=loader)
+        EpochSetter().on_epoch_begin(None, state, None, train_dataloader=loader)
         assert items() == found
 
 

@@ -5,8 +5,9 @@ import torch
 from tiny import make_dataset, tiny_model, write_config
 from transformers import AutoModelForCausalLM
 
-from fileio import InputError
-from model_io import last_checkpoint, load_model, train_tokenizer
+from minionerec.common.files import InputError
+from minionerec.language.models import load_model, train_tokenizer
+from minionerec.training.checkpoints import find_last_checkpoint
 
 
 def test_a_bf16_checkpoint_trains_in_float32(tmp_path):
@@ -41,8 +42,8 @@ def test_half_written_checkpoints_are_not_resumed(tmp_path):
         folder.mkdir()
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
-    assert last_checkpoint(tmp_path / "nowhere") is None
+    assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+    assert find_last_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_the_index_is_read_by_its_full_name(tmp_path):

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import random_examples, tiny_model
 
-from prefix_tree import TreeBatch, pack, tree_log_probs
-from sft_trainer import TreeBatches
+from minionerec.search.prefix_tree import TreeBatch, compute_tree_log_probs, fill_bins
+from minionerec.training.sft_trainer import TreeBatches
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 30))
 def test_bins_hold_every_group_once_and_are_filled_alike(sizes, count):
-    bins = pack(sizes, count)
+    bins = fill_bins(sizes, count)
     assert len(bins) == count and sorted(group for part in bins for group in part) == list(range(len(sizes)))
     loads = [sum(sizes[group] for group in part) for part in bins]
     # The last group put into a bin went to the emptiest one.
@@ -30,7 +30,7 @@ def gradients(model, batches):
     total, labels = 0.0, 0.0
     for index in range(len(batches)):
         batch = TreeBatch(**batches[index])
-        loss = -(tree_log_probs(model, batch) * batch.label_weight).sum()
+        loss = -(compute_tree_log_probs(model, batch) * batch.label_weight).sum()
         loss.backward()
         total, labels = total + loss.item(), labels + batch.label_weight.sum().item()
     return total / labels, {name: weight.grad / labels for name, weight in model.named_parameters()}

@@ -5,7 +5,13 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from prefix_tree import batch_trees, build_prefix_tree, check_tree_attention, tree_log_probs, tree_mask
+from minionerec.search.prefix_tree import (
+    batch_trees,
+    build_prefix_tree,
+    build_tree_mask,
+    check_tree_attention,
+    compute_tree_log_probs,
+)
 
 
 def random_rows(rng, vocab_size):
@@ -38,7 +44,7 @@ def test_tree_holds_every_prefix_once_in_depth_first_order(seed):
             assert prefix_of[tree.node[row, place]] == tuple(sequence[: place + 1])
         assert (tree.node[row, len(sequence) :] == -1).all()
     assert set(prefix_of.values()) == prefixes
-    mask = tree_mask(torch.from_numpy(tree.end)[None])[0, 0]
+    mask = build_tree_mask(torch.from_numpy(tree.end)[None])[0, 0]
     for query in range(len(tree.tokens)):
         assert tree.tokens[query] == prefix_of[query][-1] and tree.depth[query] == len(prefix_of[query]) - 1
         seen = {prefix_of[key] for key in mask[query].nonzero().flatten().tolist()}
@@ -67,7 +73,7 @@ def test_losses_and_gradients_equal_separate_rows(kind, checkpointing, attention
     if checkpointing:
         tree_model.gradient_checkpointing_enable()
         tree_model.train()
-    ours = tree_log_probs(tree_model, batch_trees(groups, 0))
+    ours = compute_tree_log_probs(tree_model, batch_trees(groups, 0))
     theirs = separate_log_probs(row_model, groups)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     weights = torch.rand(len(ours), generator=torch.Generator().manual_seed(0))
@@ -83,7 +89,7 @@ def test_only_label_nodes_reach_the_output_layer():
     batch = batch_trees([[([5, 6, 7, 8, 9], [10])], [([5, 6], [11, 12])]], 0)
     sizes = []
     handle = model.lm_head.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape))
-    tree_log_probs(model, batch)
+    compute_tree_log_probs(model, batch)
     handle.remove()
     assert sizes == [(3, 50)]
     assert model(torch.tensor([[5, 6]])).logits.shape == (1, 2, 50)  # the hook is gone

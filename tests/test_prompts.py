@@ -7,9 +7,15 @@ import pytest
 import yaml
 from test_data import SIDS, TOKENIZER, encoder, make_tokenizer
 
-from fileio import InputError
-from model_io import BOS
-from prompts import TASK_FIELDS, Encoder, checkpoint_prompts, load_prompts, prompts_file
+from minionerec.common.files import InputError
+from minionerec.language.models import BOS
+from minionerec.language.prompts import (
+    TASK_FIELDS,
+    Encoder,
+    load_checkpoint_prompts,
+    load_prompts,
+    resolve_prompts_file,
+)
 
 
 def write_set(path, **tasks):
@@ -58,7 +64,9 @@ def test_prompt_sets_are_found_by_name_file_and_file_with_set(tmp_path):
     path.write_text("a: [")
     with pytest.raises(InputError, match="mine.yaml: not valid YAML"):
         load_prompts(path)
-    assert set(first.templates) == {"next_sid", "similar_sid"} and {"next_sid", "title2sid", "sid2title"} <= set(second.templates)
+    assert set(first.templates) == {"next_sid", "similar_sid"} and {"next_sid", "title2sid", "sid2title"} <= set(
+        second.templates
+    )
     with pytest.raises(InputError, match="no task 'title2sid'"):
         first.template("title2sid")
 
@@ -66,12 +74,12 @@ def test_prompt_sets_are_found_by_name_file_and_file_with_set(tmp_path):
 def test_a_checkpoint_brings_its_prompts(tmp_path):
     """Its own set before the worded one; a named one before both."""
     worded, compact = load_prompts("worded"), load_prompts("compact")
-    assert checkpoint_prompts(tmp_path) == worded
+    assert load_checkpoint_prompts(tmp_path) == worded
     (tmp_path / "prompts.yaml").write_text(compact.to_yaml(), encoding="utf-8")
-    assert checkpoint_prompts(tmp_path) == compact
-    assert checkpoint_prompts(tmp_path, "worded") == worded
+    assert load_checkpoint_prompts(tmp_path) == compact
+    assert load_checkpoint_prompts(tmp_path, "worded") == worded
     (tmp_path / "prompts.yaml").write_text(worded.to_yaml(), encoding="utf-8")
-    assert checkpoint_prompts(tmp_path) == worded  # line breaks and separator included
+    assert load_checkpoint_prompts(tmp_path) == worded  # line breaks and separator included
 
 
 NEXT = ("{history}", "{sid}")
@@ -144,7 +152,7 @@ def test_the_category_becomes_part_of_the_prompts(tmp_path, capsys):
         prompts = load_prompts(path, category)
         assert prompts.prompt("next_sid", ["a", "b"]) == f"{{x}} {category}: a b"
         (tmp_path / "prompts.yaml").write_text(prompts.to_yaml(), encoding="utf-8")
-        assert checkpoint_prompts(tmp_path) == prompts
+        assert load_checkpoint_prompts(tmp_path) == prompts
     assert capsys.readouterr().out == ""
     assert load_prompts("worded", "Tools") == load_prompts("worded")
     assert "--category Tools: no template of " in capsys.readouterr().out
@@ -154,7 +162,7 @@ def test_settings_travel_with_the_checkpoint(tmp_path):
     path = write_set(tmp_path / "mine.yaml", next_sid=NEXT, separator=" | ", max_description=17)
     prompts = load_prompts(path)
     (tmp_path / "prompts.yaml").write_text(prompts.to_yaml(), encoding="utf-8")
-    assert checkpoint_prompts(tmp_path) == prompts and prompts.max_description == 17
+    assert load_checkpoint_prompts(tmp_path) == prompts and prompts.max_description == 17
 
 
 def test_descriptions_are_cut_between_words(tmp_path):
@@ -258,6 +266,9 @@ def test_equal_texts_are_tokenised_once():
 
 
 def test_the_file_of_a_prompt_set():
-    assert prompts_file("own.yaml") == ("own.yaml", "") and prompts_file("a/own.yaml:mine") == ("a/own.yaml", "mine")
+    assert resolve_prompts_file("own.yaml") == ("own.yaml", "") and resolve_prompts_file("a/own.yaml:mine") == (
+        "a/own.yaml",
+        "mine",
+    )
     for name in ("compact", "worded"):
-        assert load_prompts(":".join(prompts_file(name))) == load_prompts(name)
+        assert load_prompts(":".join(resolve_prompts_file(name))) == load_prompts(name)

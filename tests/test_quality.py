@@ -14,12 +14,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import cli
-from embeddings import save_embeddings
-from fileio import InputError, read_json, write_json
+from minionerec.common.cli import run
+from minionerec.common.embeddings import save_embeddings
+from minionerec.common.files import InputError, read_json, write_json
 from rq import quality
-from rq.collisions import sid_tokens
-from rq.quality import measure, report_files, table, write_report
+from rq.index.collisions import make_sid_tokens
+from rq.index.quality_plot import format_quality
+from rq.quality import measure, report_files, write_report
 
 
 def approximately(value):
@@ -143,7 +144,7 @@ def indexes(draw):
     n, levels, size = draw(st.integers(1, 30)), draw(st.integers(1, 4)), draw(st.integers(1, 12))
     random = np.random.default_rng(draw(st.integers(0, 2**31)))
     extra = random.integers(-2, 3, n) if draw(st.booleans()) else None
-    sids = sid_tokens(random.integers(size, size=(n, levels)), extra)
+    sids = make_sid_tokens(random.integers(size, size=(n, levels)), extra)
     if draw(st.booleans()):
         sids = [tuple(sid) for sid in sids]
     array = (random.standard_normal((n, draw(st.integers(3, 6)))) + draw(st.sampled_from([0, 1]))).astype(np.float32)
@@ -177,7 +178,7 @@ def clusters(n=600, count=6, dim=16):
 
 def test_even_use_and_a_single_code():
     codes = np.stack([np.arange(64) % 8, np.zeros(64, int)], axis=1)
-    report = measure(sid_tokens(codes), clusters(64)[1], [8, 32])
+    report = measure(make_sid_tokens(codes), clusters(64)[1], [8, 32])
     first, second = report["per_level"]
     assert first["entropy_bits"] == 3 and first["perplexity"] == 8 and first["gini"] == 0 and first["dead_codes"] == 0
     assert second["entropy_bits"] == 0 and second["perplexity"] == 1 and second["dead_codes"] == 31
@@ -189,8 +190,8 @@ def test_even_use_and_a_single_code():
 def test_good_codes_can_be_told_from_random_ones():
     label, array = clusters()
     random = np.random.default_rng(2)
-    good = measure(sid_tokens(label[:, None]), array)["per_level"][0]
-    bad = measure(sid_tokens(random.permutation(label)[:, None]), array)["per_level"][0]
+    good = measure(make_sid_tokens(label[:, None]), array)["per_level"][0]
+    bad = measure(make_sid_tokens(random.permutation(label)[:, None]), array)["per_level"][0]
     assert good["neighbour_agreement"] == 1 and good["lift"] == approximately(1 / good["random_agreement"])
     assert bad["lift"] == pytest.approx(1, abs=0.15) and bad["random_agreement"] == good["random_agreement"]
     assert good["cosine_within_prefix"] > 0.8 and bad["cosine_within_prefix"] < 0.2
@@ -202,22 +203,24 @@ def test_error_falls_with_each_level_and_is_zero_for_a_code_per_item():
     array = random.standard_normal((200, 6)).astype(np.float32) + 1000
     errors = [
         level["reconstruction_error"]
-        for level in measure(sid_tokens(random.integers(9, size=(200, 5))), array)["per_level"]
+        for level in measure(make_sid_tokens(random.integers(9, size=(200, 5))), array)["per_level"]
     ]
     assert 1 > errors[0] and all(one > other for one, other in pairwise(errors))
-    assert measure(sid_tokens(np.arange(200)[:, None]), array)["reconstruction_error"] == 0
+    assert measure(make_sid_tokens(np.arange(200)[:, None]), array)["reconstruction_error"] == 0
 
 
 def test_another_order_of_rows_gives_the_same_report():
     label, array = clusters(300)
-    sids = sid_tokens(np.stack([label, np.random.default_rng(4).integers(5, size=300)], axis=1), np.arange(300) - 290)
+    sids = make_sid_tokens(
+        np.stack([label, np.random.default_rng(4).integers(5, size=300)], axis=1), np.arange(300) - 290
+    )
     order = np.random.default_rng(5).permutation(300)
     same(measure([sids[row] for row in order], array[order]), measure(sids, array))
 
 
 def test_a_sample_is_seeded_and_close_to_all():
     label, array = clusters(800, 40, 3)
-    sids = sid_tokens(label[:, None])
+    sids = make_sid_tokens(label[:, None])
     agreement = lambda **options: measure(sids, array, **options)["per_level"][0]["neighbour_agreement"]
     every, part = agreement(sample=800), agreement(sample=200)
     assert 0.2 < every < 0.98 and part == pytest.approx(every, abs=0.1)
@@ -231,7 +234,7 @@ def test_items_that_are_all_equal(n, value):
     assert report["reconstruction_error"] == 0 and report["largest_bucket"] == n
     if n == 1:
         assert last["neighbour_agreement"] is last["lift"] is last["cosine_within_prefix"] is None
-        assert re.search(r"^2 +x .* - +- +- +- +-$", table({"x": report}), re.MULTILINE)
+        assert re.search(r"^2 +x .* - +- +- +- +-$", format_quality({"x": report}), re.MULTILINE)
     else:
         assert last["neighbour_agreement"] == last["lift"] == 1
         assert last["cosine_within_prefix"] == approximately(float(value > 0))
@@ -277,7 +280,7 @@ def test_wrong_input(sids, options, said):
 def test_written_report_and_page(tmp_path, n, levels):
     label, array = clusters(n)
     extra = np.where(np.arange(n) % 9, -1, np.arange(n))
-    sids = sid_tokens(np.stack([label] * levels, axis=1), extra)
+    sids = make_sid_tokens(np.stack([label] * levels, axis=1), extra)
     report = write_report(tmp_path / "x.index", sids, array, [6] * levels, codebook_error=0.25)
     figures, page = report_files(tmp_path / "x.index")
     assert (figures.name, page.name) == ("x.index.quality.json", "x.index.quality.png")
@@ -290,17 +293,17 @@ def test_written_report_and_page(tmp_path, n, levels):
 
 def test_table_holds_every_report_and_fits_120_columns():
     label, array = clusters(200)
-    shallow = measure(sid_tokens(label[:, None]), array)
-    deep = measure(sid_tokens(np.stack([label] * 4, axis=1)), array, [256] * 4)
+    shallow = measure(make_sid_tokens(label[:, None]), array)
+    deep = measure(make_sid_tokens(np.stack([label] * 4, axis=1)), array, [256] * 4)
     reports = {f"method {number}": deep if number % 2 else shallow for number in range(6)}
-    text = table(reports)
+    text = format_quality(reports)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 120
     for name, report in reports.items():
         assert sum(re.search(rf"\b{name}\b", line) is not None for line in lines) == 1 + 2 * report["levels"]
     row = next(line.split() for line in lines if line.startswith("4") and "method 3" in line)
     assert row[:6] == ["4", "method", "3", "6", "256", "250"]
-    long = table({"a/" * 40 + "x.index.json": deep})
+    long = format_quality({"a/" * 40 + "x.index.json": deep})
     assert long.startswith("[1] a/") and "\n[1]  " in long and "not known" in text and "not known" not in long
 
 
@@ -313,7 +316,7 @@ def no_page(monkeypatch):
 def make(folder, n=40):
     """Flags of a right command; embedding rows are in another order than the index."""
     label, array = clusters(n, 4, 5)
-    sids = sid_tokens(np.stack([label, np.arange(n) % 7], axis=1))
+    sids = make_sid_tokens(np.stack([label, np.arange(n) % 7], axis=1))
     order = np.random.default_rng(6).permutation(n)
     write_json(folder / "toy.index.json", {str(item): sids[item] for item in range(n)})
     save_embeddings(folder / "toy.emb-x-td.npy", array[order], [str(item) for item in order], "x", ["title"])
@@ -322,17 +325,17 @@ def make(folder, n=40):
 
 def test_command_matches_rows_by_id_and_prints_again_when_finished(tmp_path, capsys):
     flags, sids, array = make(tmp_path)
-    cli.run(quality.main, flags + ["--neighbours", "3"])
+    run(quality.main, flags + ["--neighbours", "3"])
     expected = measure(sids, array, neighbours=3)
     assert read_json(tmp_path / "toy.index.quality.json") == expected
     first = capsys.readouterr().out
-    printed = table({str(tmp_path / "toy.index.json"): expected})
+    printed = format_quality({str(tmp_path / "toy.index.json"): expected})
     assert first.endswith(printed + "\n")
     page = (tmp_path / "toy.index.quality.png").read_bytes()
-    cli.run(quality.main, flags + ["--neighbours", "3"])
+    run(quality.main, flags + ["--neighbours", "3"])
     again = capsys.readouterr().out
     assert "already done" in again and again.endswith(printed + "\n")
-    cli.run(quality.main, flags + ["--neighbours", "3", "--force", "True"])
+    run(quality.main, flags + ["--neighbours", "3", "--force", "True"])
     assert "already done" not in capsys.readouterr().out
     assert (tmp_path / "toy.index.quality.png").read_bytes() == page
     assert read_json(tmp_path / "toy.index.quality.stage.json")["status"] == "done"
@@ -342,12 +345,12 @@ def test_several_indexes_side_by_side(tmp_path, capsys, no_page):
     flags, sids, array = make(tmp_path)
     write_json(tmp_path / "flat.index.json", {str(item): [f"<a_{item}>"] for item in range(40)})
     flags[1] += f",{tmp_path / 'flat.index.json'}"
-    cli.run(quality.main, flags)
+    run(quality.main, flags)
     both = {
         flags[1].split(",")[0]: measure(sids, array),
         flags[1].split(",")[1]: measure([[f"<a_{i}>"] for i in range(40)], array),
     }
-    assert capsys.readouterr().out.endswith(table(both) + "\n")
+    assert capsys.readouterr().out.endswith(format_quality(both) + "\n")
     assert read_json(tmp_path / "flat.index.quality.json")["collision_rate"] == 0
     assert (tmp_path / "flat.index.quality.png").read_text() == "flat.index"
 
@@ -356,20 +359,20 @@ def test_what_the_method_knew_is_kept_while_it_holds(tmp_path, capsys, no_page):
     flags, sids, array = make(tmp_path)
     stem = tmp_path / "toy.index"
     write_report(stem, sids, array, [16, 32], codebook_error=0.5)
-    cli.run(quality.main, flags)
+    run(quality.main, flags)
     kept = read_json(report_files(stem)[0])
     assert kept["codebook_sizes"] == [16, 32] and kept["codebook_sizes_known"]
     assert kept["codebook_reconstruction_error"] == 0.5 and "from the report" in capsys.readouterr().out
     save_embeddings(tmp_path / "other.emb-x-td.npy", array[:, :3], [str(item) for item in range(40)], "x", ["title"])
-    cli.run(quality.main, [*flags[:2], "--emb", str(tmp_path / "other.emb-x-td.npy")])
+    run(quality.main, [*flags[:2], "--emb", str(tmp_path / "other.emb-x-td.npy")])
     other = read_json(report_files(stem)[0])
     assert other["codebook_sizes"] == [16, 32] and other["codebook_reconstruction_error"] is None
-    cli.run(quality.main, [*flags, "--codebook_sizes", "8,8"])
+    run(quality.main, [*flags, "--codebook_sizes", "8,8"])
     assert read_json(report_files(stem)[0])["codebook_sizes"] == [8, 8]
     written = report_files(stem)[0].stat().st_mtime_ns
     write_json(tmp_path / "toy.index.json", {str(item): ["<a_0>", f"<b_{item}>"] for item in range(40)})
     os.utime(tmp_path / "toy.index.json", ns=(written + 1, written + 1))  # clocks of files can be coarse
-    cli.run(quality.main, flags)
+    run(quality.main, flags)
     assert read_json(report_files(stem)[0])["codebook_sizes"] == [1, 40]
 
 
@@ -400,7 +403,7 @@ def test_command_line_errors_are_one_line(tmp_path, capfd, monkeypatch):
     ]
     for arguments, said in cases:
         with pytest.raises(SystemExit) as stop:
-            cli.run(quality.main, arguments)
+            run(quality.main, arguments)
         errors = capfd.readouterr().err
         assert stop.value.code == 2 and said in errors and len(errors.strip().splitlines()) == 1
         assert not list(tmp_path.glob("*.quality.json"))

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import ranking_shards
-from fileio import InputError
-from ranking_shards import prepare_folder, read_finished, work_in_shards
+from minionerec.common.files import InputError
+from minionerec.evaluation import shards as ranking_shards
+from minionerec.evaluation.shards import prepare_folder, read_finished, work_in_shards
 
 
 def run(monkeypatch, folder, lengths, processes=1, batch_size=4, resuming=True, fails=lambda rank, batch: False):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli
-from fileio import InputError
-from model_io import load_model
-from prompts import Encoder, checkpoint_prompts
-from recommend import find_item, latest_history, recommend, split_titles
-from records import Catalogue, read_info, read_rows
+from minionerec.common.cli import run
+from minionerec.common.files import InputError
+from minionerec.common.records import Catalogue, read_info, read_rows
+from minionerec.language.models import load_model
+from minionerec.language.prompts import Encoder, load_checkpoint_prompts
+from recommend import find_item, find_latest_history, recommend, split_titles
 
 CATALOGUE = Catalogue(
     ["<a_1>", "<a_2>", "<a_3>", "<a_3>", "<a_4>", "<a_5>"],
@@ -37,7 +37,7 @@ def ask(trained, capsys, **flags):
 def exact(trained):
     """A function: {SID: log-probability after a history of SIDs}, by one ordinary forward per item of the catalogue."""
     model, tokenizer = load_model(trained.checkpoint, "base_model")
-    encoder = Encoder(tokenizer, checkpoint_prompts(trained.checkpoint))
+    encoder = Encoder(tokenizer, load_checkpoint_prompts(trained.checkpoint))
     sids = read_info(trained.paths["info_file"]).sids
 
     def scores(history):
@@ -217,14 +217,14 @@ def test_the_latest_row_of_a_user(trained):
     rows = read_rows(path)
     for user in ("U0", "U7"):
         last = [row for row in rows if row.user_id == user][-1]
-        assert latest_history(rows, user, path) == (
+        assert find_latest_history(rows, user, path) == (
             [*last.history_sids, last.sid],
             [*last.history_titles, last.title],
         )
     with pytest.raises(
         InputError, match="--user_id nobody: .*train.csv has no row of this user; the first one there is U0"
     ):
-        latest_history(rows, "nobody", path)
+        find_latest_history(rows, "nobody", path)
 
 
 # ---------------------------------------------------------------------------------------------------------- wrong input
@@ -263,8 +263,8 @@ def test_a_history_that_the_model_does_not_know(trained, tmp_path):
 def test_on_the_command_line(trained, capsys):
     paths = trained.paths
     argv = ["--base_model", trained.checkpoint, "--info_file", paths["info_file"], "--shared_sids", "--top", "2"]
-    cli.run(recommend, [*argv, "--titles", "number 5,; number 6,"])
+    run(recommend, [*argv, "--titles", "number 5,; number 6,"])
     assert len(capsys.readouterr().out.splitlines()) == 4
     with pytest.raises(SystemExit):
-        cli.run(recommend, [*argv, "--titles", "number"])
+        run(recommend, [*argv, "--titles", "number"])
     assert capsys.readouterr().err.startswith("error: 30 items have 'number' in their title")

@@ -10,9 +10,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.image import imread
 
-from fileio import InputError, read_json, write_json
-from metrics import score_predictions
-from report import plot, report
+from minionerec.common.files import InputError, read_json, write_json
+from minionerec.evaluation.metrics import score_predictions
+from minionerec.evaluation.plot import draw_metrics
+from scripts.report import report
 
 SIDS = [f"<{item}>" for item in range(60)]
 
@@ -50,7 +51,7 @@ def drawn(monkeypatch):
 @pytest.mark.parametrize("models", [1, 2, 6])
 def test_the_page_shows_the_figures(tmp_path, drawn, models):
     columns = {f"model {number}": results(number) for number in range(models)}
-    plot(columns, tmp_path / "page.png")
+    draw_metrics(columns, tmp_path / "page.png")
     assert imread(tmp_path / "page.png").shape[:2] == (1200, 1600)
     assert [path.name for path in tmp_path.iterdir()] == ["page.png"]  # nothing temporary is left
 
@@ -81,14 +82,14 @@ def test_the_page_shows_the_figures(tmp_path, drawn, models):
 
 
 def test_lists_shorter_than_10_have_a_curve_only(tmp_path, drawn):
-    plot({"short": results(longest=5)}, tmp_path / "page.png")
+    draw_metrics({"short": results(longest=5)}, tmp_path / "page.png")
     assert drawn["plot"][0][1] == [1, 3, 5] and not drawn["errorbar"]
     assert all("the lists are shorter than 10" in axes.get_title() for axes, *_ in drawn["bar"])
     assert all(height == 0 for _, _, heights, _ in drawn["bar"] for height in heights)
 
 
 def test_test_splits_of_other_sizes_show_both(tmp_path, drawn):
-    plot({"a": results(0, rows=100), "b": results(1, rows=150)}, tmp_path / "page.png")
+    draw_metrics({"a": results(0, rows=100), "b": results(1, rows=150)}, tmp_path / "page.png")
     axes = drawn["bar"][0][0]
     assert axes.figure.get_suptitle() == "Recommendations for 100 or 150 rows"
     labels = [text.get_text() for text in drawn["bar"][-1][0].get_xticklabels()]
@@ -99,14 +100,14 @@ def test_the_name_must_be_that_of_a_picture(tmp_path):
     metrics = tmp_path / "test.metrics.json"
     metrics.write_text("{}")
     with pytest.raises(InputError, match=r"test.metrics.json: the page of plots is a PNG image; .* end in .png"):
-        plot({"a": results()}, metrics)
+        draw_metrics({"a": results()}, metrics)
     assert metrics.read_text() == "{}"
 
 
 def test_a_failure_leaves_the_old_page(tmp_path):
     (tmp_path / "page.png").write_bytes(b"old")
     with pytest.raises(KeyError):
-        plot({"a": {**results(), "by": {}}}, tmp_path / "page.png")
+        draw_metrics({"a": {**results(), "by": {}}}, tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from data import Example
-from embeddings import save_embeddings
-from fileio import InputError
-from recommenders import build, save_recommender
-from records import Catalogue, Row
-from rewards import (
+from minionerec.common.embeddings import save_embeddings
+from minionerec.common.files import InputError
+from minionerec.common.records import Catalogue, Row
+from minionerec.language.examples import Example
+from minionerec.recommenders.networks import build_network, save_network
+from minionerec.training.rewards import (
     REWARDS,
     NamedReward,
-    likelihood_reward,
-    make_rewards,
+    build_likelihood_reward,
+    build_rewards,
+    build_semantic_reward,
+    build_transitions_reward,
     prefix,
     ranking,
     ranking_only,
     rule,
-    semantic_reward,
-    transition_reward,
 )
 
 # -------------------------------------------------------------------------------------------------------------- rewards
@@ -79,12 +79,12 @@ def example(item, sid, history=(5,)):
 
 def test_semantic_is_the_cosine_to_the_target_item():
     vectors = {5: np.array([2.0, 0.0]), 6: np.array([3.0, 3.0]), 7: np.array([0.0, 1.0]), 9: np.array([0.0, -5.0])}
-    reward = semantic_reward(CATALOGUE, vectors)
+    reward = build_semantic_reward(CATALOGUE, vectors)
     half = math.sqrt(0.5)
     assert reward(["<a>", "<b>"], example(5, "<a>")) == pytest.approx([1, half])
     assert reward(["<b>", "<a>", "<c>"], example(7, "<c>")) == pytest.approx([half, 0, 0])  # <c>: opposite items cancel
     vectors[9] = np.array([0.0, 4.0])
-    assert semantic_reward(CATALOGUE, vectors)(["<c>"], example(7, "<c>")) == pytest.approx([1])
+    assert build_semantic_reward(CATALOGUE, vectors)(["<c>"], example(7, "<c>")) == pytest.approx([1])
 
 
 def test_likelihoods_stand_against_the_favourite():
@@ -94,13 +94,13 @@ def test_likelihoods_stand_against_the_favourite():
         asked.append(row.history_ids)
         return {9: 0.1, 7: 0.2, 6: 0.4, 5: 0.3}
 
-    reward = likelihood_reward(CATALOGUE, after)
+    reward = build_likelihood_reward(CATALOGUE, after)
     assert reward(["<b>", "<a>", "<c>"], example(6, "<b>", (7, 5))) == pytest.approx(
         [1, 0.75, 0.5]
     )  # <c>: its best item
     assert asked == [(7, 5)]
-    assert likelihood_reward(CATALOGUE, lambda row: {})(["<b>", "<c>"], example(6, "<b>")) == [0, 0]
-    assert likelihood_reward(CATALOGUE, lambda row: {7: 0.2})(["<b>", "<c>"], example(6, "<b>")) == [0, 1]
+    assert build_likelihood_reward(CATALOGUE, lambda row: {})(["<b>", "<c>"], example(6, "<b>")) == [0, 0]
+    assert build_likelihood_reward(CATALOGUE, lambda row: {7: 0.2})(["<b>", "<c>"], example(6, "<b>")) == [0, 1]
     assert reward(["<b>", "<c>"], example(6, "<b>", ())) == [0, 0] and asked == [(7, 5)]
 
 
@@ -111,7 +111,7 @@ def train_row(history, target):
 def test_transitions_without_the_rows_own():
     """5 was followed by 6 twice, once of it in the row itself, and by 7 once."""
     train = [train_row((5,), 6), train_row((9, 5), 6), train_row((5,), 7), train_row((7,), 9)]
-    reward = transition_reward(train, CATALOGUE)
+    reward = build_transitions_reward(train, CATALOGUE)
     assert reward(["<a>", "<b>", "<c>"], example(6, "<b>", (5,))) == [0, 1, 1]  # 6: 2 - 1, against 7: 1
     assert reward(["<b>", "<c>"], example(5, "<a>", (5,))) == [1, 0.5]  # a row that is not among them
     # Newest first: 7 -> 9 counts 1, 5 -> 6 and 5 -> 7 half of 2 and of 1; without the row's own, 9 is left with nothing.
@@ -125,7 +125,7 @@ def test_content_likes_like_titles():
     catalogue = Catalogue(
         ["<a>", "<b>", "<c>"], ["steel pipe clamp", "steel pipe valve", "blue garden hose"], [0, 1, 2]
     )
-    (term,) = make_rewards(["content"], catalogue, [])
+    (term,) = build_rewards(["content"], catalogue, [])
     assert term(["<b>", "<c>"], Example("", [1], [2], "", "u", "<c>", 2, "", (0,))) == [1, 0]
 
 
@@ -134,7 +134,7 @@ def files(tmp_path):
     save_embeddings(tmp_path / "x.npy", np.eye(4, dtype=np.float32), ["9", "7", "6", "5"], "made", ["title"])
     torch.manual_seed(0)
     shape = {"model": "sasrec", "hidden_size": 8, "num_layers": 1, "num_heads": 1, "dropout": 0.0, "max_history": 5}
-    save_recommender(build([5, 6, 7, 9], shape), tmp_path / "cf")
+    save_network(build_network([5, 6, 7, 9], shape), tmp_path / "cf")
     (tmp_path / "own.py").write_text(
         "def liked(completions, example):\n    return [len(example.history_ids) + len(c) for c in completions]\n"
         "def bad(completions, example):\n    return [float('nan')] * len(completions)\n"
@@ -147,7 +147,7 @@ def files(tmp_path):
 
 
 def test_terms_with_weights_and_files(files):
-    terms = make_rewards(
+    terms = build_rewards(
         ["rule:2", "semantic", "sasrec:-0.5", "module"],
         CATALOGUE,
         [],
@@ -195,16 +195,16 @@ def test_terms_with_weights_and_files(files):
 def test_terms_that_are_refused(files, monkeypatch, terms, given, said):
     monkeypatch.chdir(files)
     with pytest.raises(InputError) as error:
-        make_rewards(terms, CATALOGUE, [], **given)
+        build_rewards(terms, CATALOGUE, [], **given)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_files_of_another_catalogue(files):
     other = Catalogue(["<a>", "<b>"], ["A", "B"], [5, 8])
     with pytest.raises(InputError, match="has no row for item 8"):
-        make_rewards(["semantic"], other, [], ada_path=str(files / "x.npy"))
+        build_rewards(["semantic"], other, [], ada_path=str(files / "x.npy"))
     with pytest.raises(InputError, match="its items are not those of the info file"):
-        make_rewards(["sasrec"], other, [], cf_path=str(files / "cf"))
+        build_rewards(["sasrec"], other, [], cf_path=str(files / "cf"))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_files_of_another_catalogue(files):
     ],
 )
 def test_a_users_function_that_goes_wrong(files, name, said):
-    (term,) = make_rewards(["module"], CATALOGUE, [], reward_module=f"{files / 'own.py'}:{name}")
+    (term,) = build_rewards(["module"], CATALOGUE, [], reward_module=f"{files / 'own.py'}:{name}")
     with pytest.raises(InputError, match=said):
         term(["<a>", "<c>"], example(6, "<b>"))
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import ranking
-from embeddings import save_embeddings
-from fileio import InputError, read_json
+from minionerec.common.embeddings import save_embeddings
+from minionerec.common.files import InputError, read_json
+from minionerec.common.records import read_rows
+from minionerec.evaluation import ranking
+from minionerec.language.models import load_model
+from minionerec.language.prompts import load_prompts
+from minionerec.training.rewards import REWARDS
 from minionerec_trainer import GroupTrainer
-from model_io import load_model
-from prompts import load_prompts
-from records import read_rows
-from rewards import REWARDS
 from rl import rl
 from sft import sft
 

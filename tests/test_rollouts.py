@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import random_catalogue, random_prompts, tiny_model
 
-from beam_search import beam_search
-from LogitProcessor import SidTrie, pad_sequences
-from rollouts import keep_diverse, legal_tokens, roll_out
+from minionerec.search.beam_search import beam_search
+from minionerec.search.trie import SidTrie, pad_sequences
+from minionerec.training.rollouts import find_legal_tokens, keep_diverse, roll_out
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_legal_tokens_against_a_dictionary_of_prefixes(world):
     _, trie, _ = world
     sequences = trie.sequences()
     matrix = torch.from_numpy(pad_sequences(sequences)[0])
-    table = legal_tokens(trie, matrix)
+    table = find_legal_tokens(trie, matrix)
     for sequence, row in zip(sequences, table.tolist()):
         for place, found in enumerate(row):
             allowed = {s[place] for s in sequences if s[:place] == sequence[:place]} if place < len(sequence) else set()

@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from embeddings import save_embeddings
-from fileio import InputError, read_json
+from minionerec.common.embeddings import save_embeddings
+from minionerec.common.files import InputError, read_json
 from rq import generate_indices, generate_indices_plus, rqkmeans_constrained, rqkmeans_faiss, rqkmeans_plus, rqvae
-from rq.codebook import load_checkpoint, load_codebooks, load_items, load_model, quantise, reconstruction_error
+from rq.index.codebook import (
+    compute_reconstruction_error,
+    load_checkpoint,
+    load_codebooks,
+    load_items,
+    load_model,
+    quantise,
+)
+from rq.kmeans.residual import expand_level_sizes, residual_kmeans
 from rq.models.rqkmeans import RQKMeans, RQKMeansPlus
 from rq.models.rqvae import RQVAE
-from rq.residual_kmeans import level_sizes, residual_kmeans
 from rq.rqkmeans_constrained import min_cost_flow_kmeans
 from rq.rqkmeans_faiss import faiss_kmeans, uniform_mapping
 from rq.trainer import BEST_LOSS
@@ -68,7 +75,7 @@ def test_levels_equal_a_loop():
     assert np.array_equal(quantise(model, x.numpy(), 50), codes)
     decoded = torch.stack([sum(book[code] for book, code in zip(books, row)) for row in codes.tolist()])
     slow = float((decoded - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum())
-    assert reconstruction_error(model, x.numpy(), codes, 50) == pytest.approx(slow, rel=1e-5)
+    assert compute_reconstruction_error(model, x.numpy(), codes, 50) == pytest.approx(slow, rel=1e-5)
 
 
 def slow_lloyd(points, centres, rounds):
@@ -115,7 +122,7 @@ def test_constrained_methods_fill_every_code_alike(tmp_path, kind, n):
 
 
 def test_engines_are_of_one_quality():
-    from rq.balanced_kmeans import balanced_kmeans
+    from rq.kmeans.balanced import balanced_kmeans
 
     x = torch.from_numpy(mixture(300))
     inertia = []
@@ -163,11 +170,11 @@ def test_rows_in_another_order_give_the_same_index(tmp_path):
 
 
 def test_levels_of_one_size_or_a_list():
-    assert level_sizes(None, None) == [256] * 3 and level_sizes([100], 4) == [100] * 4
-    assert level_sizes([10, 20], None) == [10, 20] == level_sizes([10, 20], 2)
+    assert expand_level_sizes(None, None) == [256] * 3 and expand_level_sizes([100], 4) == [100] * 4
+    assert expand_level_sizes([10, 20], None) == [10, 20] == expand_level_sizes([10, 20], 2)
     for wrong in (([10, 20], 3), ([0], 3), ([4], 0), ([4], 26)):
         with pytest.raises(InputError, match="num_levels|codebook_size"):
-            level_sizes(*wrong)
+            expand_level_sizes(*wrong)
 
 
 @pytest.mark.parametrize("kind", COMMANDS)
@@ -247,8 +254,8 @@ def test_plus_learns_saves_and_gives_an_index(tmp_path):
     kmeans = load_model(tmp_path / "faiss.index.codebooks.npz")
     model = load_model(folder / BEST_LOSS)
     assert isinstance(model, RQKMeansPlus) and isinstance(kmeans, RQKMeans)
-    before = reconstruction_error(kmeans, array, quantise(kmeans, array, 50), 50)
-    assert reconstruction_error(model, array, quantise(model, array, 50), 50) < before
+    before = compute_reconstruction_error(kmeans, array, quantise(kmeans, array, 50), 50)
+    assert compute_reconstruction_error(model, array, quantise(model, array, 50), 50) < before
     flags = {"ckpt_path": str(folder / BEST_LOSS), "data_path": str(tmp_path / "toy.emb-x-td.npy"), "device": "cpu"}
     generate_indices_plus.main(**flags, output_file=str(tmp_path / "plus.index.json"))
     generate_indices.main(**flags, output_file=str(tmp_path / "same.index.json"))

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embeddings import save_embeddings
-from fileio import InputError
+from minionerec.common.embeddings import save_embeddings
+from minionerec.common.files import InputError
 from rq import rqvae
-from rq.codebook import load_checkpoint, load_model
+from rq.index.codebook import load_checkpoint, load_model
 from rq.models.layers import MLPLayers
 from rq.models.rq import ResidualVectorQuantizer
 from rq.models.rqvae import RQVAE

@@ -14,11 +14,18 @@ import torch
 from tiny import make_dataset
 
 import sasrec as command
-from fileio import InputError, read_json
-from metrics import ndcg, rank_of
-from recommenders import build, load_recommender, save_recommender
-from records import Row, read_info, read_rows
-from sasrec import random_batches, rank_items, sasrec, sequence_loss, train, train_sequences
+from minionerec.common.files import InputError, read_json
+from minionerec.common.records import Row, read_info, read_rows
+from minionerec.evaluation.metrics import find_rank, ndcg
+from minionerec.recommenders.network_training import (
+    compute_sequence_loss,
+    draw_batches,
+    fold_histories,
+    rank_with_network,
+    train_network,
+)
+from minionerec.recommenders.networks import build_network, load_network, save_network
+from sasrec import sasrec
 
 ROOT = Path(__file__).parent.parent
 ITEMS = [7, 3, 11, 5, 2, 19, 4, 8]  # ids that are neither sorted nor 0..N-1
@@ -28,7 +35,7 @@ MODELS = ("sasrec", "gru4rec")
 def tiny(model, seed=0, **changes):
     settings = {"model": model, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.0, "max_history": 4}
     torch.manual_seed(seed)
-    return build(ITEMS, {**settings, **changes}).eval()
+    return build_network(ITEMS, {**settings, **changes}).eval()
 
 
 def row(history, target, user="u"):
@@ -77,7 +84,7 @@ def test_scores_refuse_what_they_cannot_rank():
 
 def test_rows_folded_by_hand():
     rows = [row([7, 3], 5), row([7], 3), row([3], 7), row([7], 3), row([7, 3, 5, 2, 4], 8), row([7, 2], 3)]
-    found = {sequence.history: sorted(sequence.targets) for sequence in train_sequences(rows, 4)}
+    found = {sequence.history: sorted(sequence.targets) for sequence in fold_histories(rows, 4)}
     assert found == {
         (3, 5, 2, 4): [(0, 7), (3, 8)],  # the newest four of a history of five; 3 begins it
         (7, 2): [(0, 3), (0, 3), (1, 3)],  # 7 begins this one and the next; once is enough
@@ -90,13 +97,13 @@ def test_rows_folded_by_hand():
 def test_folded_loss_equals_the_loss_of_single_rows(model, seed):
     """The same targets, each after the history that its row shows, and the same loss and gradients."""
     rows, network = random_rows(seed), tiny(model, seed)
-    sequences = train_sequences(rows, 4)
+    sequences = fold_histories(rows, 4)
     assert len(sequences) < len({r.history_ids[-4:] for r in rows}) < len(rows)
     folded = [(s.history[: position + 1], item) for s in sequences for position, item in s.targets]
     assert Counter(folded) == Counter((r.history_ids[-4:], r.item_id) for r in rows)
 
     network.train()
-    loss = sequence_loss(network, sequences)
+    loss = compute_sequence_loss(network, sequences)
     loss.backward()
     gradients = {name: value.grad.clone() for name, value in network.named_parameters()}
     network.zero_grad()
@@ -112,10 +119,10 @@ def test_folded_loss_equals_the_loss_of_single_rows(model, seed):
 
 
 def test_random_batches_hold_every_sequence_once():
-    sequences = train_sequences(random_rows(3), 4)
+    sequences = fold_histories(random_rows(3), 4)
     targets = [len(sequence.targets) for sequence in sequences]
     torch.manual_seed(0)
-    orders = [random_batches(sequences, 8) for _ in range(2)]
+    orders = [draw_batches(sequences, 8) for _ in range(2)]
     for batches in orders:
         assert sorted(id(sequence) for batch in batches for sequence in batch) == sorted(map(id, sequences))
         sizes = [sum(len(sequence.targets) for sequence in batch) for batch in batches]
@@ -123,8 +130,8 @@ def test_random_batches_hold_every_sequence_once():
         assert all(8 - max(targets) < size < 8 + max(targets) for size in sizes[:-1])
         assert len(batches) <= -(-sum(targets) // 8)
     assert orders[0] != orders[1]
-    assert [len(batch) for batch in random_batches(sequences, 1)] == [1] * len(sequences)
-    assert len(random_batches(sequences, 10_000)) == 1
+    assert [len(batch) for batch in draw_batches(sequences, 1)] == [1] * len(sequences)
+    assert len(draw_batches(sequences, 10_000)) == 1
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -137,20 +144,20 @@ def test_it_learns_a_deterministic_transition(model):
             timeline.append(follows[timeline[-1]])
             rows.append(row(timeline[:-1], timeline[-1]))
     network = tiny(model, num_layers=1)
-    epochs = train(network, train_sequences(rows, 4), rows, 60, 4, 1e-2, 0.0, patience=60)
-    assert [ranked[0] for ranked in rank_items(network, rows, 3)[0]] == [r.item_id for r in rows]
+    epochs = train_network(network, fold_histories(rows, 4), rows, 60, 4, 1e-2, 0.0, patience=60)
+    assert [ranked[0] for ranked in rank_with_network(network, rows, 3)[0]] == [r.item_id for r in rows]
     assert epochs[-1]["loss"] < 0.1 < epochs[0]["loss"]
 
 
 def test_ranking_and_validation_against_a_full_sort():
     network, rows = tiny("sasrec"), random_rows(1)
-    items, scores = rank_items(network, rows, 5)
+    items, scores = rank_with_network(network, rows, 5)
     for r, ranked, values in zip(rows, items, scores):
         every = dict(zip(ITEMS, network.scores([r.history_ids])[0].tolist()))
         assert ranked == sorted(ITEMS, key=lambda item: -every[item])[:5]
         assert values == pytest.approx([every[item] for item in ranked], abs=1e-5)
-    assert [sorted(ranked) for ranked in rank_items(network, rows[:2], 50)[0]] == [sorted(ITEMS)] * 2
-    ranks = [rank_of(r.item_id, ranked) for r, ranked in zip(rows, rank_items(network, rows, 8)[0])]
+    assert [sorted(ranked) for ranked in rank_with_network(network, rows[:2], 50)[0]] == [sorted(ITEMS)] * 2
+    ranks = [find_rank(r.item_id, ranked) for r, ranked in zip(rows, rank_with_network(network, rows, 8)[0])]
     assert command.validate(network, rows) == {"HR@10": 1.0, "NDCG@10": pytest.approx(ndcg(ranks, 10))}
 
 
@@ -163,7 +170,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(monkeypatch):
 
     monkeypatch.setattr(command, "validate", scripted)
     network, rows = tiny("gru4rec"), random_rows(2)
-    epochs = train(network, train_sequences(rows, 4), rows, 9, 8, 1e-2, 0.0, patience=2)
+    epochs = train_network(network, fold_histories(rows, 4), rows, 9, 8, 1e-2, 0.0, patience=2)
     assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3, 4]  # epoch 4 only equals the best one
     for name, value in network.state_dict().items():
         assert torch.equal(value, seen[1][name]) and not torch.equal(value, seen[3][name]), name
@@ -172,8 +179,8 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(monkeypatch):
 @pytest.mark.parametrize("model", MODELS)
 def test_reading_back_gives_equal_scores(tmp_path, model):
     network = tiny(model, dropout=0.5)
-    save_recommender(network, tmp_path / "model")
-    again = load_recommender(tmp_path / "model")
+    save_network(network, tmp_path / "model")
+    again = load_network(tmp_path / "model")
     assert again.item_ids == ITEMS and not again.training
     assert torch.equal(again.scores([[7, 3], [5]]), network.scores([[7, 3], [5]]))
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
@@ -181,11 +188,11 @@ def test_reading_back_gives_equal_scores(tmp_path, model):
 
 def test_a_broken_model_folder_is_named(tmp_path):
     good, bad = tmp_path / "good", tmp_path / "bad"
-    save_recommender(tiny("sasrec"), good)
+    save_network(tiny("sasrec"), good)
     with pytest.raises(
         InputError, match=r"nowhere/config.json: no such file; expected the model folder of a sasrec.py"
     ):
-        load_recommender(tmp_path / "nowhere")
+        load_network(tmp_path / "nowhere")
     config = read_json(good / "config.json")
     for changes, said in [
         ({"model": "bert"}, r"bad/config.json: not the config of a recommender \(KeyError\('bert'\)\)"),
@@ -196,11 +203,11 @@ def test_a_broken_model_folder_is_named(tmp_path):
         shutil.copytree(good, bad, dirs_exist_ok=True)
         (bad / "config.json").write_text(json.dumps({**config, **changes}))
         with pytest.raises(InputError, match=said):
-            load_recommender(bad)
+            load_network(bad)
     shutil.copytree(good, bad, dirs_exist_ok=True)
     (bad / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(InputError, match="bad/model.safetensors: not the weights of"):
-        load_recommender(bad)
+        load_network(bad)
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +232,7 @@ def test_the_command(tmp_path, data, model, capsys):
     predictions, metrics = read_json(output / "test.json"), read_json(output / "test.metrics.json")
     test, catalogue = read_rows(data["test_data_path"]), read_info(data["info_file"], shared_sids=True)
     sid_of = dict(zip(catalogue.item_ids, catalogue.sids))
-    network = load_recommender(output / "model")
+    network = load_network(output / "model")
     assert (
         network.item_ids == catalogue.item_ids and network.settings["num_layers"] == {"sasrec": 2, "gru4rec": 1}[model]
     )

@@ -14,13 +14,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 import sft as sft_module
 from data import EvalSidDataset
 from evaluate import evaluate
-from fileio import InputError, read_json
-from model_io import add_sid_tokens, last_checkpoint, load_model, model_from_config, train_tokenizer
-from prompts import Encoder, load_prompts
-from records import read_index, read_rows
+from minionerec.common.files import InputError, read_json
+from minionerec.common.records import read_index, read_rows
+from minionerec.language.models import build_model_from_config, load_model, train_tokenizer
+from minionerec.language.prompts import Encoder, load_prompts
+from minionerec.language.sid_tokens import (
+    add_sid_tokens,
+    average_embeddings,
+    compute_code_directions,
+    compute_tfidf_vectors,
+)
+from minionerec.training.checkpoints import find_last_checkpoint
+from minionerec.training.sft_trainer import TreeBatches, TreeTrainer
 from sft import sft
-from sid_init import code_directions, embedding_vectors, tfidf_vectors
-from sft_trainer import TreeBatches, TreeTrainer
 
 
 # ---------------------------------------------------------------------------------------------------------- the batches
@@ -173,10 +179,10 @@ def test_from_scratch_end_to_end(toy, tmp_path):
 
     items = read_json(paths["item_meta_path"]).values()
     texts = [item[key] for key in ("title", "description") for item in items]
-    start, start_tokenizer = model_from_config(config, texts, seed=42)
-    directions = code_directions(
+    start, start_tokenizer = build_model_from_config(config, texts, seed=42)
+    directions = compute_code_directions(
         [index[item] for item in sorted(index)],
-        tfidf_vectors([" ".join(texts[place : place + 2]) for place in range(0, len(texts), 2)], 32, seed=42),
+        compute_tfidf_vectors([" ".join(texts[place : place + 2]) for place in range(0, len(texts), 2)], 32, seed=42),
     )
     add_sid_tokens(start, start_tokenizer, tokens, seed=42, spread=1.0, directions=directions)
     assert start_tokenizer.get_vocab() == tokenizer.get_vocab()
@@ -258,7 +264,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(toy, tmp_path,
         patch.setattr(TreeTrainer, "_save_checkpoint", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             train(toy, tmp_path / "killed", **flags)
-    assert last_checkpoint(tmp_path / "killed").endswith(f"checkpoint-{saved[0]}")
+    assert find_last_checkpoint(tmp_path / "killed").endswith(f"checkpoint-{saved[0]}")
     assert not (tmp_path / "killed" / "final_checkpoint").exists()
     steps = []
     step = TreeTrainer.training_step
@@ -273,7 +279,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(toy, tmp_path,
 def test_checkpoints_of_other_settings_are_never_resumed(toy, tmp_path, monkeypatch):
     """A new run that dies before its first step and is started again must not go on from the old run's checkpoints."""
     output = train(toy, tmp_path / "sft", num_epochs=1)
-    assert last_checkpoint(output)
+    assert find_last_checkpoint(output)
     expected = weights(train(toy, tmp_path / "fresh", num_epochs=1, learning_rate=1e-3))
     with monkeypatch.context() as patch:
         patch.setattr("sft.model_from_config", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -332,8 +338,8 @@ def test_new_rows_of_a_pretrained_base_start_where_they_are_told(toy, tmp_path):
     index, items = read_index(paths["sid_index_path"]), read_json(paths["item_meta_path"])
     texts = [f"{items[str(item)]['title']} {items[str(item)]['description']}" for item in sorted(index)]
     start, start_tokenizer = load_model(base, "base_model")
-    directions = code_directions(
-        [index[item] for item in sorted(index)], embedding_vectors(texts, start, start_tokenizer)
+    directions = compute_code_directions(
+        [index[item] for item in sorted(index)], average_embeddings(texts, start, start_tokenizer)
     )
     old = start.get_input_embeddings().weight.detach()
     assert torch.equal(rows[None], rows["noise"])

@@ -7,8 +7,13 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from model_io import add_sid_tokens, train_tokenizer
-from sid_init import code_directions, embedding_vectors, tfidf_vectors
+from minionerec.language.models import train_tokenizer
+from minionerec.language.sid_tokens import (
+    add_sid_tokens,
+    average_embeddings,
+    compute_code_directions,
+    compute_tfidf_vectors,
+)
 
 TOOLS = ["steel bolt metric thread", "steel nut metric thread", "brass bolt thread", "steel bolt long"]
 LAB = ["glass beaker laboratory", "glass flask laboratory", "plastic beaker laboratory", "laboratory flask stopper"]
@@ -22,7 +27,7 @@ def test_code_directions_by_loops():
     rng = np.random.default_rng(0)
     sids = [(f"<a_{n % 3}>", f"<b_{n % 5}>") + ((f"<c_{n % 2}>",) if n % 4 else ()) for n in range(20)]
     vectors = rng.standard_normal((20, 6)) + 3
-    found = code_directions(sids, vectors)
+    found = compute_code_directions(sids, vectors)
     raw = {}
     for level in range(3):
         tokens = sorted({sid[level] for sid in sids if len(sid) > level})
@@ -37,15 +42,15 @@ def test_code_directions_by_loops():
 
 
 def test_nothing_to_say_is_no_direction():
-    assert code_directions([("<a_0>",), ("<a_1>",)], np.ones((2, 4))) == {}
-    assert not tfidf_vectors(["alpha", "beta", "gamma"], 8, 0).any()
-    assert not tfidf_vectors(["alpha beta"], 8, 0).any()
+    assert compute_code_directions([("<a_0>",), ("<a_1>",)], np.ones((2, 4))) == {}
+    assert not compute_tfidf_vectors(["alpha", "beta", "gamma"], 8, 0).any()
+    assert not compute_tfidf_vectors(["alpha beta"], 8, 0).any()
 
 
 @pytest.mark.parametrize("width", [4, 64, 300])
 def test_like_texts_get_like_vectors(width):
-    vectors = tfidf_vectors(TOOLS + LAB, width, seed=1)
-    assert vectors.shape == (8, width) and np.array_equal(vectors, tfidf_vectors(TOOLS + LAB, width, seed=1))
+    vectors = compute_tfidf_vectors(TOOLS + LAB, width, seed=1)
+    assert vectors.shape == (8, width) and np.array_equal(vectors, compute_tfidf_vectors(TOOLS + LAB, width, seed=1))
     assert cosine(vectors[0], vectors[1]) > cosine(vectors[0], vectors[4]) + 0.2
     assert cosine(vectors[4], vectors[5]) > cosine(vectors[5], vectors[1]) + 0.2
 
@@ -55,7 +60,7 @@ def test_embedding_vectors_by_loops():
     model = tiny_model("llama", len(tokenizer))
     rows = model.get_input_embeddings().weight.detach().numpy()
     texts = [*TOOLS, "", *LAB]
-    found = embedding_vectors(texts, model, tokenizer)
+    found = average_embeddings(texts, model, tokenizer)
     ids = [set(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
     for own, vector in zip(ids, found):
         weights = {token: np.log(len(texts) / sum(token in other for other in ids) + 1) for token in own}

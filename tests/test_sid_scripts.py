@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embeddings import save_embeddings
-from fileio import InputError, read_json
+from minionerec.common.embeddings import save_embeddings
+from minionerec.common.files import InputError, read_json
 from scripts import sid_table
 
 ROOT = Path(__file__).parent.parent

@@ -9,9 +9,10 @@ import pytest
 from scipy import sparse
 from test_tasks import encoder, random_inputs
 
-from data import SidSFTDataset
-from similar_items import SimilarSidDataset, similar_items, texts_of, tfidf_table
-from tasks import TASKS
+from data import TASKS, SidSFTDataset, SimilarSidDataset
+from minionerec.common.texts import join_item_texts
+from minionerec.common.tfidf import compute_tfidf
+from minionerec.recommenders.content import find_similar_items
 
 
 def naive(table, history):
@@ -34,7 +35,7 @@ def test_similar_items_by_loops(items):
     table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-9)
     chooser = random.Random(items)
     histories = [chooser.choices(range(items), k=chooser.randint(1, 6)) for _ in range(600)] + [[0]]
-    found, probability = similar_items(sparse.csr_matrix(table, dtype=np.float32), histories)
+    found, probability = find_similar_items(sparse.csr_matrix(table, dtype=np.float32), histories)
     assert found.shape == probability.shape == (601, min(50, items)) and not probability[-1].any()
     for history, own, likely in zip(histories, found.tolist(), probability.tolist()):
         assert {i: p for i, p in zip(own, likely) if p > 1e-6} == pytest.approx(
@@ -44,14 +45,14 @@ def test_similar_items_by_loops(items):
 
 
 def test_texts_without_common_words_are_like_nothing():
-    table = tfidf_table(["alpha", "beta", "gamma"])
+    table = compute_tfidf(["alpha", "beta", "gamma"])
     assert table.shape == (3, 0)
-    found, probability = similar_items(table, [[0], [1, 2]])
+    found, probability = find_similar_items(table, [[0], [1, 2]])
     assert found.shape == (2, 3) and not probability.any()
 
 
 def test_texts_are_title_and_the_beginning_of_the_description():
-    assert texts_of(["a", "b"], ["", "x" * 1000]) == ["a ", "b " + "x" * 400]
+    assert join_item_texts(["a", "b"], ["", "x" * 1000]) == ["a ", "b " + "x" * 400]
 
 
 WORDS = "steel brass bolt nut glass flask thread long short metric".split()
@@ -72,8 +73,8 @@ def test_the_prompts_are_those_of_next_sid_and_targets_are_drawn_as_said():
     dataset, plain = build(inputs), SidSFTDataset(inputs.rows, encoder("worded"))
     prompts = {(row.user_id, row.history_ids): example.prompt for row, example in zip(inputs.rows, plain)}
     assert len(dataset) == 2 * len(dataset.rows) and len(dataset.rows) + dataset.left_out.total() == len(inputs.rows)
-    texts = texts_of(inputs.catalogue.titles, [inputs.descriptions[item] for item in inputs.catalogue.item_ids])
-    table = tfidf_table(texts).toarray()
+    texts = join_item_texts(inputs.catalogue.titles, [inputs.descriptions[item] for item in inputs.catalogue.item_ids])
+    table = compute_tfidf(texts).toarray()
     counts = [Counter() for _ in dataset.rows]
     for epoch in range(150):
         dataset.set_epoch(epoch)

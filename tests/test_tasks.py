@@ -10,6 +10,8 @@ from test_prompts import write_set
 
 import data
 from data import (
+    RL_TASKS,
+    TASKS,
     D3Dataset,
     EvalD3Dataset,
     EvalSidDataset,
@@ -23,18 +25,14 @@ from data import (
     SidDataset,
     SidItemFeatDataset,
     SidSFTDataset,
+    TaskInputs,
     TitleHistory2SidSFTDataset,
     UserPreference2sidSFTDataset,
 )
-from fileio import InputError
-from prompts import TASK_FIELDS, Encoder, load_prompts
-from records import Catalogue
-from sft_trainer import TreeBatches
-from tasks import (
-    RL_TASKS,
-    TASKS,
-    Inputs,
-)
+from minionerec.common.files import InputError
+from minionerec.common.records import Catalogue
+from minionerec.language.prompts import TASK_FIELDS, Encoder, load_prompts
+from minionerec.training.sft_trainer import TreeBatches
 
 
 def words(rng, count):
@@ -53,7 +51,7 @@ def random_inputs(seed, users=6):
             target = rng.choice([item for item in range(len(SIDS)) if item not in history])
             rows.append(make_row(history, target, f"U{user}", titles=lambda item: titles[item]))
     preferences = {f"U{user}": words(rng, 12) for user in range(users)}
-    return Inputs(rows, Catalogue(SIDS, titles, list(range(len(SIDS)))), descriptions, preferences)
+    return TaskInputs(rows, Catalogue(SIDS, titles, list(range(len(SIDS)))), descriptions, preferences)
 
 
 def build(task, inputs, coder=None, cutoff_len=512, makers=TASKS):
@@ -264,7 +262,7 @@ def test_what_has_no_text_is_left_out_and_counted():
         for user, history, target in (("A", [0, 1, 2, 3], 4), ("A", [0, 2], 5), ("B", [3], 0), ("C", [2], 2))
     ]
     descriptions, preferences = {4: "About four", 5: " \n"}, {"A": "Likes A", "B": ""}
-    inputs = Inputs(rows, Catalogue(SIDS[:6], list(titles.values()), list(titles)), descriptions, preferences)
+    inputs = TaskInputs(rows, Catalogue(SIDS[:6], list(titles.values()), list(titles)), descriptions, preferences)
     found = {task: build(task, inputs) for task in TASKS}
     kept = {task: [e.item_id for e in dataset] for task, dataset in found.items()}
     left = {task: dict(dataset.left_out) for task, dataset in found.items()}
@@ -303,7 +301,7 @@ def test_items_that_share_what_the_prompt_shows_are_left_out(tmp_path):
     for task, (items, left_out) in expected.items():
         dataset = SidItemFeatDataset(catalogue, coder, tasks=(task,), descriptions=descriptions)
         assert ([e.item_id for e in dataset], dict(dataset.left_out)) == (items, left_out)
-    assert build("sid2description", Inputs([], catalogue, descriptions), coder)[0].target == "long text"
+    assert build("sid2description", TaskInputs([], catalogue, descriptions), coder)[0].target == "long text"
 
 
 def test_a_preference_may_not_name_the_target():

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from embeddings import load_embeddings, save_embeddings, side_file
-from fileio import InputError
+from minionerec.common.embeddings import load_embeddings, save_embeddings, side_file_path
+from minionerec.common.files import InputError
 from rq.text2emb import amazon_text2emb as text2emb
 from rq.text2emb.amazon_text2emb import clean, item_texts, tfidf_embeddings
 
@@ -105,7 +105,7 @@ def test_command_writes_embeddings_with_their_ids_once(tmp_path, capsys):
     path = tmp_path / "toy.emb-tfidf-td.npy"
     array, ids = load_embeddings(path)
     assert array.shape == (40, 6) and array.dtype == np.float32 and ids == [str(i) for i in range(40)]
-    described = json.loads(side_file(path).read_text())
+    described = json.loads(side_file_path(path).read_text())
     assert described["encoder"] == "tfidf" and described["text_fields"] == ["title", "description"]
     time = path.stat().st_mtime_ns
     text2emb.main(**flags, dim=6)
@@ -204,11 +204,11 @@ def test_bad_embedding_files(tmp_path):
     check(saved(tmp_path, ids=["0", "1", "1", "2"]), "item 1 is named by more than one row")
     check(saved(tmp_path, np.zeros(4, dtype=np.float32)), "expected a 2-D array")
     path = saved(tmp_path)
-    side_file(path).write_text('["0", "1", "2", "3"]')
+    side_file_path(path).write_text('["0", "1", "2", "3"]')
     check(path, 'expected an object with a list "item_ids"')
-    side_file(path).write_text("{")
+    side_file_path(path).write_text("{")
     check(path, "not valid JSON")
-    side_file(path).unlink()
+    side_file_path(path).unlink()
     check(path, "it names the item of each row")
     path.write_bytes(b"not an array")
     check(path, "not a .npy array")

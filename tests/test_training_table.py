@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from training_table import HEADING_EVERY, RL_COLUMNS, TrainingTable
+from minionerec.training.callbacks import HEADING_EVERY, RL_COLUMNS, TrainingTable
 
 
 def test_rows_stand_under_their_headings():

@@ -7,8 +7,9 @@ from safetensors.torch import save_file
 from tiny import END, PrefixDictionary, hf_beam_search, left_pad, random_catalogue, random_prompts, tiny_model
 from transformers import LogitsProcessorList
 
-from fileio import InputError
-from LogitProcessor import ConstrainedLogitsProcessor, SidTrie, SubTries, pad_sequences
+from LogitProcessor import ConstrainedLogitsProcessor
+from minionerec.common.files import InputError
+from minionerec.search.trie import SidTrie, SubTries, pad_sequences
 
 
 def walk(trie, prefix):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import make_dataset, write_config
 
 from evaluate import evaluate
-from fileio import read_json
+from minionerec.common.files import read_json
 
 ROOT = Path(__file__).parent.parent
 

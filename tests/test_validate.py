@@ -18,7 +18,7 @@ import convert_dataset
 from data_process.interactions import SPLITS, SPLITTERS, next_item_samples, remap, write_dataset
 from data_process.validate import main
 from data_process.validate_rows import Rows, find_leaks
-from fileio import InputError
+from minionerec.common.files import InputError
 
 LOG = "a1 b1 a2 b2 a3 c2 a4 c3 b3 a5 c1 b4 c4 a6"  # a user and an item each, in the order of time
 

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from data import Example
+from minionerec.language.examples import Example
 
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 END = 1

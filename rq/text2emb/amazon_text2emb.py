@@ -10,18 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
-from data_process.interactions import read_items
-from data_process.text import clean
-from embeddings import save_embeddings, side_file
-from fileio import InputError
+from minionerec.common.cli import run
+from minionerec.common.embeddings import save_embeddings, side_file_path
+from minionerec.common.files import InputError
+from minionerec.common.items import read_item_records
+from minionerec.common.processes import is_main_process
+from minionerec.common.stage import Stage
+from minionerec.common.texts import clean_text
 
 TEXT_FIELDS = ["title", "description"]
 
 
 def item_texts(items: dict[str, dict], fields: list[str]) -> list[str]:
     """One text per item, its non-empty fields joined, in the order of `items`."""
-    return [" ".join(filter(None, (clean(item.get(field)) for field in fields))) for item in items.values()]
+    return [" ".join(filter(None, (clean_text(item.get(field)) for field in fields))) for item in items.values()]
 
 
 def tfidf_embeddings(texts: list[str], dim: int, seed: int) -> np.ndarray:
@@ -65,7 +67,7 @@ def encoder_embeddings(
         raise InputError(f"--plm_checkpoint {checkpoint}: cannot be loaded ({str(error).splitlines()[0]})") from None
     model.max_seq_length = min(max_sent_len, model.max_seq_length or max_sent_len)
     return model.encode(
-        texts, batch_size=batch_size, show_progress_bar=cli.is_main_process(), convert_to_numpy=True
+        texts, batch_size=batch_size, show_progress_bar=is_main_process(), convert_to_numpy=True
     ).astype(np.float32)
 
 
@@ -105,12 +107,12 @@ def main(
         raise InputError("--dim, --batch_size and --max_sent_len must be at least 1")
     item_file = Path(root) / f"{dataset}.item.json"
     output = Path(root) / f"{dataset}.emb-{plm_name}-td.npy"
-    stage = cli.Stage(
-        "text2emb", settings, [item_file], [output, side_file(output)], output.with_suffix(".stage.json"), force
+    stage = Stage(
+        "text2emb", settings, [item_file], [output, side_file_path(output)], output.with_suffix(".stage.json"), force
     )
     if stage.finished:
         return
-    items = read_items(item_file)
+    items = read_item_records(item_file)
     unknown = [field for field in fields if not any(field in item for item in items.values())]
     if unknown:
         raise InputError(f"--text_fields {','.join(unknown)}: no item of {item_file} has it")
@@ -127,4 +129,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

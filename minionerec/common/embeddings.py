@@ -1,0 +1,58 @@
+"""Item embedding files: float32 [N, dim] with a side file that names the item of every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from minionerec.common.files import InputError, atomic_write, read_json, require_file, write_json
+
+
+def side_file_path(path: str | Path) -> Path:
+    """The JSON that stands beside an embedding file."""
+    return Path(path).with_suffix(".json")
+
+
+def save_embeddings(path: str | Path, array: np.ndarray, item_ids: list[str], encoder: str, fields: list[str]) -> None:
+    """Write float32 [N, dim] and the side file with the encoder, the text fields and the item id of every row."""
+    write_json(
+        side_file_path(path),
+        {"encoder": encoder, "text_fields": fields, "shape": list(array.shape), "item_ids": item_ids},
+        indent=None,
+    )
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array.astype(np.float32))
+
+
+def load_embeddings(path: str | Path, flag: str | None = None) -> tuple[np.ndarray, list[str]]:
+    """(float32 [N, dim], the item id of each row). Row order is what the side file says, not assumed.
+
+    Raises InputError for a file that is no 2-D number array, a value that is not finite, a missing side file, or ids
+    that do not match the rows one to one.
+    """
+    path = require_file(path, flag)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a .npy array ({str(error).splitlines()[0]})") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
+        raise InputError(f"{path}: expected a 2-D array of numbers [items, dim]")
+    array = array.astype(np.float32)
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise InputError(f"{path}, row {int(np.argmin(finite))}: a value is not finite")
+    side = side_file_path(path)
+    if not side.is_file():
+        raise InputError(f'{side}: no such file; it names the item of each row: {{"item_ids": ["0", "1", ...]}}')
+    described = read_json(side)
+    ids = described.get("item_ids") if isinstance(described, dict) else None
+    if not isinstance(ids, list) or not ids:
+        raise InputError(f'{side}: expected an object with a list "item_ids"')
+    ids = [str(item) for item in ids]
+    if len(ids) != len(array):
+        raise InputError(f"{side}: {len(ids)} item ids for the {len(array)} rows of {path}")
+    if len(set(ids)) != len(ids):
+        twice = next(item for item in ids if ids.count(item) > 1)
+        raise InputError(f"{side}: item {twice} is named by more than one row")
+    return array, ids

@@ -1,0 +1,218 @@
+"""Rows, index and catalogue: reading the files that the SID side hands to the language-model side."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minionerec.common.files import InputError, open_text, parse_list, read_json, read_lines
+
+
+def check_rows_against_catalogue(rows: Sequence[Row], path: str, catalogue: Catalogue, info_file: str) -> None:
+    """Every item of the rows, history and target, must be in the catalogue.
+
+    Raises:
+        InputError: at the first row with another item.
+    """
+    known = set(catalogue.item_ids)
+    for number, row in enumerate(rows, 1):
+        for item in (row.item_id, *row.history_ids):
+            if item not in known:
+                raise InputError(f"{path}, row {number}: item {item} is not in {info_file}")
+
+
+def count_popularity(train_targets: Iterable[int]) -> dict[int, int]:
+    """{item id: times it is a target of a train row}."""
+    return Counter(train_targets)
+
+
+def group_items_by_sid(sids: Sequence[str], item_ids: Sequence[int], counts: dict[int, int]) -> dict[str, list[int]]:
+    """{SID: its items}, most popular first and then by id: how a list of SIDs is read as a list of items."""
+    table: dict[str, list[int]] = defaultdict(list)
+    for sid, item in sorted(zip(sids, item_ids), key=lambda pair: (-counts.get(pair[1], 0), pair[1])):
+        table[sid].append(item)
+    return dict(table)
+
+
+CSV_COLUMNS = (
+    "user_id",
+    "history_item_title",
+    "item_title",
+    "history_item_id",
+    "item_id",
+    "history_item_sid",
+    "item_sid",
+)
+
+
+SID_TOKEN = re.compile(r"<[^<>\s]+>")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One next-item sample: a user's history, oldest first, and the item that came next."""
+
+    user_id: str
+    history_titles: tuple[str, ...]
+    history_ids: tuple[int, ...]
+    history_sids: tuple[str, ...]
+    title: str
+    item_id: int
+    sid: str
+
+
+def parse_list_cell(text: str, where: str) -> list:
+    # JSON is several times faster than a literal parser; without double quotes and escapes the two differ in their quotes
+    # only. The rest take the careful way.
+    if '"' not in text and "\\" not in text and text.count("'") % 2 == 0:
+        try:
+            value = json.loads(text.replace("'", '"'))
+            if isinstance(value, list):
+                return value
+        except (ValueError, RecursionError):
+            pass
+    return parse_list(text, where)
+
+
+def read_rows(path: str | Path, flag: str | None = None) -> list[Row]:
+    """The rows of a CSV split (DESIGN file contract: CSV_COLUMNS, list columns as Python or JSON list literals).
+
+    Raises:
+        InputError: a missing column, a broken list literal, an item id that is no number, history columns of different
+            lengths, an empty history or a file without rows; each with file and line.
+    """
+    rows: list[Row] = []
+    with open_text(path, flag) as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(
+                f"{path}, line 1: missing column {', '.join(missing)}; found {', '.join(reader.fieldnames or ())}"
+            )
+        for record in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in record.values() or None in record:
+                raise InputError(f"{where}: expected {len(reader.fieldnames)} fields")
+            titles, ids, sids = (
+                parse_list_cell(record[name], f"{where}, column {name}")
+                for name in ("history_item_title", "history_item_id", "history_item_sid")
+            )
+            if not len(titles) == len(ids) == len(sids):
+                raise InputError(
+                    f"{where}: histories of different length: {len(titles)} titles, {len(ids)} ids, {len(sids)} SIDs"
+                )
+            if not sids:
+                raise InputError(f"{where}: the history is empty")
+            try:
+                item_ids = [int(str(value)) for value in (*ids, record["item_id"])]  # int(2.7) would be 2
+            except ValueError:
+                raise InputError(f"{where}: item ids must be whole numbers") from None
+            rows.append(
+                Row(
+                    record["user_id"],
+                    tuple(map(str, titles)),
+                    tuple(item_ids[:-1]),
+                    tuple(map(str, sids)),
+                    record["item_title"],
+                    item_ids[-1],
+                    record["item_sid"],
+                )
+            )
+    if not rows:
+        raise InputError(f"{path}: no rows below the header line")
+    return rows
+
+
+def read_index(path: str | Path, flag: str | None = None) -> dict[int, tuple[str, ...]]:
+    """{item id: SID tokens} of an index.json.
+
+    Raises:
+        InputError: not an object of lists of `<...>` tokens.
+    """
+    content = read_json(path, flag)
+    index = {}
+    if not isinstance(content, dict) or not content:
+        raise InputError(f'{path}: expected an object such as {{"0": ["<a_1>", "<b_2>"]}}')
+    for key, tokens in content.items():
+        if (
+            not isinstance(tokens, list)
+            or not tokens
+            or not all(isinstance(t, str) and SID_TOKEN.fullmatch(t) for t in tokens)
+        ):
+            raise InputError(
+                f'{path}, item {key}: expected a list of tokens such as ["<a_1>", "<b_2>"], got {str(tokens)[:60]}'
+            )
+        try:
+            index[int(key)] = tuple(tokens)
+        except ValueError:
+            raise InputError(f"{path}: item id {key!r} is not a whole number") from None
+    return index
+
+
+def check_rows_against_index(
+    rows: Iterable[Row], index: dict[int, tuple[str, ...]], path: str | Path, index_path: str | Path
+) -> None:
+    """Every item of `rows` must stand in the index, with the same SID.
+
+    Raises:
+        InputError: at the first item that does not.
+    """
+    sids = {item: "".join(tokens) for item, tokens in index.items()}
+    for number, row in enumerate(rows, 1):
+        for item, sid in zip((*row.history_ids, row.item_id), (*row.history_sids, row.sid)):
+            if item not in sids:
+                raise InputError(f"{index_path}: item {item} is missing ({path}, row {number} uses it)")
+            if sids[item] != sid:
+                raise InputError(f"{path}, row {number}: item {item} has SID {sid}, but {index_path} says {sids[item]}")
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The closed list of items: parallel lists of SIDs, titles and item ids."""
+
+    sids: list[str]
+    titles: list[str]
+    item_ids: list[int]
+
+
+def read_info(path: str | Path, shared_sids: bool = False, flag: str = "info_file") -> Catalogue:
+    """The items of an info file, one `sid<TAB>title<TAB>item_id` a line.
+
+    Args:
+        shared_sids: accept items that share a SID (they cannot be told apart by a model; metrics then say how ties fall).
+
+    Raises:
+        InputError: a malformed line, an item listed twice, an empty file, or a SID listed twice unless `shared_sids`.
+    """
+    sids, titles, item_ids = [], [], []
+    line_of_sid: dict[str, int] = {}
+    line_of_item: dict[int, int] = {}
+    for number, line in read_lines(path, flag):
+        if not line.strip():
+            continue
+        fields = line.split("\t")
+        if (
+            len(fields) != 3
+            or "".join(SID_TOKEN.findall(fields[0])) != fields[0]
+            or not fields[0]
+            or not fields[2].isdecimal()
+        ):
+            raise InputError(f"{path}, line {number}: expected sid<TAB>title<TAB>item_id, got {line[:60]!r}")
+        sid, title, item = fields[0], fields[1], int(fields[2])
+        if item in line_of_item:
+            raise InputError(f"{path}, line {number}: item {item} stands on line {line_of_item[item]} already")
+        if sid in line_of_sid and not shared_sids:
+            raise InputError(
+                f"{path}, line {number}: SID {sid} belongs to the item of line {line_of_sid[sid]} already; make SIDs unique "
+                "(rq.generate_indices --collisions nearest_free) or accept ties with --shared_sids True"
+            )
+        line_of_item[item] = line_of_sid[sid] = number
+        sids.append(sid), titles.append(title), item_ids.append(item)
+    if not sids:
+        raise InputError(f"{path}: no items")
+    return Catalogue(sids, titles, item_ids)

@@ -1,0 +1,45 @@
+"""Catalogue texts, as shops write them, into plain lines."""
+
+from __future__ import annotations
+
+import ast
+import html
+import re
+from collections.abc import Sequence
+
+
+def list_texts(titles: Sequence[str], descriptions: Sequence[str]) -> list[str]:
+    """What a tokenizer from scratch is trained on."""
+    return [text for text in (*titles, *descriptions) if text]
+
+
+MAX_CHARACTERS = 400  # of a description
+
+
+def join_item_texts(titles: Sequence[str], descriptions: Sequence[str]) -> list[str]:
+    """What each item is about: its title and the beginning of its description."""
+    return [f"{title} {description[:MAX_CHARACTERS]}" for title, description in zip(titles, descriptions, strict=True)]
+
+
+_UNSEEN = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+
+
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+
+
+def clean_text(value: object) -> str:
+    """One line of plain text; Amazon writes descriptions as a list, or as the text of a list literal, with HTML.
+
+    Entities are decoded once; tags go, scripts, styles and comments go with what they enclose.
+    """
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+    if isinstance(value, list):
+        value = " ".join(clean_text(part) for part in value)
+    text = html.unescape(str(value or ""))
+    if "<" in text:
+        text = _TAG.sub(" ", _UNSEEN.sub(" ", text))
+    return " ".join(text.split())

@@ -1,0 +1,245 @@
+"""Ranking metrics as pure functions, at SID level and at item level, with splits by bucket and bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from minionerec.common.records import group_items_by_sid
+
+CUTOFFS = (1, 3, 5, 10, 20, 50)
+
+
+MAIN_CUTOFF = 10  # of the intervals and of the splits
+
+
+# What a target at `rank` is worth. NDCG (Jarvelin and Kekalainen, 2002) has one relevant item a row, so the ideal is 1.
+GAINS = {
+    "HR": lambda rank: np.ones(rank.shape),
+    "NDCG": lambda rank: 1 / np.log2(rank + 1),
+    "MRR": lambda rank: 1 / rank,
+}
+
+
+# Smallest value of each bucket; the last one is open.
+HISTORY_BUCKETS = (0, 1, 2, 4, 7, 11)
+
+
+POPULARITY_BUCKETS = (0, 1, 5, 20)
+
+
+RESAMPLES = 1000
+
+
+def to_rank_array(ranks: Iterable[int | None]) -> np.ndarray:
+    """Ranks from 1, None for a target not found, as an int64 array [rows] in which 0 is a target not found."""
+    return np.array([rank or 0 for rank in ranks], dtype=np.int64)
+
+
+def compute_row_gains(name: str, ranks: np.ndarray, k: int, tied: np.ndarray | int = 1) -> np.ndarray:
+    """What every row adds to a metric at k: float64 [rows], 0 where the target is not among the first k.
+
+    With `tied`, the target's rank is any of ranks .. ranks + tied - 1 with equal chance, and the gain is the expected
+    one (ties in ranking metrics: McSherry and Najork, ECIR 2008).
+
+    Args:
+        name: of GAINS. ranks: as `rank_array` gives them. tied: places that the target may take, [rows] or one number.
+    """
+    total = np.concatenate([[0.0], np.cumsum(GAINS[name](np.arange(1.0, k + 1)))])  # of the ranks 1..place
+    before = np.minimum(ranks - 1, k)
+    gains = (total[np.minimum(before + tied, k)] - total[before]) / tied
+    return np.where(ranks > 0, gains, 0.0)
+
+
+def hit_ratio(ranks: Iterable[int | None], k: int) -> float:
+    """Share of rows whose target stands among the first k. Ranks count from 1; None is a target not found."""
+    return float(compute_row_gains("HR", to_rank_array(ranks), k).mean())
+
+
+def ndcg(ranks: Iterable[int | None], k: int) -> float:
+    """Mean of 1 / log2(rank + 1) for targets among the first k, 0 for the others (one relevant item per row)."""
+    return float(compute_row_gains("NDCG", to_rank_array(ranks), k).mean())
+
+
+def mrr(ranks: Iterable[int | None], k: int) -> float:
+    """Mean of 1 / rank for targets among the first k, 0 for the others."""
+    return float(compute_row_gains("MRR", to_rank_array(ranks), k).mean())
+
+
+def find_rank(target, ranked: Iterable) -> int | None:
+    """1-based place of `target` in `ranked`, None if it is not there."""
+    return next((place for place, value in enumerate(ranked, 1) if value == target), None)
+
+
+def expand_sids(ranked_sids: Iterable[str], items: dict[str, list[int]]) -> Iterable[int | None]:
+    """The items that a list of SIDs stands for, each SID for all its items in the order of `items_by_sid`.
+
+    A SID outside the catalogue takes one place (None), so that an illegal recommendation never improves the ranks after
+    it.
+    """
+    return (item for sid in ranked_sids for item in items.get(sid, (None,)))
+
+
+def find_item_rank(target_item: int, ranked_sids: Iterable[str], items: dict[str, list[int]]) -> int | None:
+    """Rank of an item in the list that `as_items` reads off a list of SIDs, None if it is not there."""
+    return find_rank(target_item, expand_sids(ranked_sids, items))
+
+
+def summarise(ranks: np.ndarray, longest: int, tied: np.ndarray | int = 1) -> dict[str, float]:
+    """{"HR@1": ..., "NDCG@1": ..., "MRR@1": ..., "HR@3": ...} at the CUTOFFS up to `longest`, the length of the lists.
+
+    Args:
+        ranks, tied: as in `row_gains`.
+    """
+    return {
+        f"{name}@{k}": round(float(compute_row_gains(name, ranks, k, tied).mean()), 6)
+        for k in CUTOFFS
+        if k <= longest
+        for name in GAINS
+    }
+
+
+def name_buckets(starts: Sequence[int]) -> list[str]:
+    """Names of the buckets that begin at `starts`: (1, 2, 4) gives 1, 2-3, 4+."""
+    closed = [f"{low}" if low == high - 1 else f"{low}-{high - 1}" for low, high in pairwise(starts)]
+    return [*closed, f"{starts[-1]}+"]
+
+
+def measure_by_bucket(values: Sequence[int], starts: Sequence[int], ranks: np.ndarray, longest: int) -> dict[str, dict]:
+    """{bucket: {"rows", "HR@10", "NDCG@10", "MRR@10"}} of the rows whose value falls into it; no empty buckets.
+
+    Args:
+        values: [rows], at least starts[0]. ranks: [rows], as `rank_array` gives them.
+        longest: length of the lists; below 10 there are only the numbers of rows.
+    """
+    places = np.searchsorted(starts, values, side="right") - 1
+    names = name_buckets(starts)
+    result = {}
+    for place in np.unique(places):
+        inside = ranks[places == place]
+        measured = summarise(inside, longest)
+        shown = [f"{name}@{MAIN_CUTOFF}" for name in GAINS]
+        result[names[place]] = {"rows": len(inside), **{key: measured[key] for key in shown if key in measured}}
+    return result
+
+
+def bootstrap_intervals(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """95 % percentile bootstrap intervals of the column means, over rows (Efron and Tibshirani, 1993, chapter 13).
+
+    A resample is drawn as the number of times that each distinct row occurs in it, a multinomial draw: the same
+    distribution as drawing rows one by one, but the cost is that of the distinct rows, and ranks make few of them.
+
+    Args:
+        values: float [rows, columns]; all columns share their resamples.
+
+    Returns:
+        float64 [2, columns]: the lower and the upper ends.
+    """
+    distinct, counts = np.unique(values, axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
+    return np.percentile(draws @ distinct / len(values), [2.5, 97.5], axis=0)
+
+
+def score_predictions(
+    predictions: Sequence[dict],
+    sids: Sequence[str],
+    item_ids: Sequence[int],
+    counts: dict[int, int],
+    longest: int,
+    histories: Sequence[Sequence[str]],
+) -> dict:
+    """Metrics and counts of a predictions list (each with `output`, `item_id`, `predict`).
+
+    Item level is the honest one: a hit on a SID shared by several items counts for one of them only, the most popular
+    first, then by id. Each level holds HR, NDCG and MRR at the CUTOFFS up to `longest`:
+        item: item level. sid: SID level.
+        item_expected: item level, expected over a random order of the items that share a SID.
+        item_unseen: item level of the same lists with the SIDs of the row's history left out, at the cutoffs that the
+        shortened lists still fill; where users never take an item twice, a repeat is a lost place.
+
+    The rest:
+        item_interval_95: [low, high] of the item-level HR@10 and NDCG@10, by bootstrap over rows.
+        by: `history_length` and `target_popularity` (times a target in the train split), as `split_by` gives them.
+        coverage@10, coverage@K: share of the catalogue's items that stand in the first 10 or K places of any list.
+        seen_in_top_10, seen_in_top_10_share: number and share of the recommendations there that the history holds.
+        illegal: recommendations outside the catalogue. duplicates: repeated ones. short_lists: rows with fewer
+        recommendations than asked for. items_sharing_a_sid: of the catalogue.
+
+    Args:
+        counts: of `popularity`. longest: K, the length of the lists. histories: SIDs of each row's history.
+    """
+    items = group_items_by_sid(sids, item_ids, counts)
+    place = {item: index for shared in items.values() for index, item in enumerate(shared)}
+    tied = {item: len(shared) for shared in items.values() for item in shared}
+    predicted = [row["predict"] for row in predictions]
+    targets = [row["item_id"] for row in predictions]
+    as_item_lists = [list(expand_sids(ranked, items)) for ranked in predicted]
+    item_ranks = to_rank_array(map(find_rank, targets, as_item_lists))
+    # The first place of the target's SID; an unknown target is never found and stays at 0.
+    first = np.where(item_ranks > 0, item_ranks - [place.get(target, 0) for target in targets], 0)
+
+    seen = [set(history) for history in histories]
+    unseen = to_rank_array(
+        find_item_rank(target, (sid for sid in ranked if sid not in known), items)
+        for target, ranked, known in zip(targets, predicted, seen, strict=True)
+    )
+    top = [ranked[:10] for ranked in predicted]
+    repeats = sum(sid in known for ranked, known in zip(top, seen) for sid in ranked)
+
+    main = [name for name in ("HR", "NDCG") if longest >= MAIN_CUTOFF]
+    gains = [compute_row_gains(name, item_ranks, MAIN_CUTOFF) for name in main]
+    intervals = bootstrap_intervals(np.stack(gains, axis=1)).T.round(6).tolist() if main else []
+    return {
+        "item": summarise(item_ranks, longest),
+        "sid": summarise(to_rank_array(find_rank(row["output"], row["predict"]) for row in predictions), longest),
+        "item_expected": summarise(first, longest, np.array([tied.get(target, 1) for target in targets])),
+        "item_unseen": summarise(unseen, longest - max(map(len, seen))),
+        "item_interval_95": {f"{name}@{MAIN_CUTOFF}": ends for name, ends in zip(main, intervals)},
+        "by": {
+            "history_length": measure_by_bucket(
+                [len(history) for history in histories], HISTORY_BUCKETS, item_ranks, longest
+            ),
+            "target_popularity": measure_by_bucket(
+                [counts.get(target, 0) for target in targets], POPULARITY_BUCKETS, item_ranks, longest
+            ),
+        },
+        **{
+            f"coverage@{k}": round(len({i for ranked in as_item_lists for i in ranked[:k]} - {None}) / len(item_ids), 6)
+            for k in sorted({min(10, longest), longest})
+        },
+        "seen_in_top_10": repeats,
+        "seen_in_top_10_share": round(repeats / max(sum(map(len, top)), 1), 6),
+        "rows": len(predictions),
+        "illegal": sum(sid not in items for ranked in predicted for sid in ranked),
+        "duplicates": sum(len(ranked) - len(set(ranked)) for ranked in predicted),
+        "short_lists": sum(len(ranked) < min(longest, len(items)) for ranked in predicted),
+        "items_sharing_a_sid": sum(len(shared) for shared in items.values() if len(shared) > 1),
+    }
+
+
+COLUMNS = ("HR@1", "HR@3", "HR@5", "HR@10", "HR@50", "NDCG@10", "MRR@10")
+
+
+def format_metrics(columns: dict[str, dict]) -> str:
+    """A text table, one line per model: item-level metrics, and the number of illegal recommendations.
+
+    `+- HR@10` is half the width of its 95 % interval. The last two columns are those of the lists without the history's
+    items (`item_unseen`). A dash stands for what the lists are too short for.
+    """
+    unseen = ("HR@10", "NDCG@10")
+    header = ["item level", *COLUMNS, "+- HR@10", "illegal", *(f"{key} unseen" for key in unseen)]
+    lines = [header]
+    for name, result in columns.items():
+        interval = result.get("item_interval_95", {}).get("HR@10")
+        half_width = (interval[1] - interval[0]) / 2 if interval else None
+        values = [*(result["item"].get(key) for key in COLUMNS), half_width]
+        more = [result["item_unseen"].get(key) for key in unseen]
+        numbers, last = ([f"{v:.4f}" if v is not None else "-" for v in part] for part in (values, more))
+        lines.append([name, *numbers, f"{result['illegal']}", *last])
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
+        for line in lines
+    )

@@ -1,0 +1,158 @@
+"""Models and tokenizers: loading, building from a config, adding SID tokens, and writing a checkpoint folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from minionerec.common.files import InputError, read_json
+from minionerec.search.prefix_tree import check_tree_attention
+
+transformers_logging.set_verbosity_error()
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+
+
+@contextmanager
+def hide_file_progress() -> Iterator[None]:
+    """No bar for every file read or written inside: they would bury a run's own progress."""
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+ATTENTIONS = ("sdpa", "flex_attention")
+
+
+def check_attention(attention: str) -> None:
+    """Stop if this machine cannot train with `attention`.
+
+    Raises:
+        InputError: an unknown name, or flex_attention, which has no backward pass on a CPU, without a CUDA device.
+    """
+    if attention not in ATTENTIONS:
+        raise InputError(f"--attention {attention}: expected one of {', '.join(ATTENTIONS)}")
+    if attention == "flex_attention" and not torch.cuda.is_available():
+        raise InputError("--attention flex_attention: trains on a CUDA device only, and there is none here; use sdpa")
+
+
+def load_model(path: str, flag: str, attention: str = "sdpa") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (float32 weights) and tokenizer of a HF folder or hub name.
+
+    Training keeps float32 master weights and computes in bf16 under autocast on a GPU; loading in the checkpoint's own
+    dtype, the library's default, would train in bf16.
+
+    Raises:
+        InputError: nothing loadable there, or attention layers that prefix trees cannot use.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        with hide_file_progress():
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+        check_tree_attention(model)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--{flag} {path}: cannot be used as a causal LM with a tokenizer ({str(error).splitlines()[0]})"
+        ) from None
+    return model, tokenizer
+
+
+def build_model_from_config(
+    path: str, texts: Iterable[str], seed: int, attention: str = "sdpa"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A randomly initialised model.
+
+    Args:
+        path: a JSON config file (its "tokenizer_vocab_size" entries of byte-level BPE are trained on `texts`), or a HF
+            folder, whose config and tokenizer are used without its weights.
+    """
+    if Path(path).is_file():
+        settings = dict(read_json(path, "base_model"))
+        try:
+            vocab_size, model_type = int(settings.pop("tokenizer_vocab_size")), settings.pop("model_type")
+        except KeyError as error:
+            raise InputError(f"--base_model {path}: the config lacks {error.args[0]!r}") from None
+        tokenizer = train_tokenizer(texts, vocab_size)
+        try:
+            config = AutoConfig.for_model(
+                model_type,
+                **settings,
+                vocab_size=len(tokenizer),
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        except ValueError as error:
+            raise InputError(f"--base_model {path}: no usable config ({str(error).splitlines()[0][:100]})") from None
+    elif path.endswith(".json"):
+        raise InputError(f"--base_model {path}: no such file")
+    else:
+        try:
+            tokenizer, config = AutoTokenizer.from_pretrained(path), AutoConfig.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--base_model {path}: no config and tokenizer there ({str(error).splitlines()[0]})"
+            ) from None
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    try:
+        check_tree_attention(model)
+    except ValueError as error:
+        raise InputError(f"--base_model {path}: {error}") from None
+    return model, tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with start, end and padding tokens; the start token stands before every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+
+
+def add_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Dropout on the embeddings and on what attention and MLP add to the residual stream, where HF models have none.
+
+    Active in training mode only and not part of the saved model.
+
+    Raises:
+        InputError: an architecture without the usual layer names.
+    """
+
+    def drop(module, _arguments, output):
+        return torch.nn.functional.dropout(output, probability, module.training)
+
+    try:
+        layers = model.get_decoder().layers
+        targets = [model.get_input_embeddings()] + [
+            part for layer in layers for part in (layer.self_attn.o_proj, layer.mlp)
+        ]
+    except AttributeError as error:
+        raise InputError(f"--dropout: this architecture has no place for it ({error})") from None
+    for module in targets:
+        module.register_forward_hook(drop)

@@ -1,0 +1,267 @@
+"""Prompt templates, and how their texts become token ids: the same ones for SFT, RL and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from minionerec.common.files import InputError, open_text
+from minionerec.common.processes import say
+from minionerec.common.records import SID_TOKEN
+
+PROMPTS_FILE = "prompts.yaml"  # the prompt set a checkpoint carries
+
+# Every task has one field that its prompt shows and one that its target says, so no prompt can hold anything else of the
+# target item. Beside it a prompt may show {category}.
+TASK_FIELDS = {
+    "next_sid": ("history", "sid"),
+    "similar_sid": ("history", "sid"),
+    "next_title": ("history", "title"),
+    "next_description": ("history", "description"),
+    "title_history2sid": ("history", "sid"),
+    "title_history2title": ("history", "title"),
+    "title2sid": ("title", "sid"),
+    "sid2title": ("sid", "title"),
+    "description2sid": ("description", "sid"),
+    "sid2description": ("sid", "description"),
+    "history2preference": ("history", "preference"),
+    "preference2sid": ("preference", "sid"),
+}
+
+
+SETTINGS = {"separator": "", "max_description": 400}  # of a prompt set, beside its tasks
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Templates by task (`{"prompt": ..., "target": ...}`) and the set's settings.
+
+    Attributes:
+        separator: the text between the items of a history.
+        max_description: characters that prompts and targets show of an item's description.
+    """
+
+    templates: dict[str, dict[str, str]]
+    separator: str
+    max_description: int
+
+    def prompt(self, task: str, given: Sequence[str]) -> str:
+        """The prompt of a task that shows `given`: the items of a history, or a single text."""
+        return self.template(task)["prompt"].format(**{TASK_FIELDS[task][0]: self.separator.join(given)})
+
+    def target(self, task: str, answer: str) -> str:
+        return self.template(task)["target"].format(**{TASK_FIELDS[task][1]: answer})
+
+    def template(self, task: str) -> dict[str, str]:
+        if task not in self.templates:
+            raise InputError(f"this prompt set has no task {task!r}; it has {', '.join(self.templates)}")
+        return self.templates[task]
+
+    @property
+    def after_sid(self) -> str:
+        """What every target that is a SID ends with: "" in the project's own sets."""
+        targets = [self.target(task, "") for task in self.templates if TASK_FIELDS[task][1] == "sid"]
+        return targets[0] if targets else ""
+
+    def shorten(self, description: str) -> str:
+        """A description on one line, cut at the last blank that leaves at most max_description characters."""
+        text = " ".join(description.split())
+        if len(text) <= self.max_description:
+            return text
+        return text[: self.max_description + 1].rpartition(" ")[0] or text[: self.max_description]
+
+    def to_yaml(self) -> str:
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        return yaml.safe_dump({"checkpoint": {**settings, **self.templates}}, allow_unicode=True, sort_keys=False)
+
+
+def resolve_prompts_file(name_or_file: str | Path) -> tuple[str, str]:
+    """(YAML file, name of the set in it or "") of a set's name, FILE or FILE:SET."""
+    text, _, name = str(name_or_file).rpartition(":")
+    path, name = (text, name) if text else (str(name_or_file), "")
+    if path in ("compact", "worded"):
+        return str(Path(__file__).parents[2] / "config" / PROMPTS_FILE), path
+    return path, name
+
+
+def load_prompts(name_or_file: str | Path, category: str | None = None) -> PromptSet:
+    """A prompt set: `compact` or `worded` (config/prompts.yaml), a YAML file with one set, or FILE:SET.
+
+    Args:
+        category: any text, for the {category} of the templates. It becomes part of them, so that a checkpoint carries it.
+
+    Raises:
+        InputError: no such set or file, a wrong setting, an unknown task, or a template that lacks its prompt or target,
+            shows other fields than its task has, has its target in its prompt, or needs a category that was not given.
+    """
+    path, name = resolve_prompts_file(name_or_file)
+    try:
+        with open_text(path, "prompts") as file:
+            content = yaml.safe_load(file)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or (not name and len(content) != 1) or (name and name not in content):
+        raise InputError(
+            f"{path}: expected {f'the prompt set {name!r}' if name else 'exactly one prompt set, or FILE:SET'}"
+        )
+    chosen = content[name] if name else next(iter(content.values()))
+    if not isinstance(chosen, dict):
+        raise InputError(f"{path}: expected the prompt set to be tasks with their templates, got {str(chosen)[:60]!r}")
+    settings = {key: chosen.get(key, default) for key, default in SETTINGS.items()}
+    for key, default in SETTINGS.items():
+        if type(settings[key]) is not type(default) or (key == "max_description" and settings[key] < 1):
+            raise InputError(f"{path}: {key} must be {'text' if default == '' else 'a number from 1'}")
+    tasks = {task: template for task, template in chosen.items() if task not in SETTINGS}
+    if not tasks:
+        raise InputError(f"{path}: the prompt set has no task; known: {', '.join(TASK_FIELDS)}")
+    checked = {task: _check_template(f"{path}, task {task}", task, template) for task, template in tasks.items()}
+
+    templates, shown = {}, set()
+    for task, parts in checked.items():
+        fields = {field for _, field in parts["prompt"]}
+        if "category" in fields and category is None:
+            raise InputError(f"{path}, task {task}: the prompt shows {{category}}; give its text with --category")
+        shown |= fields
+        templates[task] = {part: _join_pieces(pieces, category or "") for part, pieces in parts.items()}
+    if category is not None and "category" not in shown:
+        say(f"--category {category}: no template of {path} shows a category")
+    prompts = PromptSet(templates, **settings)
+    for task, template in templates.items():
+        if TASK_FIELDS[task][1] == "sid" and (
+            not template["target"].startswith("{sid}") or prompts.target(task, "") != prompts.after_sid
+        ):
+            # Search and rollouts go over closed lists of SIDs, which have one beginning and one end.
+            raise InputError(
+                f"{path}, task {task}: the target must be {{sid}}, alone or with the same end in every task"
+            )
+    return prompts
+
+
+Pieces = list[tuple[str, str | None]]
+
+
+def _check_template(where: str, task: Any, template: Any) -> dict[str, Pieces]:
+    """(literal text, field after it) pieces of a task's prompt and target, which must show the fields of the task."""
+    if task not in TASK_FIELDS:
+        raise InputError(f"{where}: unknown task; known: {', '.join(TASK_FIELDS)}")
+    if not isinstance(template, dict) or set(template) != {"prompt", "target"}:
+        raise InputError(f"{where}: expected the keys prompt and target")
+    known = sorted({field for pair in TASK_FIELDS.values() for field in pair} | {"category"})
+    pieces: dict[str, Pieces] = {}
+    for part in ("prompt", "target"):
+        try:
+            found = list(Formatter().parse(template[part]))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{where}: {part} is no template ({error}); braces are written {{{{ and }}}}") from None
+        for _, field, form, conversion in found:
+            if field is not None and (field not in known or form or conversion):
+                raise InputError(f"{where}: unknown field {{{field}}}; known: {', '.join(f'{{{k}}}' for k in known)}")
+        pieces[part] = [(literal, field) for literal, field, _, _ in found]
+    given, answer = TASK_FIELDS[task]
+    shown, said = ({field for _, field in pieces[part] if field} for part in ("prompt", "target"))
+    if shown & said or answer in shown:
+        raise InputError(f"{where}: the prompt contains its own target {{{min(shown & said, default=answer)}}}")
+    if shown - {"category"} != {given}:
+        raise InputError(f"{where}: the prompt must show {{{given}}} and may show {{category}}, nothing else")
+    if said != {answer}:
+        raise InputError(f"{where}: the target must say {{{answer}}} and no other field")
+    return pieces
+
+
+def _join_pieces(pieces: Pieces, category: str) -> str:
+    """The template again, with `category` in its place."""
+    text = ""
+    for literal, field in pieces:
+        text += literal.replace("{", "{{").replace("}", "}}")
+        if field == "category":
+            text += category.replace("{", "{{").replace("}", "}}")
+        elif field:
+            text += f"{{{field}}}"
+    return text
+
+
+def load_checkpoint_prompts(
+    checkpoint: str | Path, override: str | None = None, category: str | None = None
+) -> PromptSet:
+    """The prompts a checkpoint was trained with, the `override` where one is named, else the worded set."""
+    own = Path(checkpoint) / PROMPTS_FILE
+    return load_prompts(override or (own if own.is_file() else "worded"), category)
+
+
+class Encoder:
+    """Turns texts into token ids the same way everywhere: [the tokenizer's own start tokens] prompt | target, end token.
+
+    Texts go to the tokenizer in one batch, which a fast tokenizer spreads over the cores, and equal texts go there once.
+    Targets, a closed list of short texts, are also kept from one task to the next.
+
+    Attributes:
+        end: the tokens after a SID: what the templates put there, and the end token.
+
+    Raises:
+        InputError: the tokenizer has no end token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet):
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token")
+        self.tokenizer, self.prompts = tokenizer, prompts
+        self._targets: dict[str, list[int]] = {}
+        self.end = self.target_ids([prompts.after_sid])[0]
+        start = tokenizer("").input_ids
+        self.start = start[:-1] if start and start[-1] == tokenizer.eos_token_id else start
+        self.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+        ).input_ids
+
+    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts; equal texts share one list."""
+        distinct = list(dict.fromkeys(texts))
+        ids = {text: [*self.start, *found] for text, found in zip(distinct, self._encode(distinct))}
+        return [ids[text] for text in texts]
+
+    def target_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of targets with the end token; equal texts share one list."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._targets]
+        for text, found in zip(new, self._encode(new)):
+            self._targets[text] = [*found, self.tokenizer.eos_token_id]
+        return [self._targets[text] for text in texts]
+
+    def sid_ids(self, sids: Sequence[str]) -> list[list[int]]:
+        """Token ids of SIDs with their end: what the trie holds.
+
+        Raises:
+            InputError: a SID whose tokens are not single tokens of this tokenizer.
+        """
+        vocabulary = self.tokenizer.get_vocab()
+        for sid in sids:
+            unknown = [token for token in SID_TOKEN.findall(sid) if token not in vocabulary]
+            if unknown:
+                raise InputError(
+                    f"the model's tokenizer ({self.tokenizer.name_or_path}) does not know the SID token {unknown[0]}; "
+                    "was the model trained with this index?"
+                )
+        return [[*(vocabulary[token] for token in SID_TOKEN.findall(sid)), *self.end] for sid in sids]
+
+    def check_boundary(self, task: str, target: str) -> None:
+        """A target must tokenise the same alone and after its prompt, or training and search would see other tokens.
+
+        Raises:
+            InputError: it does not.
+        """
+        prompt = self.prompts.prompt(task, [target])
+        alone = self._encode([prompt])[0] + self._encode([target])[0]
+        if self._encode([prompt + target])[0] != alone:
+            raise InputError(
+                f"prompt task {task}: {target!r} tokenises differently after the prompt than alone; end the prompt otherwise"
+            )

@@ -1,0 +1,124 @@
+"""Where the rows of new SID tokens start: what the items that use a code are about, as directions in embedding space."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from sklearn.decomposition import TruncatedSVD
+from transformers import (
+    AddedToken,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from minionerec.common.tfidf import compute_tfidf
+
+
+def _sid_sort_key(token: str) -> tuple:
+    level, number = (
+        re.fullmatch(r"<(\D*?)_?(\d*)>", token).groups() if re.fullmatch(r"<(\D*?)_?(\d*)>", token) else (token, "")
+    )
+    return level, int(number or 0), token
+
+
+# How much of a new row's spread is direction, where there is one; the rest is noise, so that no two rows are equal.
+DIRECTED_SHARE = 0.95
+
+
+def add_sid_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Iterable[str],
+    seed: int,
+    spread: float = 0.1,
+    directions: dict[str, np.ndarray] | None = None,
+) -> int:
+    """Give every SID token of the index a row of its own; returns how many were new.
+
+    New rows start at the mean of the old ones plus noise of `spread` times their standard deviation: a tenth in a pretrained
+    model, so that no new token begins as an outlier; 1 in a random model, where rows that start alike would take epochs to
+    part. Only rows past the old tokenizer's are touched; a vocabulary padded beyond it is used up first.
+
+    directions: token -> vector [hidden], of standard deviation 1 over all tokens (`sid_init.code_directions`): the noise
+    is then mostly replaced by it.
+    """
+    known = len(tokenizer)
+    added = tokenizer.add_tokens(
+        [AddedToken(token, normalized=False) for token in sorted(set(tokens), key=_sid_sort_key)]
+    )
+    if not added:
+        return 0
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    for layer in [model.get_input_embeddings()] + ([] if tied else [model.get_output_embeddings()]):
+        with torch.no_grad():
+            old = layer.weight[:known]
+            noise = torch.randn(added, old.shape[1], generator=generator).to(old)
+            if directions:
+                named = tokenizer.convert_ids_to_tokens(range(known, len(tokenizer)))
+                directed = torch.from_numpy(np.stack([directions[token] for token in named])).to(old)
+                noise = DIRECTED_SHARE * directed + (1 - DIRECTED_SHARE**2) ** 0.5 * noise
+            layer.weight[known : len(tokenizer)] = old.mean(dim=0) + spread * old.std(dim=0) * noise
+    return added
+
+
+COMPONENTS = 128  # of latent semantic analysis
+
+
+def compute_tfidf_vectors(texts: Sequence[str], width: int, seed: int) -> np.ndarray:
+    """[N, width]: latent semantic analysis of the texts (Deerwester et al. 1990), randomly rotated into `width` dimensions.
+
+    For a model without any knowledge of words: its dimensions mean nothing yet, but like items get like vectors. All zeros
+    if the texts have too few words in common.
+    """
+    table = compute_tfidf(texts)
+    components = min(COMPONENTS, width, *(size - 1 for size in table.shape))
+    if components < 1:
+        return np.zeros((len(texts), width))
+    with np.errstate(invalid="ignore"):  # where all texts are alike it divides by a variance of zero
+        vectors = TruncatedSVD(components, random_state=seed).fit_transform(table)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, width)))
+    return vectors @ rotation[:components]
+
+
+def average_embeddings(texts: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """[N, hidden]: mean of the model's own embeddings of a text's tokens, rare tokens counting more (idf)."""
+    rows = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    tokens = [np.unique(ids) for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
+    times = np.bincount(np.concatenate(tokens).astype(np.int64), minlength=len(rows))
+    weight = np.log(len(texts) / np.maximum(times, 1) + 1)
+    vectors = np.zeros((len(texts), rows.shape[1]))
+    for place, ids in enumerate(tokens):
+        if len(ids):
+            vectors[place] = np.average(rows[ids], axis=0, weights=weight[ids])
+    return vectors
+
+
+def compute_code_directions(sids: Sequence[Sequence[str]], vectors: np.ndarray) -> dict[str, np.ndarray]:
+    """{SID token: mean vector of the items that use it, less the mean of its level}, of standard deviation 1 in all.
+
+    Empty if the vectors say nothing: all equal, or one code a level.
+
+    Args:
+        sids: SID tokens of each item. vectors [N, hidden]: of the same items.
+    """
+    users: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for item, sid in enumerate(sids):
+        for level, token in enumerate(sid):
+            users[level, token].append(item)
+    means = {key: vectors[items].mean(axis=0) for key, items in users.items()}
+    centre = {
+        level: np.mean([mean for (own, _), mean in means.items() if own == level], axis=0)
+        for level in {level for level, _ in means}
+    }
+    directions = {token: mean - centre[level] for (level, token), mean in means.items()}
+    scale = np.stack(list(directions.values())).std()
+    return {token: vector / scale for token, vector in directions.items()} if scale > 0 else {}

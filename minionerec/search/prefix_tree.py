@@ -1,0 +1,278 @@
+"""Many sequences as one row: every distinct prefix is computed once, with exactly the logits of the separate sequences.
+
+The tokens of a prefix tree stand in depth-first order in one row; `position_ids` is the depth of a token in its sequence,
+and `end[k]` is the index after the subtree of node k. Query q sees key k iff k <= q < end[k]: its own ancestors and itself.
+Causal attention makes a token's hidden state a function of its prefix alone, so nothing else changes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import PreTrainedModel
+
+from minionerec.search.trie import pad_sequences, sort_rows
+
+
+@dataclass
+class PrefixTree:
+    """The tree of N sequences with L distinct prefixes, in depth-first order.
+
+    Attributes:
+        tokens [L]: token ids. depth [L]: position of each token in its sequence. end [L]: index after each subtree.
+        node [N, longest]: the node of every token of every sequence, in the order given; -1 past a sequence's end.
+    """
+
+    tokens: np.ndarray
+    depth: np.ndarray
+    end: np.ndarray
+    node: np.ndarray
+
+
+def build_prefix_tree(sequences: Sequence[Sequence[int]]) -> PrefixTree:
+    """Merge token sequences into their prefix tree. Sorting them *is* the depth-first order; no Python per token."""
+    matrix, lengths = pad_sequences(sequences)
+    rows, width = matrix.shape
+    order, lcp = sort_rows(matrix)
+    column = np.arange(width)
+    is_new = (column >= lcp[:, None]) & (column < lengths[order][:, None])
+    # Row-major numbering of the new cells is depth-first order; an inherited cell has the last number above it.
+    number = np.where(is_new, np.cumsum(is_new).reshape(rows, width) - 1, -1)
+    inherited = np.maximum.accumulate(number, axis=0)
+    node = np.empty((rows, width), dtype=np.int64)
+    node[order] = np.where(column < lengths[order][:, None], inherited, -1)
+    # A subtree in column j ends at the first later row that shares at most j columns with the row before it.
+    row_start = np.concatenate(([0], np.cumsum(is_new.sum(axis=1))))
+    breaks = np.where(lcp[:, None] <= column, np.arange(rows)[:, None], rows)
+    next_break = np.full((rows + 1, width), rows)
+    next_break[:-1] = np.minimum.accumulate(breaks[::-1], axis=0)[::-1]
+    new_row, new_column = np.nonzero(is_new)
+    return PrefixTree(
+        tokens=matrix[order][new_row, new_column],
+        depth=new_column,
+        end=row_start[next_break[new_row + 1, new_column]],
+        node=node,
+    )
+
+
+def build_tree_mask(end: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Attention mask [n, 1, L, L] from `end` [n, L]: bool, or additive in `dtype` if one is given."""
+    index = torch.arange(end.shape[1], device=end.device)
+    query, key = index[:, None], index[None, :]
+    visible = ((key <= query) & (query < end[:, None, :])).unsqueeze(1)
+    return visible if dtype is None else to_additive_mask(visible, dtype)
+
+
+def to_additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where `visible`, the lowest number of `dtype` elsewhere."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def build_block_mask(visible: torch.Tensor) -> BlockMask:
+    """`visible` (bool, [n, 1, Q, K]) for flex_attention, which skips blocks of 128 x 128 pairs without a visible one."""
+    n, _, queries, keys = visible.shape
+
+    def sees(row, _head, query, key):
+        return visible[row, 0, query, key]
+
+    return create_block_mask(sees, n, None, queries, keys, device=visible.device)
+
+
+def build_attention_mask(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor | BlockMask:
+    """`visible` (bool, 4-D) in the form the model's attention reads: sdpa takes bool, eager is only right with floats."""
+    attention = model.config._attn_implementation
+    if attention == "flex_attention":
+        return build_block_mask(visible)
+    return visible if attention == "sdpa" else to_additive_mask(visible, model.dtype)
+
+
+def check_tree_attention(model: PreTrainedModel) -> None:
+    """Stop if the model's attention cannot follow a prefix tree.
+
+    Raises:
+        ValueError: sliding-window or linear attention layers, or an attention kernel without 4-D masks.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if kinds != {"full_attention"} or (window is not None and not getattr(config, "layer_types", None)):
+        raise ValueError(
+            f"{config.model_type}: its layers use {', '.join(sorted(kinds - {'full_attention'})) or 'sliding-window attention'}; "
+            "prefix trees need full attention in every layer"
+        )
+    attention = model.config._attn_implementation
+    if attention not in ("sdpa", "eager", "flex_attention"):
+        raise ValueError(f"attention {attention!r} takes no 4-D mask: load the model with sdpa")
+    if attention == "flex_attention" and getattr(config, "attention_dropout", 0):
+        raise ValueError(f"attention_dropout {config.attention_dropout}: flex_attention has no dropout; use sdpa")
+
+
+@contextmanager
+def restrict_logits(model: torch.nn.Module, flat_nodes: torch.Tensor) -> Iterator[None]:
+    """Inside, a forward pass returns logits [K, vocab] of the hidden states at `flat_nodes` [K] (row * L + node) only.
+
+    A hook on the output layer keeps the call through the model's own forward, so that wrappers (DDP, PEFT, autocast) work.
+    """
+    head = getattr(model, "module", model).get_output_embeddings()
+
+    def select(_module, arguments):
+        hidden = arguments[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[flat_nodes],)
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass
+class TreeBatch:
+    """Several prefix trees side by side, padded to one length L, with what they are to predict.
+
+    A node can predict several next tokens (two sequences, same prefix), so labels are triples (node, token, weight).
+
+    Attributes:
+        input_ids, position_ids [n, L].
+        end [n, L], or None when every row is one sequence, padded on the right: ordinary causal attention is then enough.
+        label_node, label_token [K] int64 (node is row * L + index), label_weight [K] float32.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    end: torch.Tensor | None
+    label_node: torch.Tensor
+    label_token: torch.Tensor
+    label_weight: torch.Tensor
+
+    def to(self, device: str | torch.device) -> TreeBatch:
+        moved = (getattr(self, name) for name in self.__dataclass_fields__)
+        return TreeBatch(*(value if value is None else value.to(device) for value in moved))
+
+
+def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], pad_token_id: int) -> TreeBatch:
+    """One tree per group of (prompt, target) rows; every target token is a label at the node before it.
+
+    Labels keep the order of the rows: group by group, row by row, token by token, so that a caller who needs per-row
+    log-probabilities can split them by the target lengths. A target's last token is a label only, never a node.
+
+    Raises:
+        ValueError: an empty prompt or target (nothing would predict, or be predicted).
+    """
+    trees = []
+    for rows in groups:
+        for prompt, target in rows:
+            if not len(prompt) or not len(target):
+                raise ValueError("every row needs a prompt of at least one token and a target of at least one token")
+        trees.append(build_prefix_tree([[*prompt, *target[:-1]] for prompt, target in rows]))
+    length = max(len(tree.tokens) for tree in trees)
+    input_ids = np.full((len(trees), length), pad_token_id, dtype=np.int64)
+    position_ids = np.zeros((len(trees), length), dtype=np.int64)
+    end = np.tile(np.arange(1, length + 1), (len(trees), 1))  # a padding node sees only itself
+    label_node, label_token = [], []
+    for index, (tree, rows) in enumerate(zip(trees, groups)):
+        size = len(tree.tokens)
+        input_ids[index, :size], position_ids[index, :size], end[index, :size] = tree.tokens, tree.depth, tree.end
+        for row, (prompt, target) in enumerate(rows):
+            label_node.append(index * length + tree.node[row, len(prompt) - 1 : len(prompt) - 1 + len(target)])
+            label_token.append(np.asarray(target))
+    nodes = torch.from_numpy(np.concatenate(label_node))
+    return TreeBatch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(position_ids),
+        torch.from_numpy(end),
+        nodes,
+        torch.from_numpy(np.concatenate(label_token)),
+        torch.ones(len(nodes)),
+    )
+
+
+def fill_bins(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Numbers of the groups of `count` bins of like loads: largest first, into the emptiest bin (Graham 1969).
+
+    No bin is empty if there are `count` groups.
+    """
+    bins = [(0, number, []) for number in range(count)]
+    for group in sorted(range(len(sizes)), key=lambda group: -sizes[group]):
+        load, number, members = heapq.heappop(bins)
+        heapq.heappush(bins, (load + sizes[group], number, [*members, group]))
+    return [members for _, _, members in sorted(bins, key=lambda item: item[1])]
+
+
+def count_shared_tokens(first: list[int], second: list[int]) -> int:
+    """Length of the common prefix."""
+    if second[: len(first)] == first:
+        return len(first)
+    return next(
+        (place for place, pair in enumerate(zip(first, second)) if pair[0] != pair[1]), min(len(first), len(second))
+    )
+
+
+def pack_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], tree_tokens: int) -> list[list[int]]:
+    """Which groups of (prompt, target) rows are merged into one tree, so that every tree has about `tree_tokens` tokens.
+
+    What the prompts begin with is then computed once a tree, and trees of like size need little padding.
+    """
+    # What all prompts begin with stands in a merged tree once.
+    first = groups[0][0][0]
+    head = min(count_shared_tokens(first, prompt) for rows in groups for prompt, _ in rows)
+    sizes = [
+        len(build_prefix_tree([[*prompt, *target[:-1]] for prompt, target in rows]).tokens) - head + 1
+        for rows in groups
+    ]
+    return fill_bins(sizes, min(len(groups), max(1, round(sum(sizes) / max(tree_tokens, *sizes)))))
+
+
+def compute_label_logits(
+    model: torch.nn.Module, batch: TreeBatch, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits [U, vocab] float32 of the distinct label nodes, divided by the temperature; which of them each label has [K]).
+
+    Rows often share a label node; its logits are computed once. Differentiable.
+    """
+    inner = getattr(model, "module", model)
+    nodes, where = torch.unique(batch.label_node, return_inverse=True)
+    with restrict_logits(model, nodes):
+        logits = model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=None if batch.end is None else build_attention_mask(inner, build_tree_mask(batch.end)),
+            use_cache=False,
+        ).logits.float()
+    return logits if temperature == 1.0 else logits / temperature, where
+
+
+def compute_label_log_probs(
+    logits: torch.Tensor, where: torch.Tensor, tokens: torch.Tensor, legal: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Log-probability [K] of the label tokens [K] from `label_logits`: over the vocabulary, or over legal tokens.
+
+    legal: token ids [K, F] that may stand at each label, -1 in empty places; the label's own token is among them.
+    """
+    chosen = logits[where, tokens]
+    if legal is None:
+        return chosen - torch.logsumexp(logits, dim=-1)[where]
+    return chosen - torch.logsumexp(_gather_legal_logits(logits, where, legal), dim=-1)
+
+
+def compute_label_entropy(logits: torch.Tensor, where: torch.Tensor, legal: torch.Tensor | None = None) -> torch.Tensor:
+    """Entropy [K] in nats of the distribution each label is drawn from, over the vocabulary or over legal tokens."""
+    rows = logits if legal is None else _gather_legal_logits(logits, where, legal)
+    log_probs = rows.log_softmax(dim=-1)
+    entropy = -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(dim=-1)
+    return entropy[where] if legal is None else entropy
+
+
+def _gather_legal_logits(logits: torch.Tensor, where: torch.Tensor, legal: torch.Tensor) -> torch.Tensor:
+    return logits[where.unsqueeze(1), legal.clamp(min=0)].masked_fill(legal < 0, float("-inf"))
+
+
+def compute_tree_log_probs(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
+    """Log-probability [K] (float32, full vocabulary) of every label of `batch` under `model`, differentiable."""
+    return compute_label_log_probs(*compute_label_logits(model, batch), batch.label_token)

@@ -1,0 +1,109 @@
+"""A training run's log on the console: a table with a row per logging step, between the ticks of the progress bar."""
+
+from __future__ import annotations
+
+from transformers import (
+    TrainerCallback,
+)
+from transformers.trainer_callback import ProgressCallback
+
+from minionerec.common.stage import Stage
+from minionerec.language.models import hide_file_progress
+
+
+class StageTimer(TrainerCallback):
+    """Notes the time a stage has taken with every checkpoint, so that a resumed run counts what came before."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+
+    def on_save(self, args, state, control, **kwargs):
+        self.stage.tick()
+
+
+class QuietCheckpoints:
+    """Mixin for a Trainer: checkpoints are written without a bar of their own, and a process drives one device.
+
+    Where it sees several, the trainer would cut batches for them by DataParallel; ours are whole. `accelerate launch` uses
+    them all.
+    """
+
+    def __init__(self, *arguments, args, **named):
+        if args.n_gpu > 1:
+            args._n_gpu = 1
+        super().__init__(*arguments, args=args, **named)
+
+    def save_model(self, *args, **kwargs):
+        with hide_file_progress():
+            super().save_model(*args, **kwargs)
+
+
+class EpochSetter(TrainerCallback):
+    """Tells the training set the epoch, so that weights below 1 take other examples; data loaders do not in every setting."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
+        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+
+
+# (key in the logs, heading, format); a key that a run never logs leaves its place empty.
+RL_COLUMNS = (
+    ("loss", "loss", "9.4f"),
+    ("reward", "reward", "7.4f"),
+    ("reward_std", "std", "6.4f"),
+    ("zero_advantage_share", "zero", "5.2f"),
+    ("rollout_hit_rate", "hit", "5.3f"),
+    ("diversity", "divers", "6.3f"),
+    ("kl", "kl", "7.4f"),
+    ("entropy", "entropy", "7.3f"),
+    ("grad_norm", "grad", "7.3f"),
+    ("learning_rate", "lr", "7.1e"),
+    ("seconds_rollout", "rollout", "6.2fs"),
+    ("seconds_reference", "ref", "5.2fs"),
+    ("seconds_train", "train", "5.2fs"),
+)
+
+
+HEADING_EVERY = 20  # rows
+
+
+class TrainingTable(ProgressCallback):
+    """The trainer's progress bar, with its logs as rows of a table instead of dictionaries."""
+
+    def __init__(self, columns: tuple[tuple[str, str, str], ...] = RL_COLUMNS):
+        super().__init__()
+        self.columns, self._rows = columns, 0
+
+    def _widths(self) -> list[int]:
+        return [
+            max(len(heading), len(f"{0.0:{form.removesuffix('s')}}") + form.endswith("s"))
+            for _, heading, form in self.columns
+        ]
+
+    def row(self, step: int, logs: dict[str, float]) -> str:
+        """One row, of the step and the columns' values."""
+        cells = []
+        for (key, _, form), width in zip(self.columns, self._widths()):
+            seconds, value = form.endswith("s"), logs.get(key)
+            text = "" if value is None else f"{float(value):{form.removesuffix('s')}}".strip() + "s" * seconds
+            cells.append(text.rjust(width))
+        return f"{step:>6} " + " ".join(cells)
+
+    def heading(self) -> str:
+        """The row of headings."""
+        return "  step " + " ".join(
+            heading.rjust(width) for (_, heading, _), width in zip(self.columns, self._widths())
+        )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Writes a row; validation metrics get a line of their own."""
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            if self._rows % HEADING_EVERY == 0:
+                self.training_bar.write(self.heading())
+            self._rows += 1
+            self.training_bar.write(self.row(state.global_step, logs))
+        measured = {key[5:]: value for key, value in logs.items() if key.startswith("eval_") and "@" in key}
+        if measured:
+            figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+            self.training_bar.write(f"{state.global_step:>6} validation: {figures}")

@@ -1,0 +1,196 @@
+"""Items that share a semantic ID: how many, and how they are told apart.
+
+Codes are integer arrays [n, levels]; the first levels - 1 columns are an item's prefix. Distances are to the last
+level's codes, [items asked for, K], smaller is nearer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from tqdm import tqdm
+
+from minionerec.common.files import InputError
+from minionerec.common.processes import is_main_process
+from rq.models.vq import sinkhorn
+
+Distances = Callable[[np.ndarray], torch.Tensor]
+
+
+STEPS = (
+    ["none"],
+    ["sinkhorn"],
+    ["nearest_free"],
+    ["extra_token"],
+    ["sinkhorn", "nearest_free"],
+    ["sinkhorn", "extra_token"],
+)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def group_by_sid(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(bucket number of each row [n], size of each bucket): rows with equal codes share a bucket."""
+    _, inverse, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    return inverse.reshape(-1), sizes
+
+
+def collision_rate(codes: np.ndarray) -> float:
+    """1 - distinct codes / items; 0 when every item has its own."""
+    return 1 - len(group_by_sid(codes)[1]) / len(codes)
+
+
+def find_colliding_rows(codes: np.ndarray) -> np.ndarray:
+    """Numbers of the rows that share their codes with another row, ascending."""
+    inverse, sizes = group_by_sid(codes)
+    return np.flatnonzero(sizes[inverse] > 1)
+
+
+def _groups(codes: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    """`rows` grouped by equal codes, each group ascending."""
+    inverse, _ = group_by_sid(codes[rows])
+    order = np.argsort(inverse, kind="stable")
+    return np.split(rows[order], np.flatnonzero(np.diff(inverse[order])) + 1)
+
+
+def sinkhorn_repair(
+    codes: np.ndarray, distances: Distances, epsilon: float, iterations: int, rounds: int
+) -> tuple[np.ndarray, int]:
+    """Spread each bucket of colliding items over the last level by Sinkhorn, in up to `rounds` rounds.
+
+    Each bucket is its own transport problem; buckets of one size are solved together. An item may land on a code that
+    is taken, which the next round sees. Stops early when a round changes nothing: it would repeat itself. Returns the
+    codes of the round with the fewest collisions, and the number of rounds done.
+    """
+    codes = codes.copy()
+    best, fewest = codes.copy(), collision_rate(codes)
+    n_codes = distances(np.arange(1)).shape[-1]
+    for done in range(rounds):
+        rows = find_colliding_rows(codes)
+        if not len(rows):
+            return codes, done
+        before = codes[rows, -1]
+        groups = _groups(codes, rows)
+        sizes = sorted({len(group) for group in groups})
+        for size in tqdm(
+            sizes, f"sinkhorn round {done + 1}", unit="bucket size", leave=False, disable=not is_main_process()
+        ):
+            together = np.stack([group for group in groups if len(group) == size])
+            # At most about 16 million plan entries (128 MB of float64) at a time.
+            step = max(1, 16_000_000 // (size * n_codes))
+            for start in range(0, len(together), step):
+                part = together[start : start + step]
+                problem = distances(part.reshape(-1)).reshape(len(part), size, -1)
+                codes[part, -1] = sinkhorn(problem, epsilon, iterations).argmax(-1).cpu().numpy()
+        if collision_rate(codes) < fewest:
+            best, fewest = codes.copy(), collision_rate(codes)
+        if np.array_equal(before, codes[rows, -1]):
+            return best, done + 1
+    return best, rounds
+
+
+def move_to_free_codes(codes: np.ndarray, distances: Distances) -> tuple[np.ndarray, np.ndarray]:
+    """Give colliding items free last-level codes of their prefix. Returns (codes, rows moved).
+
+    In each bucket the item nearest to the shared code keeps it (the lower row on a tie); the others of a prefix go to
+    its free codes, matched at least total distance. With too few free codes some stay where they are.
+    """
+    codes, moved = codes.copy(), []
+    colliding = find_colliding_rows(codes)
+    if not len(colliding):
+        return codes, np.empty(0, dtype=np.int64)
+    prefix, _ = group_by_sid(codes[:, :-1]) if codes.shape[1] > 1 else (np.zeros(len(codes), dtype=np.int64), None)
+    by_prefix = np.argsort(prefix, kind="stable")
+    bounds = np.searchsorted(prefix[by_prefix], np.arange(prefix.max() + 2))
+    for number in tqdm(
+        np.unique(prefix[colliding]), "free codes", unit="prefix", leave=False, disable=not is_main_process()
+    ):
+        members = by_prefix[bounds[number] : bounds[number + 1]]
+        table = distances(members).double().cpu().numpy()
+        own = table[np.arange(len(members)), codes[members, -1]]
+        # Nearest first within a code: all but the first of each code are displaced.
+        order = np.lexsort((members, own, codes[members, -1]))
+        ordered = codes[members[order], -1]
+        displaced = np.sort(order[1:][ordered[1:] == ordered[:-1]])
+        free = np.setdiff1d(np.arange(table.shape[1]), ordered)
+        if not len(displaced) or not len(free):
+            continue
+        who, where = linear_sum_assignment(table[np.ix_(displaced, free)])
+        codes[members[displaced[who]], -1] = free[where]
+        moved.append(members[displaced[who]])
+    return codes, np.sort(np.concatenate(moved)) if moved else np.empty(0, dtype=np.int64)
+
+
+def add_extra_level(codes: np.ndarray) -> np.ndarray:
+    """[n] a number from 0 that tells the members of a colliding bucket apart, in row order; -1 for items on their own.
+
+    Every member gets one, the first too, so no SID is the beginning of another.
+    """
+    extra = np.full(len(codes), -1, dtype=np.int64)
+    rows = find_colliding_rows(codes)
+    if len(rows):
+        for group in _groups(codes, rows):
+            extra[group] = np.arange(len(group))
+    return extra
+
+
+@dataclass
+class Repair:
+    """What to do about items that share a SID: one of STEPS, done in turn, and the Sinkhorn step's numbers.
+
+    none: nothing. sinkhorn: `sinkhorn_repair`, which may leave collisions. nearest_free: `relocate`, and an extra token
+    where a prefix is full. extra_token: one more token for every item of a shared SID. The last two leave no collision.
+    """
+
+    steps: list[str] = field(default_factory=lambda: ["sinkhorn", "nearest_free"])
+    epsilon: float = 0.003
+    iterations: int = 100
+    rounds: int = 20
+
+    def check(self) -> None:
+        """InputError for other steps than those of STEPS, or a number out of range."""
+        if self.steps not in STEPS:
+            known = " | ".join(",".join(steps) for steps in STEPS)
+            raise InputError(f"--collisions {','.join(self.steps)}: expected one of {known}")
+        if self.epsilon <= 0 or self.iterations < 1 or self.rounds < 0:
+            raise InputError("expected --sk_epsilon above 0, --sk_iters >= 1 and --repair_rounds >= 0")
+
+
+def resolve_collisions(
+    codes: np.ndarray, distances: Distances, repair: Repair
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """(codes, extra tokens as of `extra_level` or None, counts to report) after the steps of `repair`."""
+    counts: dict[str, Any] = {"collision_rate_before": round(collision_rate(codes), 6)}
+    extra = None
+    for step in repair.steps:
+        if step == "sinkhorn":
+            codes, rounds = sinkhorn_repair(codes, distances, repair.epsilon, repair.iterations, repair.rounds)
+            counts |= {"sinkhorn_rounds": rounds, "collision_rate_sinkhorn": round(collision_rate(codes), 6)}
+        elif step == "nearest_free":
+            codes, moved = move_to_free_codes(codes, distances)
+            counts["moved_to_free_codes"] = len(moved)
+        if step in ("nearest_free", "extra_token"):
+            extra = add_extra_level(codes)
+            counts["items_with_extra_token"] = int((extra >= 0).sum())
+    left = find_colliding_rows(codes) if extra is None else []
+    rate = collision_rate(codes) if extra is None else 0.0
+    counts |= {"collision_rate_after": round(rate, 6), "items_sharing_a_sid": len(left)}
+    return codes, extra, counts
+
+
+def make_sid_tokens(codes: np.ndarray, extra: np.ndarray | None = None) -> list[list[str]]:
+    """`["<a_12>", "<b_7>", "<c_200>"]` per row, with `"<d_0>"` behind it where `extra` is not -1."""
+    levels = codes.shape[1]
+    if levels + (extra is not None and bool((extra >= 0).any())) > len(LETTERS):
+        raise ValueError(f"{levels} levels: token letters run from a to z")
+    tokens = [[f"<{LETTERS[level]}_{code}>" for level, code in enumerate(row)] for row in codes.tolist()]
+    if extra is not None:
+        for row in np.flatnonzero(extra >= 0):
+            tokens[row].append(f"<{LETTERS[levels]}_{extra[row]}>")
+    return tokens
