@@ -8,56 +8,62 @@ the same rows hard. So every figure here comes from the differences of single ro
 
 from __future__ import annotations
 
-from minionerec.common.cli import run
+from dataclasses import dataclass
+
+from minionerec.common.cli import flag, parse_flags, run_command
+from minionerec.common.settings import CatalogueFlags, SeedFlags
+
+
+@dataclass
+class CompareFlags(CatalogueFlags, SeedFlags):
+    """Predictions to compare."""
+
+    a: str = flag(help="predictions of evaluate.py, baselines.py or sasrec.py")
+    b: str = flag(help="predictions of another model for the same rows")
+    info_file_b: str | None = flag(
+        None, "the catalogue of b, where its SIDs are others; the item ids must be the same", default_text="--info_file"
+    )
+    train_file: str = flag(help="CSV of the train split; its target counts order the items that share a SID")
+    output: str | None = flag(None, "write everything, at all cutoffs, to this JSON file too")
+
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(CompareFlags)
+
 from minionerec.common.files import InputError, write_json
 from minionerec.common.processes import say
-from minionerec.common.records import count_popularity, read_info, read_rows
+from minionerec.common.records import read_info, read_rows
 from minionerec.evaluation.predictions import read_predictions
 from minionerec.evaluation.significance import check_same_rows, compare_paired, compute_item_ranks, format_comparison
 
 
-def compare(
-    a: str,
-    b: str,
-    info_file: str,
-    train_file: str,
-    info_file_b: str | None = None,
-    shared_sids: bool = False,
-    output: str | None = None,
-    seed: int = 42,
-) -> None:
-    """Compare two prediction files on the same test rows, at item level.
-
-    Args:
-        a, b: prediction files of evaluate.py or baselines.py.
-        info_file: the catalogue; info_file_b: that of b, where its SIDs are others (the item ids must be the same).
-        train_file: CSV of the train split; its target counts order the items that share a SID.
-        shared_sids: accept items that share a SID.
-        output: write everything, at all cutoffs, to this JSON file too.
-        seed: of the resampling.
-    """
+def compare(flags: CompareFlags) -> None:
+    """Compare two prediction files on the same test rows, at item level."""
+    a, b = flags.a, flags.b
     rows_a, rows_b = read_predictions(a, "a"), read_predictions(b, "b")
     check_same_rows(rows_a, rows_b, a, b)
-    counts = count_popularity(row.item_id for row in read_rows(train_file, "train_file"))
-    catalogue_a = read_info(info_file, shared_sids)
-    catalogue_b = read_info(info_file_b, shared_sids, "info_file_b") if info_file_b else catalogue_a
-    ranks_a = compute_item_ranks(rows_a, catalogue_a, counts, a, info_file)
-    ranks_b = compute_item_ranks(rows_b, catalogue_b, counts, b, info_file_b or info_file)
+    train_rows = read_rows(flags.train_file, "train_file")
+    catalogue_a = catalogue_b = read_info(flags.info_file, flags.shared_sids).with_counts(train_rows)
+    if flags.info_file_b:
+        catalogue_b = read_info(flags.info_file_b, flags.shared_sids, "info_file_b").with_counts(train_rows)
+    ranks_a = compute_item_ranks(rows_a, catalogue_a, a, flags.info_file)
+    ranks_b = compute_item_ranks(rows_b, catalogue_b, b, flags.info_file_b or flags.info_file)
     longest = min(max(len(row["predict"]) for row in rows) for rows in (rows_a, rows_b))
     if not longest:
         raise InputError(f"{a}, {b}: all lists of one of them are empty")
-    result = compare_paired(ranks_a, ranks_b, longest, seed)
+    result = compare_paired(ranks_a, ranks_b, longest, flags.seed)
 
     say(f"a: {a}\nb: {b}\n{len(rows_a):,} rows, lists of {longest}\n\n{format_comparison(result)}\n")
     for key in [key for key in ("HR@1", "HR@10", "HR@50") if key in result]:
         wins, losses = result[key]["wins"], result[key]["losses"]
         say(f"{key}: {wins + losses:,} discordant rows (hit by one of the two): {wins:,} by b, {losses:,} by a")
     say("p: exact McNemar test for HR, sign-flip permutation test for NDCG and MRR; interval: paired bootstrap")
-    if output:
-        settings = {"a": a, "b": b, "seed": seed, "rows": len(rows_a), "longest": longest}
-        write_json(output, {**settings, "item": result})
-        say(f"-> {output}")
+    if flags.output:
+        settings = {"a": a, "b": b, "seed": flags.seed, "rows": len(rows_a), "longest": longest}
+        write_json(flags.output, {**settings, "item": result})
+        say(f"-> {flags.output}")
 
 
 if __name__ == "__main__":
-    run(compare)
+    run_command(compare, FLAGS)

@@ -10,7 +10,10 @@ else
     stamp=.venv/requirements.installed
     if ! cmp -s requirements.txt "$stamp"; then
         for candidate in python3 python python3.13 python3.12 python3.11; do
-            if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then base="$candidate"; break; fi
+            if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+                base="$candidate"
+                break
+            fi
         done
         [ -n "${base:-}" ] || { echo "error: Python 3.11 or newer is needed; none found on the PATH" >&2; exit 2; }
         echo "[env] installing requirements.txt into .venv (once, a few minutes)"

@@ -5,38 +5,51 @@ python -m scripts.report --metrics output/sft/test.metrics.json output/rl/test.m
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from minionerec.common.cli import run
-from minionerec.common.files import InputError
-from minionerec.common.processes import say
-from minionerec.evaluation.metrics import (
-    format_metrics,
-)
-
-if TYPE_CHECKING:
-    pass
-from minionerec.evaluation.plot import draw_metrics, read_metrics
+from minionerec.common.cli import Flags, flag, parse_flags, run_command
 
 
-def report(metrics: list[str], output: str, names: list[str] | None = None) -> None:
-    """Draw metrics files side by side and print their table.
+@dataclass
+class ReportFlags(Flags):
+    """Models and page."""
 
-    Args:
-        metrics: NAME.metrics.json files of evaluate.py or baselines.py, all of the same test split.
-        output: the PNG file. names: of the models, one a file, without spaces; else folder/NAME.
-    """
-    shown = names or [f"{Path(path).parent.name}/{Path(path).name.removesuffix('.metrics.json')}" for path in metrics]
-    if len(shown) != len(metrics):
-        raise InputError(f"--names: expected {len(metrics)} names, one for every file of --metrics, got {len(shown)}")
-    twice = [name for name in shown if shown.count(name) > 1]
-    if twice:
-        raise InputError(f"--names: {twice[0]} stands for two files of --metrics; give each its own name")
-    columns = {name: read_metrics(path) for name, path in zip(shown, metrics)}
-    draw_metrics(columns, output)
-    say(f"{format_metrics(columns)}\n-> {output}")
+    metrics: list[str] = flag(
+        help="NAME.metrics.json files of evaluate.py, baselines.py or sasrec.py, all of the same test split"
+    )
+    output: str = flag(help="the PNG file")
+    names: list[str] | None = flag(
+        None, "names of the models, one a file, without spaces and commas", default_text="folder/NAME"
+    )
 
 
 if __name__ == "__main__":
-    run(report)
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(ReportFlags)
+
+from pathlib import Path
+
+from minionerec.common.files import InputError
+from minionerec.common.processes import say
+from minionerec.evaluation.metrics import format_metrics
+from minionerec.evaluation.plot import draw_metrics, read_metrics
+
+
+def report(flags: ReportFlags) -> None:
+    """Draw metrics files side by side and print their table."""
+    paths = flags.metrics
+    names = flags.names or [
+        f"{Path(path).parent.name}/{Path(path).name.removesuffix('.metrics.json')}" for path in paths
+    ]
+    if len(names) != len(paths):
+        raise InputError(f"--names: expected {len(paths)} names, one for every file of --metrics, got {len(names)}")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"--names: {twice[0]} stands for two files of --metrics; give each its own name")
+    columns = {name: read_metrics(path) for name, path in zip(names, paths, strict=True)}
+    draw_metrics(columns, flags.output)
+    say(f"{format_metrics(columns)}\n-> {flags.output}")
+
+
+if __name__ == "__main__":
+    run_command(report, FLAGS)

@@ -5,7 +5,7 @@
 #
 #   --checkpoint FILE   which model of OUT/rqvae gives the SIDs: best_collision_model.pth (default), best_loss_model.pth
 #                       or final_model.pth
-CHECKPOINT=best_collision_model.pth
+COMMAND=rq.rqvae CHECKPOINT=best_collision_model.pth
 source "$(dirname "${BASH_SOURCE[0]}")/sids.sh"
-"$PYTHON" -m rq.rqvae --data_path "$DATA_PATH" --ckpt_dir "$OUT/rqvae" "${FLAGS[@]}"
+"$PYTHON" -m "$COMMAND" --data_path "$DATA_PATH" --ckpt_dir "$OUT/rqvae" "${FLAGS[@]}"
 "$PYTHON" -m rq.generate_indices --ckpt_path "$OUT/rqvae/$CHECKPOINT" --data_path "$DATA_PATH" --output_file "$INDEX"

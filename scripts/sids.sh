@@ -1,6 +1,7 @@
-# Sourced by the SID scripts: reads --data_path, --output_dir and, where the sourcing script has set CHECKPOINT to a default,
-# --checkpoint; leaves every other flag in FLAGS, and sets OUT (the folder) and INDEX (OUT/NAME.index.json, NAME from
-# NAME.emb-PLM-td.npy).
+# Sourced by the SID scripts: answers --help; reads --data_path, --output_dir and, where the sourcing script has set
+# CHECKPOINT to a default, --checkpoint; leaves every other flag in FLAGS, and sets OUT (the folder) and INDEX
+# (OUT/NAME.index.json, NAME from NAME.emb-PLM-td.npy).
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 fail() { echo "error: $1" >&2; exit 2; }

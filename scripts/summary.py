@@ -1,13 +1,28 @@
-"""Prints what a run folder holds: one table of metrics, the time and memory of every stage, the paths of all outputs.
+"""What a run folder holds: one table of metrics, the time and memory of every stage, the paths of all outputs.
 
 python -m scripts.summary --run_dir output/quickstart
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from minionerec.common.cli import Flags, flag, parse_flags, run_command
+
+
+@dataclass
+class SummaryFlags(Flags):
+    """The run."""
+
+    run_dir: str = flag(help="folder of quickstart.sh or run_category.sh; summary.json is written there")
+
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(SummaryFlags)
+
 from pathlib import Path
 
-from minionerec.common.cli import run
 from minionerec.common.files import InputError, read_json, write_json
 from minionerec.common.processes import say
 from minionerec.evaluation.metrics import format_metrics
@@ -24,32 +39,26 @@ RESULTS = {
 }
 
 
-def summary(run_dir: str) -> None:
-    """Summarise a run folder of quickstart.sh or run_category.sh."""
-    root = Path(run_dir)
-    found = {name: read_json(root / path) for name, path in RESULTS.items() if (root / path).is_file()}
-    if not found:
-        raise InputError(f"--run_dir {run_dir}: no metrics below it")
+def summary(flags: SummaryFlags) -> None:
+    """Print the table, the stages and the outputs of a run folder, and write table and stages to summary.json."""
+    root = Path(flags.run_dir)
+    metrics = {name: read_json(root / path) for name, path in RESULTS.items() if (root / path).is_file()}
+    if not metrics:
+        raise InputError(f"--run_dir {flags.run_dir}: no metrics below it")
     records = sorted(root.rglob("*stage.json"), key=lambda path: path.stat().st_mtime)
-    stages = [(path.relative_to(root), read_json(path)) for path in records]
-    say(f"\nTest split, {next(iter(found.values()))['rows']:,} rows\n\n{format_metrics(found)}\n")
+    stages = {str(path.relative_to(root)): read_json(path) for path in records}
+    say(f"\nTest split, {next(iter(metrics.values()))['rows']:,} rows\n\n{format_metrics(metrics)}\n")
     say(f"{'stage':<44}{'seconds':>9}{'peak MB':>9}")
-    for path, record in stages:
-        say(
-            f"{record['stage'] + ' (' + str(path.parent) + ')':<44}{record['seconds']:>9.1f}{record['peak_memory_mb']:>9}"
-        )
-    say(f"{'total':<44}{sum(record['seconds'] for _, record in stages):>9.1f}\n")
-    for output in sorted({output for _, record in stages for output in record["outputs"]}):
+    for path, record in stages.items():
+        name = f"{record['stage']} ({Path(path).parent})"
+        say(f"{name:<44}{record['seconds']:>9.1f}{record['peak_memory_mb']:>9}")
+    say(f"{'total':<44}{sum(record['seconds'] for record in stages.values()):>9.1f}\n")
+    for output in sorted({output for record in stages.values() for output in record["outputs"]}):
         say(f"  {output}")
-    write_json(
-        root / "summary.json",
-        {
-            "metrics": found,
-            "stages": {str(path): {k: r[k] for k in ("seconds", "peak_memory_mb")} for path, r in stages},
-        },
-    )
+    shown = {path: {key: record[key] for key in ("seconds", "peak_memory_mb")} for path, record in stages.items()}
+    write_json(root / "summary.json", {"metrics": metrics, "stages": shown})
     say(f"  {root / 'summary.json'}")
 
 
 if __name__ == "__main__":
-    run(summary)
+    run_command(summary, FLAGS)
