@@ -1,4 +1,7 @@
-"""The closed list of semantic IDs as a trie on the model's device, and the processor that keeps HF `generate` inside it."""
+"""Hugging Face `generate` held inside the catalogue: the logits processor, and the textbook search it makes possible.
+
+The closed list of semantic IDs is a `SidTrie`, which stays importable from here.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,12 @@ from contextlib import contextmanager
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
-from minionerec.search.beam_search import NEGATIVE, SearchResult, evaluation_mode
+from minionerec.search.beam_search import NAN_LOGITS, NEGATIVE, SearchResult, evaluation_mode
 from minionerec.search.trie import SidTrie
+
+__all__ = ["ConstrainedLogitsProcessor", "SidTrie", "generate_beams", "hf_beam_search", "hf_rank_sids", "pad_left"]
 
 
 class ConstrainedLogitsProcessor(LogitsProcessor):
@@ -29,6 +35,10 @@ class ConstrainedLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """`scores` [n, vocab] with every illegal token at -inf.
+
+        Args:
+            input_ids: [n, prompt_length + generated].
+            scores: [n, vocab], logits or log-probabilities of the next token.
 
         Raises:
             ValueError: no row can go on, which means the prompt length or the trie does not belong to this generation.
@@ -52,33 +62,50 @@ class ConstrainedLogitsProcessor(LogitsProcessor):
 
 @contextmanager
 def _default_generation_config(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills whatever an explicit config leaves open from the model's own, so that one steps aside."""
-    own, model.generation_config = model.generation_config, GenerationConfig()
+    """`generate` fills whatever an explicit config leaves open from the model's, so that one steps aside."""
+    config, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = config
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token ids [n, longest], attention mask [n, longest]) of token-id lists."""
+    """Token-id lists side by side.
+
+    Returns:
+        (token ids [n, longest], attention mask [n, longest]), padded on the left.
+    """
     length = max(map(len, prompts))
     ids = [[pad_token_id] * (length - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def hf_beam_search(
+def generate_beams(
     model: PreTrainedModel,
-    trie: SidTrie,
     prompts: Sequence[Sequence[int]],
     num_beams: int,
+    processors: Sequence[LogitsProcessor],
+    *,
+    max_new_tokens: int,
     end_token_id: int,
     length_penalty: float = 0.0,
-) -> SearchResult:
-    """What `beam_search.beam_search` returns, by `model.generate`: arguments and scores have the same meaning.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Beam search by `model.generate`, every beam a row of the batch; nothing of the model's generation config is read.
 
-    end_token_id: the last token of every sequence of the trie.
+    Args:
+        model: any causal LM.
+        prompts: n token-id lists of any lengths; they are padded on the left to the longest.
+        num_beams: B, at least 2.
+        processors: what keeps the beams inside a catalogue.
+        max_new_tokens: length of the longest sequence.
+        end_token_id: where a beam ends; finished ones repeat it.
+        length_penalty: as in HF.
+
+    Returns:
+        (generated token ids [n, B, T], scores [n, B] float32), best first. `generate` starts all beams but the first at
+        -1e9 and fills a short list up with what became of them: scores that low belong to no sequence.
 
     Raises:
         ValueError: fewer than two beams, which `generate` takes for a greedy search without scores; an empty prompt;
@@ -96,48 +123,84 @@ def hf_beam_search(
         do_sample=False,
         early_stopping=False,
         length_penalty=length_penalty,
-        max_new_tokens=trie.depth,
+        max_new_tokens=max_new_tokens,
         eos_token_id=end_token_id,
         pad_token_id=end_token_id,
         return_dict_in_generate=True,
         output_scores=True,
     )
     with evaluation_mode(model), _default_generation_config(model):
-        out = model.generate(
+        output = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
-            logits_processor=LogitsProcessorList([ConstrainedLogitsProcessor(trie, length, end_token_id)]),
+            logits_processor=LogitsProcessorList(processors),
         )
-    score = out.sequences_scores.float()
+    score = output.sequences_scores.float()
     if bool(torch.isnan(score).any()):
-        raise ValueError("the model's logits are NaN: its weights are broken or the numbers overflow in this precision")
+        raise ValueError(NAN_LOGITS)
+    return output.sequences[:, length:].view(n, num_beams, -1), score.view(n, num_beams)
 
-    nodes = torch.zeros(n * num_beams, dtype=torch.long, device=model.device)
-    sequence, tokens = torch.full_like(nodes, -1), torch.ones_like(nodes)
-    for level, column in enumerate(out.sequences[:, length:].T):
-        nodes = trie.advance(nodes, column, level)
+
+def hf_beam_search(
+    model: PreTrainedModel,
+    trie: SidTrie,
+    prompts: Sequence[Sequence[int]],
+    num_beams: int,
+    end_token_id: int,
+    length_penalty: float = 0.0,
+) -> SearchResult:
+    """What `minionerec.search.beam_search.beam_search` returns, by the textbook: `generate` and a processor.
+
+    Args:
+        model: any causal LM.
+        trie: legal sequences, end token included, on the model's device.
+        prompts: n token-id lists of any lengths.
+        num_beams: B, at least 2.
+        end_token_id: the last token of every sequence of the trie.
+        length_penalty: exponent p of the final score, sum / length ** p.
+
+    Raises:
+        ValueError: see `generate_beams`.
+    """
+    longest = max(map(len, prompts), default=0)
+    tokens, score = generate_beams(
+        model,
+        prompts,
+        num_beams,
+        [ConstrainedLogitsProcessor(trie, longest, end_token_id)],
+        max_new_tokens=trie.depth,
+        end_token_id=end_token_id,
+        length_penalty=length_penalty,
+    )
+    nodes = torch.zeros_like(tokens[:, :, 0])
+    sequence, lengths = torch.full_like(nodes, -1), torch.ones_like(nodes)
+    for level in range(tokens.shape[2]):
+        nodes = trie.advance(nodes, tokens[:, :, level], level)
         ended = (nodes >= 0) & (trie.sequence[nodes.clamp(min=0)] >= 0)
         sequence = torch.where(ended, trie.sequence[nodes.clamp(min=0)], sequence)
-        tokens = torch.where(ended, level + 1, tokens)
-    # `generate` starts all beams but the first at -1e9 and fills up a short list with what became of them.
-    total = score * tokens**length_penalty
-    dead = (sequence < 0) | (total < -1e8)
-    shape = (n, num_beams)
-    return SearchResult(sequence.masked_fill(dead, -1).view(shape), score.masked_fill(dead, NEGATIVE).view(shape))
+        lengths = torch.where(ended, level + 1, lengths)
+    dead = (sequence < 0) | (score * lengths**length_penalty < -1e8)
+    return SearchResult(sequence.masked_fill(dead, -1), score.masked_fill(dead, NEGATIVE))
 
 
 def hf_rank_sids(
     model: PreTrainedModel,
-    trie: SidTrie,
-    sid_of_sequence: list[str],
+    catalogue_trie: CatalogueTrie,
     examples: Sequence[Example],
     num_beams: int,
     end_token_id: int,
     length_penalty: float = 0.0,
 ) -> tuple[list[list[str]], list[list[float]]]:
-    """What `ranking.rank_sids` returns, for one batch of examples, by `hf_beam_search`."""
+    """What `minionerec.evaluation.ranking.rank_sids` returns, for one batch of examples, by `hf_beam_search`.
+
+    Returns:
+        (the SIDs of every example, best first; their scores).
+    """
     prompts = [example.prompt_ids for example in examples]
-    found = hf_beam_search(model, trie, prompts, num_beams, end_token_id, length_penalty)
-    ranked = [[sid_of_sequence[number] for number in numbers if number >= 0] for numbers in found.sequence.tolist()]
-    return ranked, [values[: len(best)] for best, values in zip(ranked, found.score.tolist())]
+    result = hf_beam_search(model, catalogue_trie.trie, prompts, num_beams, end_token_id, length_penalty)
+    ranked = [
+        [catalogue_trie.sids[number] for number in numbers if number >= 0] for numbers in result.sequence.tolist()
+    ]
+    scores = result.score.tolist()
+    return ranked, [values[: len(sids)] for sids, values in zip(ranked, scores, strict=True)]

@@ -1,19 +1,33 @@
-"""Baselines that count: popularity, item-to-item transitions, and the user's own last items again.
+"""Baselines without a language model: popularity, transitions, the user's last items again, and registered ones.
 
 python baselines.py --train_file ... --test_data_path ... --info_file ... --output_dir output/baselines
 """
 
 from __future__ import annotations
 
+from minionerec.common.cli import parse_flags, run_command
+from minionerec.recommenders.settings import COUNTING_BASELINES, BaselinesFlags
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(BaselinesFlags)
+
 from pathlib import Path
 
-from minionerec.common.cli import run
 from minionerec.common.files import InputError, write_json
+from minionerec.common.plugins import load_plugins
 from minionerec.common.processes import say
-from minionerec.common.records import check_rows_against_catalogue, count_popularity, read_info, read_rows
-from minionerec.common.stage import Stage
+from minionerec.common.records import Row, check_rows, read_info, read_rows
+from minionerec.common.stage import open_stage
 from minionerec.evaluation.metrics import format_metrics
 from minionerec.evaluation.predictions import build_item_predictions, score_item_predictions
+from minionerec.recommenders.registry import (
+    BASELINES,
+    BaselineInputs,
+    build_baseline,
+    check_baseline_files,
+    rank_by_likelihood,
+)
 from minionerec.recommenders.transitions import (
     count_transitions,
     rank_by_repeating,
@@ -22,57 +36,72 @@ from minionerec.recommenders.transitions import (
     sort_by_popularity,
 )
 
-NAMES = ("popularity", "transitions", "repeat_last")
 
+def check_baselines_flags(flags: BaselinesFlags) -> None:
+    """The baselines must exist, once each, and have the files they need.
 
-def baselines(
-    train_file: str,
-    test_data_path: str,
-    info_file: str,
-    output_dir: str,
-    K: int = 50,
-    shared_sids: bool = False,
-    force: bool = False,
-) -> None:
-    """Rank the test split by popularity, transition counts and repetition; writes predictions and metrics of each.
-
-    Args:
-        K: length of the recommendation lists.
-        shared_sids: accept an info file in which items share a SID.
+    Raises:
+        InputError: they do not.
     """
-    if K < 1:
-        raise InputError(f"--K {K}: expected 1 or more")
-    settings = {key: value for key, value in locals().items() if key in baselines.__annotations__ and key != "force"}
-    outputs = [Path(output_dir) / f"{name}.metrics.json" for name in NAMES]
-    inputs = [train_file, test_data_path, info_file]
-    stage = Stage("baselines", settings, inputs, outputs, Path(output_dir) / "baselines.stage.json", force)
+    names = list(dict.fromkeys((*COUNTING_BASELINES, *BASELINES)))
+    if flags.K < 1:
+        raise InputError(f"--K {flags.K}: expected 1 or more")
+    for name in flags.names:
+        if name not in names:
+            raise InputError(f"--names {name}: expected some of {', '.join(names)}")
+        if flags.names.count(name) > 1:
+            raise InputError(f"--names: {name} is given twice")
+    if not flags.names:
+        raise InputError(f"--names: expected some of {', '.join(names)}")
+    check_baseline_files("names", flags.names, {"cf_path": flags.cf_path})
+
+
+def rank_by_baseline(
+    name: str, inputs: BaselineInputs, rows: list[Row], k: int
+) -> tuple[list[list[int]], list[list[float]] | None]:
+    """(the k best items of a baseline for every row, best first; their scores, where it has any)."""
+    by_popularity = sort_by_popularity(inputs.catalogue)
+    if name == "popularity":
+        return [by_popularity[:k]] * len(rows), None
+    if name == "repeat_last":
+        return [rank_by_repeating(row.history_ids, by_popularity, k) for row in rows], None
+    if name == "transitions":
+        transitions = count_transitions(inputs.train_rows)
+        rankings = [rank_by_transitions(row.history_ids, transitions, by_popularity, k) for row in rows]
+        scores = [score_transitions(row.history_ids, transitions) for row in rows]
+        pairs = zip(rankings, scores, strict=True)
+        return rankings, [[of_item.get(item, 0.0) for item in ranked] for ranked, of_item in pairs]
+    histories = [row.history_ids for row in rows]
+    return rank_by_likelihood(build_baseline(name, inputs), histories, inputs.catalogue, k)
+
+
+def baselines(flags: BaselinesFlags) -> None:
+    """Rank the test split by every baseline; writes predictions and metrics of each."""
+    load_plugins(flags.plugin)
+    check_baselines_flags(flags)
+    output = Path(flags.output_dir)
+    metrics_files = {name: output / f"{name}.metrics.json" for name in flags.names}
+    inputs = [flags.train_file, flags.test_data_path, flags.info_file, flags.cf_path, *(flags.plugin or ())]
+    stage = open_stage("baselines", flags, inputs, metrics_files.values(), output / "baselines.stage.json")
     if stage.finished:
         return
-    catalogue = read_info(info_file, shared_sids)
-    train, test = read_rows(train_file, "train_file"), read_rows(test_data_path, "test_data_path")
-    check_rows_against_catalogue(test, test_data_path, catalogue, info_file)
-    counts = count_popularity(row.item_id for row in train)
-    by_popularity = sort_by_popularity(catalogue.item_ids, counts)
-    follows = count_transitions(train)
+    catalogue = read_info(flags.info_file, flags.shared_sids)
+    train_rows = read_rows(flags.train_file, "train_file")
+    test_rows = read_rows(flags.test_data_path, "test_data_path")
+    catalogue = catalogue.with_counts(train_rows)
+    check_rows(test_rows, catalogue, flags.test_data_path, flags.info_file)
 
-    by_transitions = [rank_by_transitions(row.history_ids, follows, by_popularity, K) for row in test]
-    scores = [score_transitions(row.history_ids, follows) for row in test]
-    values = [[of_item.get(item, 0.0) for item in ranked] for of_item, ranked in zip(scores, by_transitions)]
-    predictions = {
-        "popularity": build_item_predictions(test, [by_popularity[:K]] * len(test), catalogue),
-        "transitions": build_item_predictions(test, by_transitions, catalogue, values),
-        "repeat_last": build_item_predictions(
-            test, [rank_by_repeating(row.history_ids, by_popularity, K) for row in test], catalogue
-        ),
-    }
+    baseline_inputs = BaselineInputs(train_rows, catalogue, files={"cf_path": flags.cf_path})
     results = {}
-    for name, output in zip(NAMES, outputs):
-        results[name] = score_item_predictions(predictions[name], test, catalogue, counts, K)
-        write_json(Path(output_dir) / f"{name}.json", predictions[name], indent=None)
-        write_json(output, results[name])
+    for name, metrics_file in metrics_files.items():
+        rankings, scores = rank_by_baseline(name, baseline_inputs, test_rows, flags.K)
+        predictions = build_item_predictions(test_rows, rankings, catalogue, scores)
+        results[name] = score_item_predictions(predictions, test_rows, catalogue, flags.K)
+        write_json(output / f"{name}.json", predictions, indent=None)
+        write_json(metrics_file, results[name])
     say(format_metrics(results))
     stage.done(**{name: f"HR@10 {result['item'].get('HR@10')}" for name, result in results.items()})
 
 
 if __name__ == "__main__":
-    run(baselines)
+    run_command(baselines, FLAGS)

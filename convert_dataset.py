@@ -1,119 +1,142 @@
 """Interactions and semantic IDs into the CSV splits and the info file that training reads.
 
 python convert_dataset.py --dataset_name NAME --data_dir DIR --output_dir DIR
+
+Writes OUTPUT_DIR/train|valid|test/CATEGORY.csv and OUTPUT_DIR/info/CATEGORY.txt.
 """
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
+from data_process.settings import ConvertFlags
+from minionerec.common.cli import parse_flags, run_command
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(ConvertFlags)
+
+import csv
+import random
+from collections.abc import Iterable
+
 from data_process.interactions import SPLITS, read_inter
-from minionerec.common.cli import run
-from minionerec.common.files import InputError, atomic_write, read_json
+from minionerec.common.files import InputError, atomic_write
 from minionerec.common.items import read_item_records
-from minionerec.common.records import CSV_COLUMNS
-from minionerec.common.stage import Stage
+from minionerec.common.records import CSV_COLUMNS, read_index
+from minionerec.common.stage import open_stage
+
+Sample = tuple[str, list[int], int]  # user, history (oldest first), target
 
 
 def read_sids(path: str | Path, n_items: int, shared_sids: bool) -> list[str]:
     """The SID of items 0..n_items-1 as one text each, from `{ds}.index.json`.
 
-    Raises InputError for an item without SID, a SID that is no list of tokens, and, unless `shared_sids`, two items of
-    one SID.
+    Raises:
+        InputError: an item without SID, a SID that is no list of tokens, an item that the item file lacks, and, unless
+            `shared_sids`, two items of one SID.
     """
-    index = read_json(path)
-    if not isinstance(index, dict):
-        raise InputError(f'{path}: expected an object {{"0": ["<a_1>", "<b_2>"], ...}}')
+    index = read_index(path)
     sids: list[str] = []
-    owner: dict[str, int] = {}
+    first_item: dict[str, int] = {}
     for item in range(n_items):
-        tokens = index.get(str(item))
-        if tokens is None:
+        if item not in index:
             raise InputError(f"{path}: item {item} has no SID (the item file has {n_items} items)")
-        if (
-            not isinstance(tokens, list)
-            or not tokens
-            or not all(isinstance(token, str) and token and not any(c.isspace() for c in token) for token in tokens)
-        ):
-            raise InputError(f"{path}, item {item}: expected a list of tokens, got {str(tokens)[:60]}")
-        sid = "".join(tokens)
-        if sid in owner and not shared_sids:
+        sid = "".join(index[item])
+        if sid in first_item and not shared_sids:
             raise InputError(
-                f"{path}: items {owner[sid]} and {item} share the SID {sid}; "
+                f"{path}: items {first_item[sid]} and {item} share the SID {sid}; "
                 "make the index with --collisions nearest_free, or allow it with --shared_sids True"
             )
-        owner.setdefault(sid, item)
+        first_item.setdefault(sid, item)
         sids.append(sid)
-    unknown = next((item for item in index if not (item.isdigit() and int(item) < n_items)), None)
-    if unknown is not None:
-        raise InputError(f"{path}: item {unknown!r} is not among the {n_items} items of the item file")
+    surplus = next((item for item in index if not 0 <= item < n_items), None)
+    if surplus is not None:
+        raise InputError(f"{path}: item {surplus} is not among the {n_items} items of the item file")
     return sids
 
 
-def main(
-    dataset_name: str,
-    data_dir: str,
-    output_dir: str,
-    category: str | None = None,
-    index_file: str | None = None,
-    item_file: str | None = None,
-    shared_sids: bool = False,
-    force: bool = False,
-) -> None:
-    """Write OUTPUT_DIR/train|valid|test/CATEGORY.csv and OUTPUT_DIR/info/CATEGORY.txt.
+def keep_longest(samples: list[Sample]) -> list[Sample]:
+    """One sample per user: that with the longest history, of equally long ones the first.
 
-    data_dir: folder with DATASET_NAME.train.inter, .valid.inter, .test.inter, .item.json and .index.json
-    category: name of the output files; default dataset_name
-    index_file, item_file: when they are elsewhere
-    shared_sids: allow several items to have one SID
+    Users keep the order of their first samples.
     """
-    settings = dict(locals())
-    data, output, name = Path(data_dir), Path(output_dir), category or dataset_name
-    items_path = Path(item_file) if item_file else data / f"{dataset_name}.item.json"
-    index_path = Path(index_file) if index_file else data / f"{dataset_name}.index.json"
-    inters = {split: data / f"{dataset_name}.{split}.inter" for split in SPLITS}
-    tables = {split: output / split / f"{name}.csv" for split in SPLITS}
-    info = output / "info" / f"{name}.txt"
-    stage = Stage(
+    longest: dict[str, Sample] = {}
+    for sample in samples:
+        user, history, _ = sample
+        if user not in longest or len(history) > len(longest[user][1]):
+            longest[user] = sample
+    return list(longest.values())
+
+
+def draw_samples(samples: list[Sample], count: int | None, seed: int) -> list[Sample]:
+    """`count` random samples in their order; all of them where there are no more, or count is None."""
+    if count is None or len(samples) <= count:
+        return samples
+    rows = random.Random(seed).sample(range(len(samples)), count)
+    return [samples[row] for row in sorted(rows)]
+
+
+def read_samples(paths: dict[str, Path], n_items: int, flags: ConvertFlags) -> dict[str, list[Sample]]:
+    """The samples of every split that the flags keep."""
+    splits = {split: list(zip(*read_inter(path, n_items), strict=True)) for split, path in paths.items()}
+    if flags.keep_longest_only:
+        splits["train"] = keep_longest(splits["train"])
+    splits["valid"] = draw_samples(splits["valid"], flags.max_valid_samples, flags.seed)
+    splits["test"] = draw_samples(splits["test"], flags.max_test_samples, flags.seed)
+    return splits
+
+
+def write_table(path: Path, samples: Iterable[Sample], titles: list[str], sids: list[str]) -> None:
+    """Write the CSV of a split; titles and SIDs are those of the items by number."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for user, history, target in samples:
+            history_titles, history_sids = [titles[item] for item in history], [sids[item] for item in history]
+            writer.writerow((user, history_titles, titles[target], history, target, history_sids, sids[target]))
+
+
+def convert_dataset(flags: ConvertFlags) -> None:
+    """Write the CSV splits and the info file of a dataset.
+
+    Raises:
+        InputError: a file that is missing or malformed, or files that do not fit each other.
+    """
+    for name in ("max_valid_samples", "max_test_samples"):
+        if getattr(flags, name) is not None and getattr(flags, name) < 1:
+            raise InputError(f"--{name} {getattr(flags, name)}: expected 1 or more")
+    data, output, dataset = Path(flags.data_dir), Path(flags.output_dir), flags.dataset_name
+    category = flags.category or dataset
+    items_path = Path(flags.item_file) if flags.item_file else data / f"{dataset}.item.json"
+    index_path = Path(flags.index_file) if flags.index_file else data / f"{dataset}.index.json"
+    inters = {split: data / f"{dataset}.{split}.inter" for split in SPLITS}
+    tables = {split: output / split / f"{category}.csv" for split in SPLITS}
+    info = output / "info" / f"{category}.txt"
+    stage = open_stage(
         "convert_dataset",
-        settings,
-        [items_path, index_path, *inters.values()],
-        [*tables.values(), info],
-        output / f"{name}.convert_dataset.stage.json",
-        force,
+        flags,
+        inputs=[items_path, index_path, *inters.values()],
+        outputs=[*tables.values(), info],
+        record=output / f"{category}.convert_dataset.stage.json",
     )
     if stage.finished:
         return
     items = read_item_records(items_path)
     titles = [" ".join(item["title"].split()) for item in items.values()]
-    sids = read_sids(index_path, len(items), shared_sids)
-    splits = {split: read_inter(path, len(items)) for split, path in inters.items()}
-    for split, (users, histories, targets) in splits.items():
-        with atomic_write(tables[split]) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(CSV_COLUMNS)
-            for user, history, target in zip(users, histories, targets):
-                writer.writerow(
-                    (
-                        user,
-                        [titles[i] for i in history],
-                        titles[target],
-                        history,
-                        target,
-                        [sids[i] for i in history],
-                        sids[target],
-                    )
-                )
+    sids = read_sids(index_path, len(items), flags.shared_sids)
+    splits = read_samples(inters, len(items), flags)
+    for split, samples in splits.items():
+        write_table(tables[split], samples, titles, sids)
     with atomic_write(info) as temporary:
-        rows = (f"{sid}\t{title}\t{item}\n" for item, (sid, title) in enumerate(zip(sids, titles)))
+        rows = (f"{sid}\t{title}\t{item}\n" for item, (sid, title) in enumerate(zip(sids, titles, strict=True)))
         temporary.write_text("".join(rows), encoding="utf-8")
     stage.done(
         items=len(items),
         distinct_sids=len(set(sids)),
-        **{f"{split}_rows": len(users) for split, (users, _, _) in splits.items()},
+        **{f"{split}_rows": len(samples) for split, samples in splits.items()},
     )
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(convert_dataset, FLAGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,8 +13,9 @@ from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
 from minionerec.common.texts import join_item_texts
 from minionerec.common.tfidf import compute_tfidf
+from minionerec.common.weights import parse_weighted_names
 from minionerec.language.examples import PromptDataset, RowDataset, Source, TaskMixture
-from minionerec.language.prompts import TASK_FIELDS, Encoder, PromptSet
+from minionerec.language.prompts import TASK_FIELDS, Encoder, PromptSet, register_templates
 from minionerec.recommenders.content import find_similar_items
 
 
@@ -23,24 +24,23 @@ class SidSFTDataset(RowDataset):
     """History SIDs -> next SID.
 
     Args:
-        cut_histories: in every epoch, cut each user's timeline at another random place into pieces of the longest history
-            and let a target see its own piece only. Histories are then shorter on average, but the targets of a piece
-            share one prefix, and a prefix tree computes it once: for users with long timelines an epoch costs a small
-            part of what sliding windows cost. Users whose timeline fits one history are not touched.
-        seed: of the random places.
+        rows, encoder: see `RowDataset`.
+        cut_histories: in every epoch, cut each user's timeline at other random positions into pieces of the longest
+            history, and let a target see its own piece only. Histories are then shorter on average, but the targets of
+            a piece share one prefix, and a prefix tree computes it once: for users with long timelines an epoch costs a
+            small part of what sliding windows cost. Users whose timeline fits one history are not touched.
+        seed: of the random positions.
     """
 
-    def __init__(
-        self, rows: Sequence[Row], encoder: Encoder, cutoff_len: int = 512, cut_histories: bool = False, seed: int = 42
-    ):
-        super().__init__(rows, encoder, cutoff_len)
+    def __init__(self, rows: Sequence[Row], encoder: Encoder, cut_histories: bool = False, seed: int = 42):
+        super().__init__(rows, encoder)
         self.cut_histories, self.seed, self._whole = cut_histories, seed, self.examples
         if cut_histories:
             self._prepare_parts()
             self.set_epoch(0)
 
     def _prepare_parts(self) -> None:
-        """Token ids of the parts of a prompt, so that an epoch's cuts are lists put together, not texts tokenised again.
+        """Token ids of the parts of a prompt, so that an epoch's cuts need no tokenizer.
 
         Raises:
             InputError: the parts do not add up to what the tokenizer makes of a whole prompt.
@@ -53,8 +53,8 @@ class SidSFTDataset(RowDataset):
         separator = self.encoder.prompts.separator
         encoded = self.encoder.tokenizer([*self._texts, separator, *sids], add_special_tokens=False).input_ids
         self._head, self._tail, self._separator = [*self.encoder.start, *encoded[0]], encoded[1], encoded[2]
-        self._parts = dict(zip(sids, encoded[3:]))
-        for row, example, count in zip(self.rows, self._whole, self.fitting):
+        self._parts = dict(zip(sids, encoded[3:], strict=True))
+        for row, example, count in zip(self.rows, self._whole, self.shown_items, strict=True):
             if self._prompt_ids(row.history_sids[-count:]) != example.prompt_ids:
                 raise InputError(
                     f"--cut_histories: the parts of the prompt {example.prompt[:60]!r} tokenise otherwise alone"
@@ -62,8 +62,8 @@ class SidSFTDataset(RowDataset):
 
     def _prompt_ids(self, history: Sequence[str]) -> list[int]:
         ids = list(self._head)
-        for place, sid in enumerate(history):
-            if place:
+        for number, sid in enumerate(history):
+            if number:
                 ids += self._separator
             ids += self._parts[sid]
         return ids + self._tail
@@ -78,16 +78,16 @@ class SidSFTDataset(RowDataset):
         phase: dict[str, int] = {}
         position: Counter[str] = Counter()
         self.examples = []
-        for row, whole, fitting in zip(self.rows, self._whole, self.fitting):
+        for row, whole, shown in zip(self.rows, self._whole, self.shown_items, strict=True):
             user = row.user_id
             if rows_of_user[user] <= longest:
                 self.examples.append(whole)
                 continue
             if user not in phase:
                 phase[user] = generator.randrange(longest)
-            piece, place = divmod(position[user] + phase[user], longest)
+            piece, position_in_piece = divmod(position[user] + phase[user], longest)
             position[user] += 1
-            history = row.history_sids[-min(place + 1, fitting) :]
+            history = row.history_sids[-min(position_in_piece + 1, shown) :]
             text = self._texts[0] + self.encoder.prompts.separator.join(history) + self._texts[1]
             self.examples.append(
                 replace(whole, prompt=text, prompt_ids=self._prompt_ids(history), group=f"{user}/{piece}")
@@ -101,13 +101,12 @@ class FusionSeqRecDataset(RowDataset):
         self,
         rows: Sequence[Row],
         encoder: Encoder,
-        cutoff_len: int = 512,
         descriptions: dict[int, str] | None = None,
     ):
         self.task, self.descriptions = "next_title" if descriptions is None else "next_description", descriptions
-        super().__init__(rows, encoder, cutoff_len)
+        super().__init__(rows, encoder)
 
-    def _answer(self, row: Row) -> str:
+    def get_target_text(self, row: Row) -> str:
         if self.descriptions is None:
             return row.title
         return self.encoder.prompts.shorten(self.descriptions.get(row.item_id, ""))
@@ -118,7 +117,7 @@ class TitleHistory2SidSFTDataset(RowDataset):
 
     task = "title_history2sid"
 
-    def _given(self, row: Row) -> Sequence[str]:
+    def get_prompt_texts(self, row: Row) -> Sequence[str]:
         return row.history_titles
 
 
@@ -127,7 +126,7 @@ class SFTData(TitleHistory2SidSFTDataset):
 
     task = "title_history2title"
 
-    def _answer(self, row: Row) -> str:
+    def get_target_text(self, row: Row) -> str:
         return row.title
 
 
@@ -140,15 +139,15 @@ class UserPreference2sidSFTDataset(RowDataset):
 
     task = "preference2sid"
 
-    def __init__(self, rows: Sequence[Row], encoder: Encoder, preferences: dict[str, str], cutoff_len: int = 512):
+    def __init__(self, rows: Sequence[Row], encoder: Encoder, preferences: dict[str, str]):
         self.preferences = preferences
-        super().__init__(rows, encoder, cutoff_len)
+        super().__init__(rows, encoder)
 
-    def _given(self, row: Row) -> Sequence[str]:
+    def get_prompt_texts(self, row: Row) -> Sequence[str]:
         return [self.preferences.get(row.user_id, "")]
 
     def _source(self, row: Row) -> Source | str:
-        text, title = self._given(row)[0].casefold(), " ".join(row.title.casefold().split())
+        text, title = self.get_prompt_texts(row)[0].casefold(), " ".join(row.title.casefold().split())
         named = row.sid.casefold() in text or (title.count(" ") >= 2 and title in text)
         return "naming the target" if named else super()._source(row)
 
@@ -158,12 +157,12 @@ class PreferenceSFTDataset(RowDataset):
 
     task = "history2preference"
 
-    def __init__(self, rows: Sequence[Row], encoder: Encoder, preferences: dict[str, str], cutoff_len: int = 512):
+    def __init__(self, rows: Sequence[Row], encoder: Encoder, preferences: dict[str, str]):
         self.preferences = preferences
         self._last = {row.user_id: row for row in rows}
-        super().__init__(rows, encoder, cutoff_len)
+        super().__init__(rows, encoder)
 
-    def _answer(self, row: Row) -> str:
+    def get_target_text(self, row: Row) -> str:
         return self.preferences.get(row.user_id, "")
 
     def _source(self, row: Row) -> Source | str | None:
@@ -174,7 +173,7 @@ class SidItemFeatDataset(PromptDataset):
     """Alignment of language and SIDs, item by item: `tasks` of title2sid, sid2title, description2sid, sid2description.
 
     An item whose title, description or SID, as the prompt shows it, is another item's too is left out of the tasks that
-    show it: the answer would be ambiguous. So is an item that is too long. Descriptions (by item id) are shortened first.
+    show it: the answer would be ambiguous. So is an item that is too long. Descriptions are shortened first.
     """
 
     tasks: Sequence[str] = ("title2sid", "sid2title")
@@ -183,7 +182,6 @@ class SidItemFeatDataset(PromptDataset):
         self,
         catalogue: Catalogue,
         encoder: Encoder,
-        cutoff_len: int = 512,
         tasks: Sequence[str] | None = None,
         descriptions: dict[int, str] | None = None,
     ):
@@ -194,15 +192,17 @@ class SidItemFeatDataset(PromptDataset):
             "description": [encoder.prompts.shorten((descriptions or {}).get(item, "")) for item in catalogue.item_ids],
         }
         for task in tasks or self.tasks:
-            given, answer = (texts[field] for field in TASK_FIELDS[task])
-            times = Counter(given)
+            prompt_texts, target_texts = (texts[field] for field in TASK_FIELDS[task])
+            times = Counter(prompt_texts)
             sources = [
-                Source([shown], said, f"{task}/{item}", "", sid, item)
+                Source([shown], target, f"{task}/{item}", "", sid, item)
                 if times[shown] == 1 or not shown.strip()
                 else f"sharing its {TASK_FIELDS[task][0]}"
-                for shown, said, sid, item in zip(given, answer, catalogue.sids, catalogue.item_ids)
+                for shown, target, sid, item in zip(
+                    prompt_texts, target_texts, catalogue.sids, catalogue.item_ids, strict=True
+                )
             ]
-            self._add(task, sources, encoder, cutoff_len, strict=False)
+            self._add(task, sources, encoder, strict=False)
 
 
 # ------------------------------------------------------------------------------------------------------- RL, evaluation
@@ -242,17 +242,18 @@ class EvalD3Dataset(SFTData):
     """Evaluation: history titles -> next title, in the order of the file."""
 
 
-DRAWS = 2  # targets a row and epoch
+TARGET_DRAWS = 2  # targets a row and epoch
 
 
 class SimilarSidDataset(SidSFTDataset):
     """History SIDs -> SID of an item whose text is like those of the history; two draws a row, anew in every epoch.
 
-    What a content-based recommender knows, said in SIDs: also of items that nobody in the train split has taken. Drawn by
-    `similar_items`; a row whose history shares no word with another item has no example.
+    What a content-based recommender knows, said in SIDs: also of items that nobody in the train split has taken. Drawn
+    by `find_similar_items`; a row whose history shares no word with another item has no example.
 
     Args:
         catalogue, texts: the items, and what each is about, in the same order.
+        rows, encoder, cut_histories, seed: see `SidSFTDataset`.
     """
 
     task = "similar_sid"
@@ -263,20 +264,19 @@ class SimilarSidDataset(SidSFTDataset):
         encoder: Encoder,
         catalogue: Catalogue,
         texts: Sequence[str],
-        cutoff_len: int = 512,
         cut_histories: bool = False,
         seed: int = 42,
     ):
-        place = {item: number for number, item in enumerate(catalogue.item_ids)}
-        found, probability = find_similar_items(
-            compute_tfidf(texts), [[place[item] for item in row.history_ids] for row in rows]
+        column = {item: number for number, item in enumerate(catalogue.item_ids)}
+        similar, probabilities = find_similar_items(
+            compute_tfidf(texts), [[column[item] for item in row.history_ids] for row in rows]
         )
-        kept = np.flatnonzero(probability.any(axis=1))
-        self._similar, self._up_to = found[kept], probability[kept].cumsum(axis=1)
+        kept = np.flatnonzero(probabilities.any(axis=1))
+        self._similar, self._cumulative = similar[kept], probabilities[kept].cumsum(axis=1)
         self._catalogue = catalogue
         self._targets = [encoder.prompts.target(self.task, sid) for sid in catalogue.sids]
         self._target_ids = encoder.target_ids(self._targets)
-        super().__init__([rows[number] for number in kept], encoder, cutoff_len, cut_histories, seed)
+        super().__init__([rows[number] for number in kept], encoder, cut_histories, seed)
         self.left_out["like no other item"] += len(rows) - len(kept)
         if not cut_histories:  # else done already
             self.set_epoch(0)
@@ -287,10 +287,10 @@ class SimilarSidDataset(SidSFTDataset):
         shown = self.examples if self.cut_histories else self._whole
         generator = np.random.default_rng([self.seed, epoch])
         self.examples = []
-        for _ in range(DRAWS):
-            draws = generator.random((len(shown), 1)) * self._up_to[:, -1:]
-            places = (draws >= self._up_to).sum(axis=1)
-            items = self._similar[np.arange(len(shown)), places].tolist()
+        for _ in range(TARGET_DRAWS):
+            draws = generator.random((len(shown), 1)) * self._cumulative[:, -1:]
+            columns = (draws >= self._cumulative).sum(axis=1)
+            items = self._similar[np.arange(len(shown)), columns].tolist()
             self.examples += [
                 replace(
                     example,
@@ -303,10 +303,10 @@ class SimilarSidDataset(SidSFTDataset):
             ]
 
 
+# ---------------------------------------------------------------------------------------------------------------- tasks
 DEFAULT_TASKS = ("next_sid", "title_history2sid", "title2sid", "sid2title")
 
 
-# ---------------------------------------------------------------------------------------------------------------- tasks
 @dataclass(frozen=True)
 class TaskInputs:
     """What the tasks of a run are made from. Descriptions go by item id, preferences by user id."""
@@ -319,107 +319,133 @@ class TaskInputs:
     seed: int = 42
 
 
-DatasetBuilder = Callable[[TaskInputs, Encoder, int], PromptDataset]
+DatasetBuilder = Callable[[TaskInputs, Encoder], PromptDataset]
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a task's dataset is built, and the flag of the file it needs beside rows and catalogue."""
+
+    build: DatasetBuilder
+    file_flag: str = ""
 
 
 def _build_from_rows(kind: type[RowDataset]) -> DatasetBuilder:
-    return lambda inputs, encoder, cutoff_len: kind(inputs.rows, encoder, cutoff_len)
+    return lambda inputs, encoder: kind(inputs.rows, encoder)
 
 
 def _build_from_items(kind: type[SidItemFeatDataset], task: str) -> DatasetBuilder:
-    return lambda inputs, encoder, cutoff_len: kind(inputs.catalogue, encoder, cutoff_len, (task,), inputs.descriptions)
+    return lambda inputs, encoder: kind(inputs.catalogue, encoder, (task,), inputs.descriptions)
 
 
 def _build_from_preferences(kind: type[UserPreference2sidSFTDataset | PreferenceSFTDataset]) -> DatasetBuilder:
-    return lambda inputs, encoder, cutoff_len: kind(inputs.rows, encoder, inputs.preferences, cutoff_len)
+    return lambda inputs, encoder: kind(inputs.rows, encoder, inputs.preferences)
 
 
-def _build_similar(inputs: TaskInputs, encoder: Encoder, cutoff_len: int) -> SimilarSidDataset:
+def _build_next_sid(inputs: TaskInputs, encoder: Encoder) -> SidSFTDataset:
+    return SidSFTDataset(inputs.rows, encoder, inputs.cut_histories, inputs.seed)
+
+
+def _build_next_description(inputs: TaskInputs, encoder: Encoder) -> FusionSeqRecDataset:
+    return FusionSeqRecDataset(inputs.rows, encoder, inputs.descriptions)
+
+
+def _build_similar(inputs: TaskInputs, encoder: Encoder) -> SimilarSidDataset:
     catalogue = inputs.catalogue
     descriptions = [(inputs.descriptions or {}).get(item, "") for item in catalogue.item_ids]
     texts = join_item_texts(catalogue.titles, descriptions)
-    return SimilarSidDataset(inputs.rows, encoder, catalogue, texts, cutoff_len, inputs.cut_histories, inputs.seed)
+    return SimilarSidDataset(inputs.rows, encoder, catalogue, texts, inputs.cut_histories, inputs.seed)
 
 
-# Task: how its dataset is made, and the flag of the file it needs beside rows and catalogue.
-TASKS: dict[str, tuple[DatasetBuilder, str]] = {
-    "next_sid": (lambda inputs, *rest: SidSFTDataset(inputs.rows, *rest, inputs.cut_histories, inputs.seed), ""),
-    "similar_sid": (_build_similar, "item_meta_path"),
-    "next_title": (_build_from_rows(FusionSeqRecDataset), ""),
-    "next_description": (
-        lambda inputs, *rest: FusionSeqRecDataset(inputs.rows, *rest, inputs.descriptions),
-        "item_meta_path",
-    ),
-    "title_history2sid": (_build_from_rows(TitleHistory2SidSFTDataset), ""),
-    "title_history2title": (_build_from_rows(SFTData), ""),
-    "title2sid": (_build_from_items(SidItemFeatDataset, "title2sid"), ""),
-    "sid2title": (_build_from_items(SidItemFeatDataset, "sid2title"), ""),
-    "description2sid": (_build_from_items(SidItemFeatDataset, "description2sid"), "item_meta_path"),
-    "sid2description": (_build_from_items(SidItemFeatDataset, "sid2description"), "item_meta_path"),
-    "history2preference": (_build_from_preferences(PreferenceSFTDataset), "preference_file"),
-    "preference2sid": (_build_from_preferences(UserPreference2sidSFTDataset), "preference_file"),
+TASKS: dict[str, Task] = {
+    "next_sid": Task(_build_next_sid),
+    "similar_sid": Task(_build_similar, "item_meta_path"),
+    "next_title": Task(_build_from_rows(FusionSeqRecDataset)),
+    "next_description": Task(_build_next_description, "item_meta_path"),
+    "title_history2sid": Task(_build_from_rows(TitleHistory2SidSFTDataset)),
+    "title_history2title": Task(_build_from_rows(SFTData)),
+    "title2sid": Task(_build_from_items(SidItemFeatDataset, "title2sid")),
+    "sid2title": Task(_build_from_items(SidItemFeatDataset, "sid2title")),
+    "description2sid": Task(_build_from_items(SidItemFeatDataset, "description2sid"), "item_meta_path"),
+    "sid2description": Task(_build_from_items(SidItemFeatDataset, "sid2description"), "item_meta_path"),
+    "history2preference": Task(_build_from_preferences(PreferenceSFTDataset), "preference_file"),
+    "preference2sid": Task(_build_from_preferences(UserPreference2sidSFTDataset), "preference_file"),
+}
+
+# Rollouts are items of the catalogue: the tasks whose target is a SID.
+RL_TASKS: dict[str, Task] = {
+    "next_sid": Task(_build_from_rows(SidDataset)),
+    "title_history2sid": Task(_build_from_rows(RLSeqTitle2SidDataset)),
+    "title2sid": Task(_build_from_items(RLTitle2SidDataset, "title2sid")),
+    "description2sid": Task(_build_from_items(RLTitle2SidDataset, "description2sid"), "item_meta_path"),
+    "preference2sid": Task(_build_from_preferences(UserPreference2sidSFTDataset), "preference_file"),
 }
 
 
-# Rollouts are items of the catalogue: the tasks whose answer is a SID.
-RL_TASKS: dict[str, tuple[DatasetBuilder, str]] = {
-    "next_sid": (_build_from_rows(SidDataset), ""),
-    "title_history2sid": (_build_from_rows(RLSeqTitle2SidDataset), ""),
-    "title2sid": (_build_from_items(RLTitle2SidDataset, "title2sid"), ""),
-    "description2sid": (_build_from_items(RLTitle2SidDataset, "description2sid"), "item_meta_path"),
-    "preference2sid": (_build_from_preferences(UserPreference2sidSFTDataset), "preference_file"),
-}
+def register_task(
+    name: str,
+    prompt_field: str,
+    target_field: str,
+    templates: dict[str, str],
+    build: DatasetBuilder,
+    file_flag: str = "",
+) -> None:
+    """Add a task, which --tasks then knows in SFT and, where its target is a SID, in RL.
+
+    Args:
+        name: of the task.
+        prompt_field, target_field: what its prompt shows and its target says: history, sid, title, description or
+            preference.
+        templates: {"prompt": ..., "target": ...}, which prompt sets without templates of this task use.
+        build: makes its dataset from the inputs of a run.
+        file_flag: the flag of the file that it needs, item_meta_path or preference_file.
+
+    Raises:
+        InputError: a name that is taken, or templates that do not fit the fields.
+    """
+    if name in TASKS:
+        raise InputError(f"task {name!r} is registered already")
+    register_templates(name, (prompt_field, target_field), templates)
+    TASKS[name] = Task(build, file_flag)
+    if target_field == "sid":
+        RL_TASKS[name] = TASKS[name]
 
 
 def choose_tasks(
-    tasks: Sequence[str] | None, prompts: PromptSet, known: Collection[str] = TASKS, **files: str | None
+    tasks: Sequence[str] | None, prompts: PromptSet, known: dict[str, Task] = TASKS, **files: str | None
 ) -> dict[str, float]:
     """{task: weight} of --tasks: names, each with a weight after a colon if it is not 1.
 
-    Without --tasks: those of DEFAULT_TASKS that are known here and in the prompt set; a new template changes no default.
+    Without --tasks: those of DEFAULT_TASKS that are known here and in the prompt set.
 
     Args:
+        tasks: the entries of --tasks.
+        prompts: the prompt set, which must have templates of every task.
+        known: TASKS or RL_TASKS.
         files: by flag, the files a task may need; each that is given must have a task that needs it.
 
     Raises:
         InputError: a task that is unknown, named twice, has no template or lacks its file, a weight that is no positive
             number, a file without its task, or no task.
     """
-    default = [task for task in DEFAULT_TASKS if task in known and task in prompts.templates]
-    weights: dict[str, float] = {}
-    for entry in tasks or default:
-        task, colon, weight = entry.partition(":")
-        if task not in known:
-            raise InputError(f"--tasks: unknown task {task!r}; known: {', '.join(known)}")
+    entries = tasks or [task for task in DEFAULT_TASKS if task in known and task in prompts.templates]
+    if not entries:
+        raise InputError(f"--tasks: name the tasks; this prompt set has {', '.join(prompts.templates)}")
+    weights = parse_weighted_names("tasks", entries, known)
+    for task in weights:
         prompts.template(task)
-        if task in weights:
-            raise InputError(f"--tasks: {task} stands there twice; write {task}:2 to take its rows twice")
-        try:
-            weights[task] = float(weight) if colon else 1.0
-        except ValueError:
-            weights[task] = 0.0
-        if not 0 < weights[task] < float("inf"):
-            raise InputError(
-                f"--tasks {entry}: expected TASK or TASK:WEIGHT with a positive number, such as {task}:0.5"
-            )
-        needed = TASKS[task][1]
+        needed = known[task].file_flag
         if needed in files and not files[needed]:
             raise InputError(f"--tasks: {task} needs --{needed}")
-    if not weights:
-        raise InputError(f"--tasks: name the tasks; this prompt set has {', '.join(prompts.templates)}")
-    for flag, file in files.items():
-        users = [task for task in known if TASKS[task][1] == flag]
+    for name, file in files.items():
+        users = [task for task in known if known[task].file_flag == name]
         if file and not any(task in weights for task in users):
-            raise InputError(f"--{flag}: no chosen task needs it; --tasks may name {', '.join(users)}")
+            raise InputError(f"--{name}: no chosen task needs it; --tasks may name {', '.join(users)}")
     return weights
 
 
 def build_mixture(
-    weights: dict[str, float],
-    inputs: TaskInputs,
-    encoder: Encoder,
-    cutoff_len: int,
-    makers: dict[str, tuple[DatasetBuilder, str]] = TASKS,
+    weights: dict[str, float], inputs: TaskInputs, encoder: Encoder, known: dict[str, Task] = TASKS
 ) -> TaskMixture:
-    """The datasets of the tasks of `weights`, made by TASKS or RL_TASKS."""
-    return TaskMixture(weights, [makers[task][0](inputs, encoder, cutoff_len) for task in weights], inputs.seed)
+    """The datasets of the tasks of `weights`, built as TASKS or RL_TASKS say."""
+    return TaskMixture(weights, [known[task].build(inputs, encoder) for task in weights], inputs.seed)

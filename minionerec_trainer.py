@@ -1,7 +1,8 @@
 """GRPO over prefix trees: one row is one prompt with its group of completions, and the prompt is computed once.
 
-Method: GRPO (arXiv 2402.03300) as used by arXiv 2510.24431, with rollouts that are constrained beam searches or constrained
-samples over the catalogue, so that every completion is an item. The formulas stand in `grpo_loss.py`.
+Method: GRPO (arXiv 2402.03300) as used by arXiv 2510.24431, with rollouts that are constrained beam searches or
+constrained samples over the catalogue, so that every completion is an item. The formulas stand in
+`minionerec/training/grpo_loss.py`.
 """
 
 from __future__ import annotations
@@ -13,30 +14,32 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_model, save_model
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback
 from trl import GRPOConfig
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from minionerec.common.files import InputError
+from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
 from minionerec.search.beam_search import choose_batch_size, evaluation_mode
 from minionerec.search.prefix_tree import (
-    TreeBatch,
     batch_trees,
     compute_label_entropy,
     compute_label_log_probs,
     compute_label_logits,
     pack_trees,
 )
-from minionerec.search.trie import SidTrie, pad_sequences
+from minionerec.search.trie import pad_sequences
 from minionerec.training.callbacks import QuietCheckpoints, TrainingTable
+from minionerec.training.groups import GroupBatch, StepSampler
 from minionerec.training.grpo_loss import (
     LOSSES,
     compute_advantages,
@@ -55,7 +58,7 @@ class RLConfig(GRPOConfig):
     """TRL's `GRPOConfig` and what it has no word for.
 
     `per_device_train_batch_size` counts completions, as in TRL; a batch holds that many / num_generations prompts.
-    loss_type is one of `grpo_loss.LOSSES`; temperature is that of sampled rollouts, and of their log-probabilities.
+    loss_type is one of `LOSSES`; temperature is that of sampled rollouts, and of their log-probabilities.
     """
 
     beam_search: bool = field(default=True, metadata={"help": "Roll out by beam search; False: by sampling."})
@@ -64,53 +67,6 @@ class RLConfig(GRPOConfig):
     mask_all_zero: bool = field(default=False, metadata={"help": "Leave groups of equal rewards out, KL included."})
     renormalize: bool = field(default=False, metadata={"help": "Probabilities over legal tokens only."})
     tree_tokens: int = field(default=512, metadata={"help": "Prompt groups share a tree up to about so many tokens."})
-
-
-@dataclass
-class GroupBatch:
-    """The groups of one forward pass. C completions with K tokens together; labels are completion by completion.
-
-    Attributes:
-        tree: the prompts with their completions; None where no group takes part.
-        lengths [C] int64; advantages, weight [K] float32: weight is what a label counts in the mean over the step.
-        legal [K, F]: tokens that may stand at each label, or None for the full vocabulary.
-        old, reference [K]: log-probabilities of the rollout's policy and of the reference, once they are computed.
-    """
-
-    tree: TreeBatch | None
-    lengths: torch.Tensor | None = None
-    advantages: torch.Tensor | None = None
-    weight: torch.Tensor | None = None
-    legal: torch.Tensor | None = None
-    old: torch.Tensor | None = None
-    reference: torch.Tensor | None = None
-
-
-class StepSampler(Sampler[int]):
-    """Random order, anew every epoch, in which the prompts of a step stand `repeats` times: once for each of its updates.
-
-    The last step of an epoch is filled up from the beginning of the same order, so that every step is whole and its
-    prompts do not depend on how many processes share it.
-
-    Args:
-        size: rows. step: prompts of a step over all processes.
-        epoch: called for the number of the epoch; the order is a function of it and the seed.
-    """
-
-    def __init__(self, size: int, step: int, repeats: int, seed: int, epoch: Callable[[], int]):
-        self.size, self.step, self.repeats, self.seed, self.epoch = size, step, repeats, seed, epoch
-        self.steps = -(-size // step)
-
-    def __len__(self) -> int:
-        return self.steps * self.step * self.repeats
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
-        order = torch.randperm(self.size, generator=generator).tolist()
-        for step in range(self.steps):
-            rows = [order[place % self.size] for place in range(step * self.step, (step + 1) * self.step)]
-            for _ in range(self.repeats):
-                yield from rows
 
 
 class GroupTrainer(QuietCheckpoints, Trainer):
@@ -122,9 +78,13 @@ class GroupTrainer(QuietCheckpoints, Trainer):
     Args:
         model: the policy, plain or with adapters of `peft`.
         reference: frozen model for the KL term; None where beta is 0, or where the policy without adapters is meant.
-        trie: the catalogue, on the model's device; sid_of_sequence: SID text of every sequence of the trie.
-        rewards: the terms of the reward, see `rewards.py`.
+        args: the configuration.
+        train_dataset: examples whose targets are in the trie.
+        catalogue_trie: the catalogue, on the model's device.
+        rewards: the terms of the reward, see `minionerec/training/rewards.py`.
+        pad_token_id: of the tokenizer.
         validate: called without gradients on every process, returns validation metrics.
+        callbacks: of the `Trainer`.
 
     Raises:
         InputError: settings that do not fit together, a target outside the trie, a reference of another vocabulary.
@@ -136,14 +96,14 @@ class GroupTrainer(QuietCheckpoints, Trainer):
         reference: PreTrainedModel | None,
         args: RLConfig,
         train_dataset: Dataset,
-        trie: SidTrie,
-        sid_of_sequence: list[str],
+        *,
+        catalogue_trie: CatalogueTrie,
         rewards: Sequence[NamedReward],
         pad_token_id: int,
         validate: Callable[[], dict[str, float]] | None = None,
         callbacks: Sequence | None = None,
     ):
-        self.sequence_of_sid = {sid: number for number, sid in enumerate(sid_of_sequence)}
+        self.catalogue_trie, self.trie = catalogue_trie, catalogue_trie.trie
         self._check(model, reference, args, train_dataset)
         super().__init__(
             model=model,
@@ -153,14 +113,14 @@ class GroupTrainer(QuietCheckpoints, Trainer):
             data_collator=list,
             eval_dataset=train_dataset if validate else None,
         )
-        self.reference, self.trie, self.sid_of_sequence, self.rewards = reference, trie, sid_of_sequence, rewards
-        self.completion_tokens = trie.sequences()
+        self.reference, self.rewards = reference, rewards
+        self.completion_tokens = self.trie.sequences()
         self.pad_token_id, self.validate = pad_token_id, validate
         self.temperature = 1.0 if args.beam_search else args.temperature
         self.model_accepts_loss_kwargs = True  # the weights of a batch are those of the mean over the whole step
         self._step_batches: list[dict[str, GroupBatch]] = []
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2))
-        self._fitting = 0  # prompts per forward pass of the rollouts, once known
+        self._rollout_batch = 0  # prompts per forward pass of the rollouts, once they are counted
         self._logged_step: int | None = None
         self._reference_seconds = 0.0  # of the training step under way
         self.remove_callback(ProgressCallback)
@@ -184,9 +144,9 @@ class GroupTrainer(QuietCheckpoints, Trainer):
             sizes = [other.get_output_embeddings().weight.shape[0] for other in (model, reference)]
             if sizes[0] != sizes[1]:
                 raise InputError(f"the reference has a vocabulary of {sizes[1]} tokens, the policy one of {sizes[0]}")
-        for place in range(len(train_dataset)):
-            if train_dataset[place].sid not in self.sequence_of_sid:
-                raise InputError(f"training prompt {place + 1}: target {train_dataset[place].sid} is not in the trie")
+        for number in range(len(train_dataset)):
+            if train_dataset[number].sid not in self.catalogue_trie.number_of:
+                raise InputError(f"training prompt {number + 1}: target {train_dataset[number].sid} is not in the trie")
 
     # ---------------------------------------------------------------------------------------------------------- batches
     def get_train_dataloader(self) -> DataLoader:
@@ -223,37 +183,36 @@ class GroupTrainer(QuietCheckpoints, Trainer):
     def rollout(self, examples: Sequence[Example]) -> list[list[int]]:
         """Sequence numbers of every prompt's completions, see `roll_out`."""
         policy, args = self.accelerator.unwrap_model(self.model), self.args
-        prompts = [example.prompt_ids for example in examples]
-        if not self._fitting:
-            found = args.num_generations * 3 // 2 if args.dynamic_sampling else args.num_generations
-            longest = max(len(self.train_dataset[place].prompt_ids) for place in range(len(self.train_dataset)))
-            self._fitting = choose_batch_size(policy, self.trie, longest, found)
+        if not self._rollout_batch:
+            beams = args.num_generations * 3 // 2 if args.dynamic_sampling else args.num_generations
+            longest = max(len(self.train_dataset[number].prompt_ids) for number in range(len(self.train_dataset)))
+            self._rollout_batch = choose_batch_size(policy, self.trie, longest, beams)
         with self.compute_loss_context_manager():
             return roll_out(
                 policy,
                 self.trie,
-                prompts,
-                [self.sequence_of_sid[example.sid] for example in examples],
-                args.num_generations,
-                self._fitting,
-                args.beam_search,
-                args.temperature,
-                args.dynamic_sampling,
-                args.add_gt,
-                args.renormalize,
-                f"{args.seed}-{self.state.global_step}-{args.process_index}",
+                [example.prompt_ids for example in examples],
+                targets=[self.catalogue_trie.number_of[example.sid] for example in examples],
+                count=args.num_generations,
+                batch_size=self._rollout_batch,
+                beams=args.beam_search,
+                temperature=args.temperature,
+                dynamic=args.dynamic_sampling,
+                add_target=args.add_gt,
+                renormalize=args.renormalize,
+                seed=f"{args.seed}-{self.state.global_step}-{args.process_index}",
             )
 
     def reward_groups(self, examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> list[list[float]]:
         """The weighted sum of the reward's terms for every completion."""
         totals = []
-        for example, group in zip(examples, groups):
-            completions = [self.sid_of_sequence[number] for number in group]
+        for example, group in zip(examples, groups, strict=True):
+            completions = [self.catalogue_trie.sids[number] for number in group]
             total = [0.0] * len(group)
             for term in self.rewards:
                 values = term(completions, example)
                 self._note(f"reward_{term.name}", sum(values) / len(values))
-                total = [before + term.weight * value for before, value in zip(total, values)]
+                total = [before + term.weight * value for before, value in zip(total, values, strict=True)]
             totals.append(total)
         return totals
 
@@ -266,7 +225,8 @@ class GroupTrainer(QuietCheckpoints, Trainer):
         advantages = [compute_advantages(values, scale=scale) for values in rewards]
         silent = [not bool(values.any()) for values in advantages]
         lengths = [len(self.completion_tokens[number]) for group in groups for number in group]
-        hits = sum(self.sequence_of_sid[example.sid] in group for example, group in zip(examples, groups))
+        targets = [self.catalogue_trie.number_of[example.sid] for example in examples]
+        hits = sum(target in group for target, group in zip(targets, groups, strict=True))
         prompts = len(examples)
         self._note("reward", sum(sum(values) / len(values) for values in rewards), prompts)
         self._note("reward_std", sum(statistics.pstdev(values) for values in rewards), prompts)
@@ -278,32 +238,45 @@ class GroupTrainer(QuietCheckpoints, Trainer):
         # Phase 2: what the mean of the step is taken over, on all processes.
         counts = self.accelerator.reduce(torch.tensor([len(lengths), sum(lengths)], device=self.args.device)).tolist()
 
-        # Phase 3: the groups that take part, shared out over the step's batches. Without a KL term a silent group has no
-        # gradient, masked or not.
+        # Phase 3: the groups that take part, shared out over the step's batches. Without a KL term a silent group has
+        # no gradient, masked or not.
         leave_out = self.args.mask_all_zero or not self.args.beta
-        kept = [place for place, zero in enumerate(silent) if not (zero and leave_out)]
+        kept = [number for number, zero in enumerate(silent) if not (zero and leave_out)]
         bounds = [round(part * len(kept) / batches) for part in range(batches + 1)]
-        made = []
-        for low, high in zip(bounds, bounds[1:]):
-            places = kept[low:high]
-            if places:
-                made.append(self._group_batch(examples, groups, advantages, places, counts))
+        step = []
+        for low, high in pairwise(bounds):
+            numbers = kept[low:high]
+            if numbers:
+                step.append(self._group_batch(examples, groups, advantages, numbers, counts))
             elif self.args.world_size > 1:
-                # Gradients are averaged in backward, so that every process needs a forward pass; one that counts nothing.
-                shortest = min(range(len(examples)), key=lambda place: len(examples[place].prompt_ids))
-                made.append(self._group_batch(examples, groups, advantages, [shortest], counts))
-                made[-1].weight.zero_()
+                # Gradients are averaged in backward, so that every process needs a forward pass; this counts nothing.
+                shortest = min(range(len(examples)), key=lambda number: len(examples[number].prompt_ids))
+                step.append(self._group_batch(examples, groups, advantages, [shortest], counts))
+                step[-1].weight.zero_()
             else:
-                made.append(GroupBatch(None))
+                step.append(GroupBatch(None))
         self._note("seconds_rollout", self._now() - started)
-        return [{"groups": batch} for batch in made]
+        return [{"groups": batch} for batch in step]
 
-    def _group_batch(self, examples, groups, advantages, places, counts) -> GroupBatch:
-        """Prompts merged into trees; labels come back group by group, completion by completion, token by token."""
+    def _group_batch(
+        self,
+        examples: Sequence[Example],
+        groups: Sequence[Sequence[int]],
+        advantages: Sequence[torch.Tensor],
+        numbers: Sequence[int],
+        counts: Sequence[int],
+    ) -> GroupBatch:
+        """The groups `numbers` merged into trees; labels come back group by group, completion by completion.
+
+        Args:
+            examples, groups, advantages: of the whole step.
+            numbers: which of them take part.
+            counts: (completions, tokens) of the step, over all processes.
+        """
         device = self.args.device
         rows = [
-            [(examples[place].prompt_ids, self.completion_tokens[number]) for number in groups[place]]
-            for place in places
+            [(examples[number].prompt_ids, self.completion_tokens[sequence]) for sequence in groups[number]]
+            for number in numbers
         ]
         packed = pack_trees(rows, self.args.tree_tokens)
         order = [group for tree in packed for group in tree]
@@ -315,7 +288,7 @@ class GroupTrainer(QuietCheckpoints, Trainer):
             matrix = torch.from_numpy(pad_sequences(flat)[0]).to(device)
             legal = find_legal_tokens(self.trie, matrix)[matrix >= 0]
         weight = compute_label_weights(lengths, self.args.loss_type, *counts, self.trie.depth)
-        each = torch.cat([advantages[places[group]] for group in order]).repeat_interleave(lengths)
+        each = torch.cat([advantages[numbers[group]] for group in order]).repeat_interleave(lengths)
         return GroupBatch(tree.to(device), lengths.to(device), each.to(device), weight.to(device), legal)
 
     # ------------------------------------------------------------------------------------------------------------- loss
@@ -357,9 +330,9 @@ class GroupTrainer(QuietCheckpoints, Trainer):
         reference = self.reference or inner
         with without, evaluation_mode(reference):
             logits, where = compute_label_logits(reference, batch.tree, self.temperature)
-            found = compute_label_log_probs(logits, where, batch.tree.label_token, batch.legal)
+            log_probs = compute_label_log_probs(logits, where, batch.tree.label_token, batch.legal)
         self._reference_seconds += self._now() - started
-        return found
+        return log_probs
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """`Trainer.training_step`, timed: the reference's forward pass apart from the policy's forward and backward."""
@@ -374,7 +347,7 @@ class GroupTrainer(QuietCheckpoints, Trainer):
             torch.cuda.synchronize(self.args.device)
         return time.perf_counter()
 
-    # ---------------------------------------------------------------------------------------------------- what is logged
+    # --------------------------------------------------------------------------------------------------- what is logged
     def _note(self, name: str, total: float | torch.Tensor, count: int = 1) -> None:
         self._sums[name] += torch.tensor([float(total), float(count)])
 
@@ -386,7 +359,7 @@ class GroupTrainer(QuietCheckpoints, Trainer):
             totals = torch.stack([self._sums[name] for name in names]).to(self.args.device)
             totals = self.accelerator.reduce(totals, reduction="sum").cpu()
             steps = max(1, self.state.global_step - self._logged_step)
-            for name, (total, count) in zip(names, totals.tolist()):
+            for name, (total, count) in zip(names, totals.tolist(), strict=True):
                 divisor = steps * self.args.world_size if name.startswith("seconds") else max(count, 1.0)
                 logs[name] = round(total / divisor, 6)
             self._sums.clear()

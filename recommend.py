@@ -3,9 +3,19 @@
 python recommend.py --base_model output/sft/final_checkpoint --info_file ... --history_file ... --user_id U12
 python recommend.py --base_model output/sft/final_checkpoint --info_file ... --titles "first title; second title"
 python recommend.py --base_model output/sft/final_checkpoint --info_file ... --interactive True
+
+The score of an item is the log-probability that the model writes its SID and the end token, over the whole vocabulary,
+as in the predictions of evaluate.py.
 """
 
 from __future__ import annotations
+
+from minionerec.common.cli import parse_flags, run_command
+from minionerec.evaluation.settings import RecommendFlags
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(RecommendFlags)
 
 import math
 import textwrap
@@ -15,18 +25,24 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.common.cli import run
 from minionerec.common.files import InputError, parse_list
 from minionerec.common.processes import process_state, say
-from minionerec.common.records import Catalogue, Row, count_popularity, group_items_by_sid, read_info, read_rows
-from minionerec.language.catalogue_trie import build_catalogue_trie
+from minionerec.common.records import Catalogue, Row, read_info, read_rows
+from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie
 from minionerec.language.examples import shorten_prompts
 from minionerec.language.models import load_model
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
 from minionerec.search.beam_search import beam_search
-from minionerec.search.trie import SidTrie
 
-CANDIDATES = 5
+NEAREST_TITLES = 5  # that an error names
+
+
+@dataclass(frozen=True)
+class History:
+    """The items of a history, oldest first: parallel lists of SIDs and titles."""
+
+    sids: list[str]
+    titles: list[str]
 
 
 def normalise_title(text: str) -> str:
@@ -49,46 +65,53 @@ def split_titles(text: str) -> list[str]:
 
 
 def find_item(title: str, catalogue: Catalogue) -> int:
-    """Place in the catalogue of the item with this title, or of an item with this SID.
+    """Number in the catalogue of the item with this title, or of an item with this SID.
 
     A title may be written in any case. An exact one wins; else it may be a part of one item's title. Items that share a
     SID are the same to a model: of several that fit, with one SID, the first is taken.
 
     Raises:
-        InputError: no such item, or several; the line names up to CANDIDATES of them.
+        InputError: no such item, or several; the line names up to NEAREST_TITLES of them.
     """
     wanted = normalise_title(title)
-    titles = [normalise_title(own) for own in catalogue.titles]
-    places = [place for place, sid in enumerate(catalogue.sids) if sid == title.strip()]
-    places = places or [place for place, own in enumerate(titles) if own == wanted]
-    places = places or [place for place, own in enumerate(titles) if wanted in own]
-    if len({catalogue.sids[place] for place in places}) == 1:
-        return places[0]
-    said = f"{len(places)} items have {title!r} in their title; write one title in full, or its SID"
-    if not places:
+    titles = [normalise_title(text) for text in catalogue.titles]
+    numbers = [number for number, sid in enumerate(catalogue.sids) if sid == title.strip()]
+    numbers = numbers or [number for number, text in enumerate(titles) if text == wanted]
+    numbers = numbers or [number for number, text in enumerate(titles) if wanted in text]
+    if len({catalogue.sids[number] for number in numbers}) == 1:
+        return numbers[0]
+    message = f"{len(numbers)} items have {title!r} in their title; write one title in full, or its SID"
+    if not numbers:
         words = set(wanted.split())
-        shared = [len(words & set(own.split())) for own in titles]
-        places = sorted((place for place, count in enumerate(shared) if count), key=lambda place: -shared[place])
-        said = f"no item has {title!r} in its title" + ("; nearest" if places else "")
-    shown = "; ".join(
-        f"{textwrap.shorten(catalogue.titles[place], 60, placeholder=' ...')!r} {catalogue.sids[place]}"
-        for place in places[:CANDIDATES]
+        shared = [len(words & set(text.split())) for text in titles]
+        numbers = sorted((number for number, count in enumerate(shared) if count), key=lambda number: -shared[number])
+        message = f"no item has {title!r} in its title" + ("; nearest" if numbers else "")
+    nearest = "; ".join(
+        f"{textwrap.shorten(catalogue.titles[number], 60, placeholder=' ...')!r} {catalogue.sids[number]}"
+        for number in numbers[:NEAREST_TITLES]
     )
-    raise InputError(said + (f": {shown}" if shown else ""))
+    raise InputError(message + (f": {nearest}" if nearest else ""))
 
 
-def find_latest_history(rows: Sequence[Row], user_id: str, path: str) -> tuple[list[str], list[str]]:
-    """(SIDs, titles), oldest first, of all that is known of a user: the history of the last row, and its target.
+def find_history(titles: str, catalogue: Catalogue) -> History:
+    """The items of --titles or of a line of the dialogue, see `split_titles` and `find_item`."""
+    numbers = [find_item(title, catalogue) for title in split_titles(titles)]
+    return History([catalogue.sids[number] for number in numbers], [catalogue.titles[number] for number in numbers])
+
+
+def find_latest_history(rows: Sequence[Row], user_id: str, path: str) -> History:
+    """All that is known of a user: the history of the last row, and its target.
 
     Raises:
         InputError: the user has no row.
     """
-    own = [row for row in rows if row.user_id == user_id]
-    if not own:
+    of_user = [row for row in rows if row.user_id == user_id]
+    if not of_user:
         raise InputError(
             f"--user_id {user_id}: {path} has no row of this user; the first one there is {rows[0].user_id}"
         )
-    return [*own[-1].history_sids, own[-1].sid], [*own[-1].history_titles, own[-1].title]
+    last = of_user[-1]
+    return History([*last.history_sids, last.sid], [*last.history_titles, last.title])
 
 
 @dataclass
@@ -96,129 +119,88 @@ class Recommender:
     """A model and its catalogue, ready to answer.
 
     Attributes:
-        titles: {SID: the titles of its items, in the order to show them}.
-        max_history, cutoff_len: items of a history, and tokens of a prompt with its target, that the model is shown.
+        model: on its device, in evaluation mode.
+        encoder: its tokens, and the longest prompt with its target.
+        catalogue: the items, with their popularity where it is known.
+        catalogue_trie: the catalogue in the model's tokens.
+        num_beams: beams of the search.
+        max_history: newest items of a history that the model is shown; 0 is all.
     """
 
     model: PreTrainedModel
     encoder: Encoder
-    trie: SidTrie
-    sid_of_sequence: list[str]
-    titles: dict[str, list[str]]
+    catalogue: Catalogue
+    catalogue_trie: CatalogueTrie
     num_beams: int
     max_history: int
-    cutoff_len: int
 
-    def prompt(self, history: Sequence[str]) -> tuple[int, list[int]]:
+    def __post_init__(self) -> None:
+        self._title_of = dict(zip(self.catalogue.item_ids, self.catalogue.titles, strict=True))
+
+    def build_prompt(self, sids: Sequence[str]) -> tuple[int, list[int]]:
         """(how many of the newest items of a history of SIDs fit, token ids of the prompt that shows them).
 
         Raises:
             InputError: a SID that the model does not know.
         """
-        self.encoder.sid_ids(history)
-        newest = history[-self.max_history :]  # all of them where max_history is 0
-        ((count, _, prompt_ids),) = shorten_prompts(
-            "next_sid", [newest], [self.cutoff_len - self.trie.depth], self.encoder
-        )
+        self.encoder.sid_ids(sids)
+        newest = sids[-self.max_history :]  # all of them where max_history is 0
+        budget = self.encoder.cutoff_len - self.catalogue_trie.trie.depth
+        ((count, _, prompt_ids),) = shorten_prompts("next_sid", [newest], [budget], self.encoder)
         return count, prompt_ids
 
-    def rank(self, prompt_ids: list[int], without: Collection[str]) -> list[tuple[str, float]]:
-        """[(SID, log-probability of the SID after the prompt)], best first, of the SIDs that are not in `without`."""
-        excluded = [number for number, sid in enumerate(self.sid_of_sequence) if sid in without]
-        found = beam_search(self.model, self.trie, [prompt_ids], self.num_beams, excluded=[excluded])
-        return [
-            (self.sid_of_sequence[number], score)
-            for number, score in zip(found.sequence[0].tolist(), found.score[0].tolist())
-            if number >= 0
-        ]
+    def rank(self, prompt_ids: list[int], seen: Collection[str]) -> list[tuple[str, float]]:
+        """[(SID, log-probability of the SID after the prompt)], best first, of the SIDs that are not in `seen`."""
+        sids = self.catalogue_trie.sids
+        excluded = [number for number, sid in enumerate(sids) if sid in seen]
+        result = beam_search(self.model, self.catalogue_trie.trie, [prompt_ids], self.num_beams, excluded=[excluded])
+        pairs = zip(result.sequence[0].tolist(), result.score[0].tolist(), strict=True)
+        return [(sids[number], score) for number, score in pairs if number >= 0]
 
-    def answer(self, history: Sequence[str], names: Sequence[str], top: int, exclude_seen: bool) -> str:
-        """The best `top` as a text table, below the titles the model was shown. Items that share a SID share a rank.
-
-        history, names: SIDs and titles, oldest first.
-        """
-        count, prompt_ids = self.prompt(history)
-        best = self.rank(prompt_ids, set(history) if exclude_seen else ())[:top]
+    def answer(self, history: History, top: int, exclude_seen: bool) -> str:
+        """The best `top` as a text table, below the titles the model was shown. Items that share a SID share a rank."""
+        count, prompt_ids = self.build_prompt(history.sids)
+        best = self.rank(prompt_ids, set(history.sids) if exclude_seen else ())[:top]
         width = max((len(sid) for sid, _ in best), default=3)
-        lines = [f"after: {' | '.join(names[-count:])}"]
+        lines = [f"after: {' | '.join(history.titles[-count:])}"]
         lines.append(f"{'rank':>4} {'log-prob':>9} {'prob':>9}  {'SID':<{width}}  title")
         for rank, (sid, score) in enumerate(best, 1):
-            first, *others = self.titles[sid]
+            first, *others = [self._title_of[item] for item in self.catalogue.items_of_sid[sid]]
             start = f"{rank:>4} {score:>9.4f} {math.exp(score):>9.3%}  {sid:<{width}}  "
             lines += [start + first, *(" " * len(start) + title for title in others)]
         return "\n".join(lines)
 
 
-def recommend(
-    base_model: str,
-    info_file: str,
-    history_file: str | None = None,
-    user_id: str | None = None,
-    titles: str | None = None,
-    interactive: bool = False,
-    top: int = 10,
-    num_beams: int = 50,
-    max_history: int = 10,
-    exclude_seen: bool = False,
-    train_file: str | None = None,
-    shared_sids: bool = False,
-    cutoff_len: int = 512,
-    prompts: str | None = None,
-    category: str | None = None,
-) -> None:
-    """Print the items that a model recommends next.
+def check_recommend_flags(flags: RecommendFlags) -> None:
+    """The flags must name one history.
 
-    The score of an item is the log-probability that the model writes its SID and the end token, over the whole
-    vocabulary, as in the predictions of evaluate.py.
-
-    Args:
-        base_model: checkpoint of sft.py or rl.py. info_file: the catalogue.
-        history_file, user_id: a CSV split and a user of it. The history is all that the file knows of the user: that of
-            the user's last row, and that row's target.
-        titles: the history, oldest first: "first; second" or a JSON list. In any case; a part of a title will do where
-            no other has it. A SID may stand for a title.
-        interactive: read such lines from the standard input until an empty one.
-        top: recommendations to print, at most num_beams. num_beams: beams of the search.
-        max_history: newest items of a history that the model is shown, as many as in its training data; 0: all.
-        exclude_seen: leave out the items of the history.
-        train_file: CSV of the train split; of items that share a SID, the more frequent target is then shown first, else
-            the lower id. shared_sids: accept items that share a SID in the info file.
-        prompts: another prompt set than the checkpoint's own. category: any text, for prompts that show {category}.
+    Raises:
+        InputError: none, several, or numbers out of range.
     """
-    if (user_id is not None) + (titles is not None) + interactive != 1:
+    if (flags.user_id is not None) + (flags.titles is not None) + flags.interactive != 1:
         raise InputError("expected one of --user_id with --history_file, --titles, --interactive True")
-    if (user_id is None) != (history_file is None):
+    if (flags.user_id is None) != (flags.history_file is None):
         raise InputError("--user_id and --history_file go together")
-    if not 1 <= top <= num_beams:
-        raise InputError(f"--top {top}: must be at least 1 and cannot exceed --num_beams {num_beams}")
-    if max_history < 0:
-        raise InputError(f"--max_history {max_history}: must be 0 (all) or more")
-    catalogue = read_info(info_file, shared_sids)
-    counts = count_popularity(row.item_id for row in read_rows(train_file, "train_file")) if train_file else {}
-    title_of = dict(zip(catalogue.item_ids, catalogue.titles))
-    items = group_items_by_sid(catalogue.sids, catalogue.item_ids, counts)
+    if not 1 <= flags.top <= flags.num_beams:
+        raise InputError(f"--top {flags.top}: must be at least 1 and cannot exceed --num_beams {flags.num_beams}")
+    if flags.max_history < 0:
+        raise InputError(f"--max_history {flags.max_history}: must be 0 (all) or more")
 
-    def from_titles(text: str) -> tuple[list[str], list[str]]:
-        places = [find_item(title, catalogue) for title in split_titles(text)]
-        return [catalogue.sids[place] for place in places], [catalogue.titles[place] for place in places]
 
-    # What can be wrong is found before a model is loaded.
-    if user_id is not None:
-        history = find_latest_history(read_rows(history_file, "history_file"), user_id, history_file)
-    elif titles is not None:
-        history = from_titles(titles)
-    model, tokenizer = load_model(base_model, "base_model")
-    encoder = Encoder(tokenizer, load_checkpoint_prompts(base_model, prompts, category))
-    encoder.check_boundary("next_sid", encoder.prompts.target("next_sid", catalogue.sids[0]))
+def load_recommender(flags: RecommendFlags, catalogue: Catalogue) -> Recommender:
+    """The model of --base_model on its device, with the catalogue in its tokens."""
+    model, tokenizer = load_model(flags.base_model, "base_model")
+    prompts = load_checkpoint_prompts(flags.base_model, flags.prompts, flags.category)
+    encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
+    encoder.check_boundary("next_sid", prompts.target("next_sid", catalogue.sids[0]))
     device = process_state().device
     model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
-    trie, sid_of_sequence = build_catalogue_trie(catalogue, encoder, device)
-    shown_titles = {sid: [title_of[item] for item in own] for sid, own in items.items()}
-    recommender = Recommender(model, encoder, trie, sid_of_sequence, shown_titles, num_beams, max_history, cutoff_len)
+    catalogue_trie = build_catalogue_trie(catalogue, encoder, device)
+    return Recommender(model, encoder, catalogue, catalogue_trie, flags.num_beams, flags.max_history)
 
-    if not interactive:
-        say(recommender.answer(*history, top, exclude_seen))
-        return
+
+def converse(recommender: Recommender, flags: RecommendFlags) -> None:
+    """Answer lines of titles from the standard input until an empty one; wrong input does not end it."""
     say('titles, oldest first: "first; second"; an empty line ends')
     while True:
         try:
@@ -228,10 +210,31 @@ def recommend(
         if not text:
             return
         try:
-            say(recommender.answer(*from_titles(text), top, exclude_seen))
+            history = find_history(text, recommender.catalogue)
+            say(recommender.answer(history, flags.top, flags.exclude_seen))
         except InputError as error:
             say(f"error: {error}")
 
 
+def recommend(flags: RecommendFlags) -> None:
+    """Print the items that a model recommends next."""
+    check_recommend_flags(flags)
+    catalogue = read_info(flags.info_file, flags.shared_sids)
+    if flags.train_file:
+        catalogue = catalogue.with_counts(read_rows(flags.train_file, "train_file"))
+    # What can be wrong is found before a model is loaded.
+    history = None
+    if flags.user_id is not None:
+        rows = read_rows(flags.history_file, "history_file")
+        history = find_latest_history(rows, flags.user_id, flags.history_file)
+    elif flags.titles is not None:
+        history = find_history(flags.titles, catalogue)
+    recommender = load_recommender(flags, catalogue)
+    if history is None:
+        converse(recommender, flags)
+    else:
+        say(recommender.answer(history, flags.top, flags.exclude_seen))
+
+
 if __name__ == "__main__":
-    run(recommend)
+    run_command(recommend, FLAGS)

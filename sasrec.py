@@ -1,4 +1,4 @@
-"""Item-id baselines that learn: SASRec or GRU4Rec, trained with cross-entropy over all items.
+r"""Item-id baselines that learn: SASRec or GRU4Rec, trained with cross-entropy over all items.
 
     python sasrec.py --model sasrec --train_file ... --valid_file ... --test_data_path ... --info_file ... \
         --output_dir output/sasrec
@@ -9,119 +9,113 @@ baseline (Klenitskiy and Vasilev 2023, arXiv 2309.07602).
 
 from __future__ import annotations
 
+from minionerec.common.cli import parse_flags, run_command
+from minionerec.recommenders.settings import SASRecFlags
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(SASRecFlags)
+
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from minionerec.common.cli import run
 from minionerec.common.files import InputError, write_json
 from minionerec.common.processes import say
-from minionerec.common.records import Row, check_rows_against_catalogue, count_popularity, read_info, read_rows
-from minionerec.common.stage import Stage
+from minionerec.common.records import Catalogue, Row, check_rows, read_info, read_rows
+from minionerec.common.stage import open_stage
 from minionerec.evaluation.metrics import find_rank, format_metrics, hit_ratio, ndcg
 from minionerec.evaluation.predictions import build_item_predictions, score_item_predictions
 from minionerec.recommenders.network_training import fold_histories, rank_with_network, train_network
-from minionerec.recommenders.networks import NETWORKS, SequentialRecommender, build_network, load_network, save_network
+from minionerec.recommenders.networks import SequentialRecommender, build_network, load_network, save_network
 
+PUBLISHED_MODELS = {"SASRec": "sasrec", "GRU": "gru4rec"}
 # Flags whose best values on the validation split differ between the two.
 DEFAULTS = {"sasrec": {"num_layers": 2, "weight_decay": 0.1}, "gru4rec": {"num_layers": 1, "weight_decay": 0.0}}
+SHAPE_FLAGS = ("model", "hidden_size", "num_layers", "num_heads", "dropout", "max_history")
+COUNT_FLAGS = ("hidden_size", "num_layers", "num_heads", "max_history", "batch_size", "num_epochs", "patience", "K")
+SPLIT_FLAGS = ("train_file", "valid_file", "test_data_path")
 
 
-SHAPE = ("model", "hidden_size", "num_layers", "num_heads", "dropout", "max_history")
+def resolve_sasrec_flags(flags: SASRecFlags) -> SASRecFlags:
+    """The flags with every default worked out, checked.
+
+    Raises:
+        InputError: numbers out of range.
+    """
+    model = PUBLISHED_MODELS.get(flags.model, flags.model)
+    missing = {name: value for name, value in DEFAULTS[model].items() if getattr(flags, name) is None}
+    flags = replace(flags, model=model, **missing)
+    for name in COUNT_FLAGS:
+        if getattr(flags, name) < 1:
+            raise InputError(f"--{name} {getattr(flags, name)}: expected 1 or more")
+    if not 0 <= flags.dropout < 1:
+        raise InputError(f"--dropout {flags.dropout}: expected a share from 0 to below 1")
+    if model == "sasrec" and flags.hidden_size % flags.num_heads:
+        raise InputError(f"--hidden_size {flags.hidden_size}: expected a multiple of --num_heads {flags.num_heads}")
+    return flags
 
 
-COUNTS = ("hidden_size", "num_layers", "num_heads", "max_history", "batch_size", "num_epochs", "patience", "K")
+def read_sasrec_data(flags: SASRecFlags) -> tuple[Catalogue, list[list[Row]]]:
+    """(the catalogue with its popularity in the train rows, the train, validation and test rows)."""
+    catalogue = read_info(flags.info_file, flags.shared_sids)
+    splits = []
+    for name in SPLIT_FLAGS:
+        path = getattr(flags, name)
+        rows = read_rows(path, name)
+        check_rows(rows, catalogue, path, flags.info_file)
+        splits.append(rows)
+    return catalogue.with_counts(splits[0]), splits
 
 
-def validate(model: SequentialRecommender, rows: Sequence[Row]) -> dict[str, float]:
+def validate(network: SequentialRecommender, rows: Sequence[Row]) -> dict[str, float]:
     """{"HR@10", "NDCG@10"} at item level."""
-    ranks = [find_rank(row.item_id, best) for row, best in zip(rows, rank_with_network(model, rows, 10)[0])]
+    rankings, _ = rank_with_network(network, rows, 10)
+    ranks = [find_rank(row.item_id, ranked) for row, ranked in zip(rows, rankings, strict=True)]
     return {"HR@10": hit_ratio(ranks, 10), "NDCG@10": ndcg(ranks, 10)}
 
 
-def sasrec(
-    train_file: str,
-    valid_file: str,
-    test_data_path: str,
-    info_file: str,
-    output_dir: str,
-    model: str = "sasrec",
-    hidden_size: int = 64,
-    num_layers: int | None = None,
-    num_heads: int = 2,
-    dropout: float = 0.5,
-    max_history: int = 10,
-    learning_rate: float = 3e-3,
-    weight_decay: float | None = None,
-    batch_size: int = 128,
-    num_epochs: int = 60,
-    patience: int = 8,
-    K: int = 50,
-    shared_sids: bool = False,
-    seed: int = 42,
-    force: bool = False,
-) -> None:
-    """Train an item-id model on the train split, choose the epoch on the validation split, measure on the test split.
-
-    Args:
-        output_dir: model/ (for load_recommender), test.json, test.metrics.json and epochs.json are written there.
-        model: sasrec or gru4rec. num_heads: of sasrec.
-        num_layers: default 2 for sasrec, 1 for gru4rec. weight_decay: of AdamW; default 0.1 for sasrec, 0 for gru4rec.
-        dropout: on the item embeddings and inside the network.
-        max_history: items of the history that the model sees, the newest ones.
-        batch_size: train rows a step, about.
-        num_epochs: at most. patience: stop after that many epochs without a better validation NDCG@10; SASRec may stand
-            still at the popularity ranking for the first few.
-        K: length of the recommendation lists. shared_sids: accept an info file in which items share a SID.
-    """
-    if model not in NETWORKS:
-        raise InputError(f"--model {model}: expected one of {', '.join(NETWORKS)}")
-    num_layers = DEFAULTS[model]["num_layers"] if num_layers is None else num_layers
-    weight_decay = DEFAULTS[model]["weight_decay"] if weight_decay is None else weight_decay
-    settings = {key: value for key, value in locals().items() if key in sasrec.__annotations__ and key != "force"}
-    for name in COUNTS:
-        if settings[name] < 1:
-            raise InputError(f"--{name} {settings[name]}: expected 1 or more")
-    if not 0 <= dropout < 1:
-        raise InputError(f"--dropout {dropout}: expected a share from 0 to below 1")
-    if model == "sasrec" and hidden_size % num_heads:
-        raise InputError(f"--hidden_size {hidden_size}: expected a multiple of --num_heads {num_heads}")
-    output = Path(output_dir)
-    predictions_file, metrics_file, epochs_file = (
-        output / name for name in ("test.json", "test.metrics.json", "epochs.json")
-    )
-    inputs = [train_file, valid_file, test_data_path, info_file]
-    outputs = [output / "model", predictions_file, metrics_file, epochs_file]
-    stage = Stage(model, settings, inputs, outputs, output / "sasrec.stage.json", force)
+def sasrec(flags: SASRecFlags) -> None:
+    """Train an item-id model, choose the epoch on the validation split, measure on the test split."""
+    flags = resolve_sasrec_flags(flags)
+    output = Path(flags.output_dir)
+    model_folder, predictions_file, metrics_file, epochs_file = outputs = [
+        output / name for name in ("model", "test.json", "test.metrics.json", "epochs.json")
+    ]
+    inputs = [*(getattr(flags, name) for name in SPLIT_FLAGS), flags.info_file]
+    stage = open_stage(flags.model, flags, inputs, outputs, output / "sasrec.stage.json")
     if stage.finished:
         return
+    catalogue, (train_rows, valid_rows, test_rows) = read_sasrec_data(flags)
 
-    catalogue = read_info(info_file, shared_sids)
-    splits = {}
-    for flag, path in (("train_file", train_file), ("valid_file", valid_file), ("test_data_path", test_data_path)):
-        splits[flag] = read_rows(path, flag)
-        check_rows_against_catalogue(splits[flag], path, catalogue, info_file)
-    rows, valid, test = splits.values()
-
-    torch.manual_seed(seed)
+    torch.manual_seed(flags.seed)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    network = build_network(catalogue.item_ids, {name: settings[name] for name in SHAPE}).to(device)
-    sequences = fold_histories(rows, max_history)
-    epochs = train_network(network, sequences, lambda: validate(network, valid), num_epochs, batch_size, learning_rate, weight_decay, patience)
-    save_network(network, output / "model")
+    network = build_network(catalogue.item_ids, {name: getattr(flags, name) for name in SHAPE_FLAGS}).to(device)
+    epochs = train_network(
+        network,
+        fold_histories(train_rows, flags.max_history),
+        lambda: validate(network, valid_rows),
+        num_epochs=flags.num_epochs,
+        batch_size=flags.batch_size,
+        learning_rate=flags.learning_rate,
+        weight_decay=flags.weight_decay,
+        patience=flags.patience,
+    )
+    save_network(network, model_folder)
     write_json(epochs_file, epochs)
 
-    items, scores = rank_with_network(load_network(output / "model").to(device), test, K)
-    predictions = build_item_predictions(test, items, catalogue, scores)
-    results = score_item_predictions(predictions, test, catalogue, count_popularity(row.item_id for row in rows), K)
+    rankings, scores = rank_with_network(load_network(model_folder).to(device), test_rows, flags.K)
+    predictions = build_item_predictions(test_rows, rankings, catalogue, scores)
+    metrics = score_item_predictions(predictions, test_rows, catalogue, flags.K)
     write_json(predictions_file, predictions, indent=None)
-    write_json(metrics_file, results)
-    say(format_metrics({model: results}))
+    write_json(metrics_file, metrics)
+    say(format_metrics({flags.model: metrics}))
     best = max(epochs, key=lambda epoch: epoch["NDCG@10"])
     chosen = {f"validation {name}": round(best[name], 6) for name in ("HR@10", "NDCG@10")}
     stage.done(epoch=best["epoch"], **chosen)
 
 
 if __name__ == "__main__":
-    run(sasrec)
+    run_command(sasrec, FLAGS)

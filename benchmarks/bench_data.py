@@ -1,13 +1,35 @@
 """Reading an Amazon dump: this project's streaming reader against the plain way, load all JSON and loop.
 
-A dump of the 2018 form is generated, each way reads it in a process of its own, and their six output files are compared byte
-by byte before anything is reported. Seconds include the imports a way needs; memory is the peak of its process. The last line
-is JSON with `time_ratio` = plain seconds / streaming seconds and `memory_ratio` = plain peak / streaming peak.
+A dump of the 2018 form is generated, each way reads it in a process of its own, and their six output files are
+compared byte by byte before anything is reported. Seconds include the imports a way needs; memory is the peak of its
+process. The last line is JSON with `ratio` and `time_ratio`, both plain seconds / streaming seconds, and `memory_ratio`
+= plain peak / streaming peak.
 
     python -m benchmarks.bench_data --reviews 5000000
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minionerec.common.cli import flag, parse_flags, run_command
+
+
+@dataclass
+class DataBenchFlags:
+    """Benchmark."""
+
+    reviews: int = flag(5_000_000, "lines of the dump; 5,000,000 need 4 GB of disk, and the plain way 13 GB of memory")
+    seed: int = flag(0, "seed of the dump")
+    work_dir: str | None = flag(
+        None,
+        "a folder to put the dump below; it is removed at the end",
+        default_text="the temporary folder of the system",
+    )
+
+
+if __name__ == "__main__":
+    FLAGS = parse_flags(DataBenchFlags)
 
 import json
 import multiprocessing
@@ -16,22 +38,25 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any
 
-from minionerec.common.cli import run
 from minionerec.common.files import InputError, read_json
 from minionerec.common.processes import say
 
-WORDS = (
-    "great works as described battery the cable fits my old one and it broke after two weeks but price is “fair” \\ "
-)
+WORDS = "great works as described battery the cable fits my old one and it broke after two weeks but price is “fair” \\"
 WINDOW = {"st_year": 2014, "st_month": 10, "ed_year": 2018, "ed_month": 7}
 START, END = 1_412_121_600, 1_530_403_200  # the same in seconds UTC
 FILES = ("item.json", "train.inter", "valid.inter", "test.inter", "user2id", "item2id")
 
 
-def generate(folder: Path, reviews: int, seed: int) -> None:
-    """Write meta.json and reviews.json: skewed popularity and activity, 10 % outside the window, 1 % twice, a few malformed.
+def generate_dump(folder: Path, reviews: int, seed: int) -> None:
+    """Write meta.json and reviews.json, with skewed popularity and activity.
+
+    10 % of the reviews are outside the window, 1 % stand there twice, a few are malformed.
 
     A user has 6 reviews on average and an item 50; review texts are 50 to 1,500 characters long, most about 300.
     """
@@ -40,18 +65,18 @@ def generate(folder: Path, reviews: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     words = WORDS.split()
 
-    def text(length: int) -> str:
+    def make_text(length: int) -> str:
         return json.dumps(" ".join(random.choice(words, max(1, int(length) // 6))))
 
     n_users, n_items = max(1, reviews // 6), max(1, reviews // 50)
-    texts = [text(length) for length in np.clip(random.lognormal(5.7, 0.8, 4000), 50, 1500)]
+    texts = [make_text(length) for length in np.clip(random.lognormal(5.7, 0.8, 4000), 50, 1500)]
     with (folder / "meta.json").open("w", encoding="utf-8") as file:
         for item in range(n_items):
             # Every 100th title is a piece of a web page.
             title = f'"<span id=title{item}"' if item % 100 == 7 else f'"Cable &amp; Plug No. {item}"'
             about = f'"title": {title}, "brand": "Brand {item % 500}", "category": ["Electronics", "Part {item % 40}"]'
-            more = f'"price": "$9.99", "rank": "{item} in Electronics", "also_buy": ["B000000001", "B000000002"]'
-            file.write(f'{{"asin": "B{item:09}", {about}, "description": [{texts[item % len(texts)]}], {more}}}\n')
+            others = f'"price": "$9.99", "rank": "{item} in Electronics", "also_buy": ["B000000001", "B000000002"]'
+            file.write(f'{{"asin": "B{item:09}", {about}, "description": [{texts[item % len(texts)]}], {others}}}\n')
     with (folder / "reviews.json").open("w", encoding="utf-8") as file:
         for begin in range(0, reviews, 100_000):
             n = min(100_000, reviews - begin)
@@ -76,21 +101,24 @@ def generate(folder: Path, reviews: int, seed: int) -> None:
                 file.write(line)
 
 
-def streaming(folder: Path) -> None:
+def read_streaming(folder: Path) -> None:
     """This project's way."""
-    from data_process.amazon18_data_process import main
+    from data_process.amazon18_data_process import process_amazon
+    from data_process.settings import AmazonFlags
 
-    main(
-        dataset="toy",
-        metadata_file=str(folder / "meta.json"),
-        reviews_file=str(folder / "reviews.json"),
-        output_path=str(folder / "streaming"),
-        max_bad_lines=10**9,
-        **WINDOW,
+    process_amazon(
+        AmazonFlags(
+            dataset="toy",
+            metadata_file=str(folder / "meta.json"),
+            reviews_file=str(folder / "reviews.json"),
+            output_path=str(folder / "streaming"),
+            max_bad_lines=10**9,
+            **WINDOW,
+        )
     )
 
 
-def load(path: Path) -> list[dict]:
+def load_records(path: Path) -> list[dict]:
     """All records of a file; malformed lines are left out."""
     records = []
     with path.open(encoding="utf-8") as file:
@@ -102,14 +130,14 @@ def load(path: Path) -> list[dict]:
     return records
 
 
-def plain(folder: Path) -> None:
+def read_plain(folder: Path) -> None:
     """The plain way: every record in memory, then loops over lists and dictionaries. Same rules, same files."""
-    from data_process.amazon_files import plain_title
+    from data_process.amazon_files import clean_title
     from minionerec.common.texts import clean_text
 
     items: dict[str, dict] = {}
-    for record in load(folder / "meta.json"):
-        title = plain_title(record.get("title"), 20)
+    for record in load_records(folder / "meta.json"):
+        title = clean_title(record.get("title"), 20)
         if title and record["asin"] not in items:
             items[record["asin"]] = {
                 "title": title,
@@ -117,7 +145,7 @@ def plain(folder: Path) -> None:
                 "brand": clean_text(record["brand"]),
                 "categories": ", ".join(record["category"]),
             }
-    reviews = load(folder / "reviews.json")
+    reviews = load_records(folder / "reviews.json")
     kept, seen = [], set()
     for review in reviews:
         row = review["reviewerID"], review["asin"], review["unixReviewTime"]
@@ -146,7 +174,7 @@ def plain(folder: Path) -> None:
     out = folder / "plain"
     out.mkdir()
     cuts = [0, len(samples) * 8 // 10, len(samples) * 9 // 10, len(samples)]
-    for name, begin, end in zip(("train", "valid", "test"), cuts[:-1], cuts[1:]):
+    for name, (begin, end) in zip(("train", "valid", "test"), pairwise(cuts), strict=True):
         with (out / f"toy.{name}.inter").open("w", encoding="utf-8") as file:
             file.write("user_id:token\titem_id_list:token_seq\titem_id:token\n")
             for user_id, history, item_id in samples[begin:end]:
@@ -161,8 +189,8 @@ def plain(folder: Path) -> None:
         file.write("\n")
 
 
-def measure(way, folder: Path, queue) -> None:
-    """Run one way; puts (seconds, seconds of CPU time, peak memory in MB) of this process."""
+def measure_way(way: Callable[[Path], None], folder: Path, queue: SimpleQueue) -> None:
+    """Run one way and put (seconds, seconds of CPU time, peak memory in MB) of this process into the queue."""
     start, start_cpu = time.perf_counter(), time.process_time()
     way(folder)
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
@@ -170,8 +198,12 @@ def measure(way, folder: Path, queue) -> None:
     queue.put((seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20))
 
 
-def in_child(function, *arguments) -> None:
-    """Run in a fresh process, so that this one stays small: a child's peak begins at its parent's."""
+def run_in_child(function: Callable, *arguments: Any) -> None:
+    """Run in a fresh process, so that this one stays small: a child's peak begins at its parent's.
+
+    Raises:
+        InputError: the process ended with an error.
+    """
     child = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     child.start()
     child.join()
@@ -179,58 +211,66 @@ def in_child(function, *arguments) -> None:
         raise InputError(f"{function.__name__} stopped with exit status {child.exitcode}, perhaps for want of memory")
 
 
-def bench(reviews: int = 5_000_000, seed: int = 0, work_dir: str | None = None) -> None:
+def run_both(folder: Path) -> dict[str, tuple[float, float, float]]:
+    """{way: (seconds, seconds of CPU time, peak memory in MB)}.
+
+    Raises:
+        InputError: a way that failed, or ways whose files differ.
+    """
+    figures = {}
+    for name, way in (("streaming", read_streaming), ("plain", read_plain)):
+        queue = multiprocessing.get_context("spawn").SimpleQueue()
+        run_in_child(measure_way, way, folder, queue)
+        figures[name] = queue.get()
+    for file in FILES:
+        if (folder / "streaming" / f"toy.{file}").read_bytes() != (folder / "plain" / f"toy.{file}").read_bytes():
+            raise InputError(f"the two ways disagree in toy.{file}: no figure is reported")
+    return figures
+
+
+def bench(flags: DataBenchFlags) -> None:
     """Generate the dump, run both ways, compare their files and report.
 
-    reviews: lines of the dump; 5,000,000 need 4 GB of disk, and the plain way 13 GB of memory
-    work_dir: a folder to put the dump below; default: the system's temporary folder. It is removed at the end
+    Raises:
+        InputError: a flag out of range, a way that failed, or ways whose files differ.
     """
-    if reviews < 1000:
-        raise InputError(f"--reviews {reviews}: expected 1000 or more")
-    if work_dir:
-        Path(work_dir).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=work_dir) as name:
+    if flags.reviews < 1000:
+        raise InputError(f"--reviews {flags.reviews}: expected 1000 or more")
+    if flags.work_dir:
+        Path(flags.work_dir).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=flags.work_dir) as name:
         folder = Path(name)
-        in_child(generate, folder, reviews, seed)
+        run_in_child(generate_dump, folder, flags.reviews, flags.seed)
         size = sum((folder / file).stat().st_size for file in ("meta.json", "reviews.json")) / 2**20
-        say(f"generated {reviews} reviews, {size:.0f} MB")
-        figures = {}
-        for way in (streaming, plain):
-            queue = multiprocessing.get_context("spawn").SimpleQueue()
-            in_child(measure, way, folder, queue)
-            figures[way.__name__] = queue.get()
-        for file in FILES:
-            if (folder / "streaming" / f"toy.{file}").read_bytes() != (folder / "plain" / f"toy.{file}").read_bytes():
-                raise InputError(f"the two ways disagree in toy.{file}: no figure is reported")
+        say(f"generated {flags.reviews} reviews, {size:.0f} MB")
+        figures = run_both(folder)
         counts = read_json(folder / "streaming" / "toy.data_process.stage.json")["results"]
     lines = counts["metadata_lines"] + counts["raw_reviews"]
     say(f"{'way':<12}{'seconds':>10}{'CPU s':>10}{'lines/s':>12}{'peak MB':>10}")
     for way, (seconds, cpu, peak) in figures.items():
         say(f"{way:<12}{seconds:>10.1f}{cpu:>10.1f}{lines / seconds:>12.0f}{peak:>10.0f}")
     (ours, ours_cpu, ours_peak), (theirs, theirs_cpu, theirs_peak) = figures["streaming"], figures["plain"]
-    print(
-        json.dumps(
-            {
-                "benchmark": "data",
-                "reviews": reviews,
-                "dump_mb": round(size),
-                "lines": lines,
-                "interactions": counts["interactions"],
-                "agree": True,
-                "streaming_s": round(ours, 1),
-                "plain_s": round(theirs, 1),
-                "streaming_cpu_s": round(ours_cpu, 1),
-                "plain_cpu_s": round(theirs_cpu, 1),
-                "streaming_lines_per_s": round(lines / ours),
-                "plain_lines_per_s": round(lines / theirs),
-                "streaming_peak_mb": round(ours_peak),
-                "plain_peak_mb": round(theirs_peak),
-                "time_ratio": round(theirs / ours, 2),
-                "memory_ratio": round(theirs_peak / ours_peak, 2),
-            }
-        )
-    )
+    report = {
+        "benchmark": "data",
+        "reviews": flags.reviews,
+        "dump_mb": round(size),
+        "lines": lines,
+        "interactions": counts["interactions"],
+        "agree": True,
+        "streaming_s": round(ours, 1),
+        "plain_s": round(theirs, 1),
+        "streaming_cpu_s": round(ours_cpu, 1),
+        "plain_cpu_s": round(theirs_cpu, 1),
+        "streaming_lines_per_s": round(lines / ours),
+        "plain_lines_per_s": round(lines / theirs),
+        "streaming_peak_mb": round(ours_peak),
+        "plain_peak_mb": round(theirs_peak),
+        "ratio": round(theirs / ours, 2),
+        "time_ratio": round(theirs / ours, 2),
+        "memory_ratio": round(theirs_peak / ours_peak, 2),
+    }
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    run(bench)
+    run_command(bench, FLAGS)

@@ -1,19 +1,45 @@
-"""Constrained beam search: this project's tree search against the textbook way, HF `generate` with a prefix dictionary.
+"""Constrained beam search: this project's tree search against the textbook way, HF `generate` and a prefix dictionary.
 
 Both run in this process on the same model, random if none is named, and the same prompts; the lists are compared before
-anything is reported. Beside the seconds stand the tokens each way fed through the model, counted by a hook on it, what the
-tree search should need by its formula, where its time goes, and how many of its results stay the same in bf16. The last
-line is JSON with `ratio` = textbook seconds / tree seconds (medians).
+anything is reported. Beside the seconds stand the tokens each way fed through the model, counted by a hook on it, what
+the tree search should need by its formula, where its time goes, and how many of its results stay the same in bf16. The
+last line is JSON with `ratio` = textbook seconds / tree seconds (medians).
 
-    python -m benchmarks.bench_decode --data_root DIR --category Industrial_and_Scientific   data in the published format
-    python -m benchmarks.bench_decode --data_root DIR --category Industrial_and_Scientific --task title_history2sid
-                                                                                             longer prompts: titles
-    python -m benchmarks.bench_decode --data_root DIR --category Industrial_and_Scientific --model CHECKPOINT
-                                                                                             a trained model of those items
-    python -m benchmarks.bench_decode --prompt_length 100                                    random prompts and catalogue
+    python -m benchmarks.bench_decode --prompt_length 100        random prompts and catalogue
+    python -m benchmarks.bench_decode --data_root DIR --category Industrial_and_Scientific
+        data in the published format; --task title_history2sid has longer prompts, --model CHECKPOINT a trained model
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.settings import PublishedDataFlags, RandomModelFlags, RepeatFlags
+from minionerec.common.cli import flag, parse_flags, run_command
+
+
+@dataclass
+class DecodeBenchFlags(PublishedDataFlags, RandomModelFlags, RepeatFlags):
+    """Benchmark."""
+
+    num_beams: int = flag(50, "beams, at least 2")
+    batch_size: int = flag(8, "prompts, searched together; with --data_root random rows of test/")
+    bf16: bool = flag(True, "search once more with the weights in bf16, and compare the lists")
+    task: str = flag(
+        "next_sid", "what the prompts of --data_root show: SIDs or titles", choices=("next_sid", "title_history2sid")
+    )
+    model: str | None = flag(None, "a checkpoint trained on the SIDs of --data_root, instead of random weights")
+    prompts: str | None = flag(None, "prompt set", default_text="that of the model, else worded")
+    prompt_length: int = flag(100, "tokens of the random prompts without --data_root")
+    items: int = flag(3686, "items of the random catalogue without --data_root")
+    codes: int = flag(256, "its codes of each level")
+    levels: int = flag(3, "its levels")
+    repeats: int = flag(2, "runs of each way, of which medians are taken")
+
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(DecodeBenchFlags)
 
 import copy
 import json
@@ -24,72 +50,39 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    Qwen3Config,
-)
+from transformers import PreTrainedModel
 
-from benchmarks.bench_sft import published
+from benchmarks.problems import build_random_model, build_sid_model, read_published_data
+from benchmarks.textbook import Ranking, search_textbook
 from data import EvalSidDataset, RLSeqTitle2SidDataset
-from LogitProcessor import pad_left
-from minionerec.common.cli import run
 from minionerec.common.files import InputError
 from minionerec.common.processes import say
-from minionerec.common.records import SID_TOKEN, read_rows
-from minionerec.common.texts import list_texts
-from minionerec.language.models import load_model, train_tokenizer
+from minionerec.common.records import read_rows
+from minionerec.language.models import load_model
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts, load_prompts
-from minionerec.language.sid_tokens import add_sid_tokens
-from minionerec.search import beam_search as search
-from minionerec.search.prefill import SHORTEST_HEAD
+from minionerec.search import beam_search as tree_search
+from minionerec.search.prefill import SHORTEST_HEAD, PrefilledPrompts
 from minionerec.search.trie import SidTrie
 
 END = 1
 # Task: the dataset that makes its prompts from rows.
-TASKS = {"next_sid": EvalSidDataset, "title_history2sid": RLSeqTitle2SidDataset}
-SHAPES = {
-    # The shape of a 135M-parameter Llama.
-    "llama-135m": lambda vocab: LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    ),
-    "qwen3-small": lambda vocab: Qwen3Config(
-        vocab_size=vocab,
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        tie_word_embeddings=True,
-    ),
-}
-
-
-Found = list[list[tuple[tuple[int, ...], float]]]  # [(tokens, score)] per prompt, best first
+DATASETS = {"next_sid": EvalSidDataset, "title_history2sid": RLSeqTitle2SidDataset}
 
 
 @dataclass
-class Task:
+class SearchProblem:
     """A model, what it shall search, and for whom.
 
     Attributes:
-        prompts: n token-id lists. sequences: the SIDs' tokens with their end, distinct. end: the tokens after a SID.
+        prompts: n token-id lists.
+        sequences: the SIDs' tokens with their end, distinct.
+        end: the tokens after a SID.
     """
 
     model: PreTrainedModel
@@ -103,117 +96,63 @@ class Task:
         return max(map(len, self.sequences)) - len(self.end)
 
 
-def random_model(shape: str, vocab_size: int, seed: int) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    config = SHAPES[shape](vocab_size)
-    # A wider spread than usual, so that the random model has preferences and rankings are not decided by rounding.
-    config.initializer_range = 0.06
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
-
-
-def made_up(
-    shape: str, vocab_size: int, prompts: int, length: int, items: int, codes: int, levels: int, seed: int
-) -> Task:
-    """Random prompts of one length, and `items` random SIDs (fewer where two are equal)."""
-    rng = random.Random(seed)
-    model = random_model(shape, vocab_size + codes * levels, seed)
-    catalogue = {
-        tuple(vocab_size + level * codes + rng.randrange(codes) for level in range(levels)) for _ in range(items)
+def make_up_search(flags: DecodeBenchFlags) -> SearchProblem:
+    """Random prompts of one length, and random SIDs (fewer than --items where two are equal)."""
+    rng, text_tokens = random.Random(flags.seed), flags.vocab_size
+    model = build_random_model(flags.shape, text_tokens + flags.codes * flags.levels, flags.seed)
+    sids = {
+        tuple(text_tokens + level * flags.codes + rng.randrange(flags.codes) for level in range(flags.levels))
+        for _ in range(flags.items)
     }
-    batch = torch.randint(2, vocab_size, (prompts, length)).tolist()
-    return Task(model, batch, [[*sid, END] for sid in sorted(catalogue)], [END])
+    prompts = torch.randint(2, text_tokens, (flags.batch_size, flags.prompt_length)).tolist()
+    return SearchProblem(model, prompts, [[*sid, END] for sid in sorted(sids)], [END])
 
 
-def from_published(
-    shape: str,
-    vocab_size: int,
-    prompts: int,
-    data_root: str,
-    category: str | None,
-    prompt_set: str | None,
-    task: str,
-    checkpoint: str | None,
-    seed: int,
-) -> Task:
-    """Prompts of random test rows and the SIDs of the index, for a checkpoint, or a random model and a tokenizer of the titles."""
-    files = sorted(Path(data_root).glob(f"test/{category or ''}*.csv"))
+def read_search(flags: DecodeBenchFlags) -> SearchProblem:
+    """Prompts of random test rows and the SIDs of the index, for a checkpoint or a random model.
+
+    Raises:
+        InputError: data that is missing or malformed, or too few rows.
+    """
+    files = sorted(Path(flags.data_root).glob(f"test/{flags.category or ''}*.csv"))
     if not files:
-        raise InputError(f"--data_root {data_root}: expected test/{category or ''}*.csv")
+        raise InputError(f"--data_root {flags.data_root}: expected test/{flags.category or ''}*.csv")
     rows = read_rows(files[0])
-    if len(rows) < prompts:
-        raise InputError(f"--batch_size {prompts}: {files[0]} has only {len(rows)} rows")
-    _, catalogue = published(data_root, category)
-    if checkpoint:
-        model, tokenizer = load_model(checkpoint, "model")
+    if len(rows) < flags.batch_size:
+        raise InputError(f"--batch_size {flags.batch_size}: {files[0]} has only {len(rows)} rows")
+    _, catalogue = read_published_data(flags.data_root, flags.category)
+    if flags.model:
+        model, tokenizer = load_model(flags.model, "model")
         model.eval()
-        encoder = Encoder(tokenizer, load_checkpoint_prompts(checkpoint, prompt_set, None))
+        encoder = Encoder(tokenizer, load_checkpoint_prompts(flags.model, flags.prompts, None))
     else:
-        tokenizer = train_tokenizer(list_texts(catalogue.titles, []), vocab_size)
-        sid_tokens = {token for sid in catalogue.sids for token in SID_TOKEN.findall(sid)}
-        model = random_model(shape, vocab_size + len(sid_tokens), seed)
-        add_sid_tokens(model, tokenizer, sid_tokens, seed, 1.0)
-        encoder = Encoder(tokenizer, load_prompts(prompt_set or "worded"))
-    examples = TASKS[task](random.Random(seed).sample(rows, prompts), encoder, 512).examples
-    sequences = SidTrie(encoder.sid_ids(catalogue.sids)).sequences()
-    return Task(model, [example.prompt_ids for example in examples], sequences, encoder.end)
+        model, tokenizer = build_sid_model(flags.shape, flags.vocab_size, catalogue, flags.seed)
+        encoder = Encoder(tokenizer, load_prompts(flags.prompts or "worded"))
+    chosen = random.Random(flags.seed).sample(rows, flags.batch_size)
+    prompts = [example.prompt_ids for example in DATASETS[flags.task](chosen, encoder).examples]
+    return SearchProblem(model, prompts, SidTrie(encoder.sid_ids(catalogue.sids)).sequences(), encoder.end)
 
 
-class PrefixDictionary(LogitsProcessor):
-    """The textbook processor: looks every beam's generated tokens up in a Python dictionary."""
-
-    def __init__(self, sequences: list[list[int]], prompt_length: int):
-        self.prompt_length = prompt_length
-        self.allowed: dict[tuple[int, ...], set[int]] = {}
-        for sequence in sequences:
-            for place, token in enumerate(sequence):
-                self.allowed.setdefault(tuple(sequence[:place]), set()).add(token)
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        masked = torch.full_like(scores, float("-inf"))
-        for row, ids in enumerate(input_ids.tolist()):
-            allowed = list(self.allowed.get(tuple(ids[self.prompt_length :]), ()))
-            masked[row, allowed] = scores[row, allowed]
-        return masked
-
-
-def textbook(task: Task, num_beams: int) -> Found:
+def run_textbook(problem: SearchProblem, num_beams: int) -> list[Ranking]:
     """HF `generate`, every beam a row of its own."""
-    ids, mask = pad_left(task.prompts, task.end[-1])
-    out = task.model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        num_beams=num_beams,
-        num_return_sequences=num_beams,
-        do_sample=False,
-        max_new_tokens=max(map(len, task.sequences)),
-        length_penalty=0.0,
-        eos_token_id=task.end[-1],
-        pad_token_id=task.end[-1],
-        logits_processor=LogitsProcessorList([PrefixDictionary(task.sequences, ids.shape[1])]),
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
-    tokens = out.sequences[:, ids.shape[1] :].view(len(ids), num_beams, -1).tolist()
-    scores = out.sequences_scores.view(len(ids), num_beams).tolist()
+    return search_textbook(problem.model, problem.sequences, problem.prompts, num_beams, problem.end[-1])
+
+
+def run_tree(model: PreTrainedModel, trie: SidTrie, problem: SearchProblem, num_beams: int) -> list[Ranking]:
+    """`beam_search` on the prompts of a problem."""
+    result = tree_search.beam_search(model, trie, problem.prompts, num_beams)
     return [
-        [(tuple(row[: row.index(task.end[-1]) + 1]), score) for row, score in zip(*pair) if score > -1e6]
-        for pair in zip(tokens, scores)
+        [(tuple(problem.sequences[number]), score) for number, score in zip(*pair, strict=True) if number >= 0]
+        for pair in zip(result.sequence.tolist(), result.score.tolist(), strict=True)
     ]
 
 
-def tree(model: PreTrainedModel, trie: SidTrie, task: Task, num_beams: int) -> Found:
-    """`beam_search` on the prompts of `task`."""
-    found = search.beam_search(model, trie, task.prompts, num_beams)
-    return [
-        [(tuple(task.sequences[number]), score) for number, score in zip(*pair) if number >= 0]
-        for pair in zip(found.sequence.tolist(), found.score.tolist())
-    ]
-
-
-def agree(first: Found, second: Found, tolerance: float = 1e-3) -> bool:
+def agree(first: list[Ranking], second: list[Ranking], tolerance: float = 1e-3) -> bool:
     """Same lists, where items whose scores are closer than `tolerance` may stand in either order."""
     for ours, theirs in zip(first, second, strict=True):
-        if len(ours) != len(theirs) or any(abs(a[1] - b[1]) > tolerance for a, b in zip(ours, theirs)):
+        if len(ours) != len(theirs):
+            return False
+        if any(abs(a[1] - b[1]) > tolerance for a, b in zip(ours, theirs, strict=True)):
             return False
         scores = dict(theirs)
         edge = min(scores.values()) + tolerance
@@ -224,7 +163,7 @@ def agree(first: Found, second: Found, tolerance: float = 1e-3) -> bool:
     return True
 
 
-class Meter:
+class SearchMeter:
     """Counts what goes through a model, and splits the time of a tree search by phase.
 
     Attributes:
@@ -238,19 +177,21 @@ class Meter:
 
     @contextmanager
     def counting(self, model: PreTrainedModel) -> Iterator[None]:
+        """Inside, the tokens of every forward pass are counted."""
+
         def count(_module, _arguments, arguments: dict) -> None:
             ids, mask = arguments["input_ids"], arguments.get("attention_mask")
             new = ids.shape[1]
             if mask is None:
-                real = ids.numel()
+                tokens = ids.numel()
             elif mask.dim() == 2:
-                real = int(mask[:, -new:].sum())
+                tokens = int(mask[:, -new:].sum())
             elif self._phase == "prefill":
-                real = int(mask[:, 0, -1, -new:].sum())  # a prompt's last token sees all its real ones
+                tokens = int(mask[:, 0, -1, -new:].sum())  # a prompt's last token sees all the others
             else:
-                real = ids.numel()
-            self.tokens[self._phase] += real
-            self.padding[self._phase] += ids.numel() - real
+                tokens = ids.numel()
+            self.tokens[self._phase] += tokens
+            self.padding[self._phase] += ids.numel() - tokens
 
         handle = model.register_forward_pre_hook(count, with_kwargs=True)
         try:
@@ -262,15 +203,16 @@ class Meter:
     def timing(self, sid_length: int) -> Iterator[None]:
         """Inside, the parts of `beam_search` that run the model are phases; what they leave is trie and selection."""
 
-        def step_or_tail(_rows, _tokens, depth: torch.Tensor, _visible) -> str:
+        def step_or_tail(_prompts, _tokens, depth: torch.Tensor, _visible) -> str:
             # A SID's last token, and what follows it, are fed for the sake of the forced end alone.
             return "forced_tail" if int(depth.max()) >= sid_length - 1 else "steps"
 
-        rows = search.PromptRows
+        prefill, extend = PrefilledPrompts.__init__, PrefilledPrompts.extend
+        score = tree_search.score_forced_tokens
         with (
-            patch.object(rows, "__init__", self._timed(rows.__init__, lambda *_, **__: "prefill")),
-            patch.object(rows, "extend", self._timed(rows.extend, step_or_tail)),
-            patch.object(search, "_score_forced", self._timed(search._score_forced, lambda *_: "forced_tail")),
+            patch.object(PrefilledPrompts, "__init__", self._timed(prefill, lambda *_, **__: "prefill")),
+            patch.object(PrefilledPrompts, "extend", self._timed(extend, step_or_tail)),
+            patch.object(tree_search, "score_forced_tokens", self._timed(score, lambda *_: "forced_tail")),
         ):
             start, before = time.perf_counter(), self.seconds.total()
             yield
@@ -292,21 +234,22 @@ class Meter:
         return timed
 
 
-def formula(task: Task, num_beams: int) -> int:
+def count_formula_tokens(problem: SearchProblem, num_beams: int) -> int:
     """Tokens the tree search should need: per prompt, prompt + num_beams * (SID length - 1) + scored tail.
 
     The tail scores what must follow a SID: it feeds its last token, and all end tokens but the last.
     """
-    return sum(len(prompt) + num_beams * (task.sid_length - 1 + len(task.end)) for prompt in task.prompts)
+    beam = problem.sid_length - 1 + len(problem.end)
+    return sum(len(prompt) + num_beams * beam for prompt in problem.prompts)
 
 
-def common_tokens(prompts: list[list[int]]) -> int:
+def count_common_tokens(prompts: list[list[int]]) -> int:
     """Prompt tokens that need not be computed because all prompts begin with them and they are prefilled once."""
     head = len(os.path.commonprefix([prompt[:-1] for prompt in prompts]))
     return (len(prompts) - 1) * head if head >= SHORTEST_HEAD else 0
 
 
-def overlap(first: Found, second: Found, k: int) -> float:
+def measure_overlap(first: list[Ranking], second: list[Ranking], k: int) -> float:
     """Mean share of the top k of `first` that are in the top k of `second`, in any order."""
     shares = []
     for ours, theirs in zip(first, second, strict=True):
@@ -315,122 +258,104 @@ def overlap(first: Found, second: Found, k: int) -> float:
     return statistics.mean(shares)
 
 
-def bench(
-    data_root: str | None = None,
-    category: str | None = None,
-    prompts: str | None = None,
-    task: str = "next_sid",
-    model: str | None = None,
-    shape: str = "llama-135m",
-    num_beams: int = 50,
-    batch_size: int = 8,
-    prompt_length: int = 100,
-    items: int = 3686,
-    codes: int = 256,
-    levels: int = 3,
-    vocab_size: int = 49152,
-    bf16: bool = True,
-    repeats: int = 2,
-    seed: int = 0,
-) -> None:
-    """Run both searches `repeats` times in turn and compare.
+def time_searches(
+    problem: SearchProblem, trie: SidTrie, num_beams: int, repeats: int
+) -> tuple[list[Ranking], dict[str, float], dict[str, SearchMeter]]:
+    """Run both ways in turn.
 
-    Args:
-        data_root: a folder in the published format: prompts are made from rows of test/, the catalogue is that of index/.
-            category: what its files' names begin with. prompts: the prompt set; default worded, or the checkpoint's.
-            task: next_sid, or title_history2sid, whose prompts are longer. model: a checkpoint trained on these SIDs.
-        shape: without --model: llama-135m or qwen3-small, with random weights. batch_size: prompts, searched together.
-        prompt_length, items, codes, levels: the random prompts and catalogue without --data_root.
-        vocab_size: text vocabulary the SID tokens are added to.
-        bf16: search once more with the weights in bf16, and compare the lists.
+    Returns:
+        (the tree search's rankings, {way: median seconds}, {way: meter of the last run}).
+
+    Raises:
+        InputError: the two ways disagree.
     """
-    if shape not in SHAPES:
-        raise InputError(f"--shape {shape}: expected one of {', '.join(SHAPES)}")
-    if task not in TASKS:
-        raise InputError(f"--task {task}: expected one of {', '.join(TASKS)}")
-    if model and not data_root:
-        raise InputError("--model: needs --data_root, the prompts and items it was trained for")
-    if num_beams < 2 or batch_size < 1 or repeats < 1:
-        raise InputError("--num_beams must be at least 2, --batch_size and --repeats at least 1")
-    if data_root:
-        work = from_published(shape, vocab_size, batch_size, data_root, category, prompts, task, model, seed)
-    else:
-        work = made_up(shape, vocab_size, batch_size, prompt_length, items, codes, levels, seed)
-    trie = SidTrie(work.sequences)
-
-    # Phase 1: both ways in turn.
-    warm_up = Task(work.model, [work.prompts[0][:8]], work.sequences, work.end)
-    tree(work.model, trie, warm_up, num_beams)
-    textbook(warm_up, num_beams)
+    warm_up = SearchProblem(problem.model, [problem.prompts[0][:8]], problem.sequences, problem.end)
+    run_tree(problem.model, trie, warm_up, num_beams)
+    run_textbook(warm_up, num_beams)
     seconds: dict[str, list[float]] = {"tree": [], "textbook": []}
     for _ in tqdm(range(repeats)):
-        meters = {"tree": Meter(), "textbook": Meter()}
+        meters = {"tree": SearchMeter(), "textbook": SearchMeter()}
         start = time.perf_counter()
-        with meters["tree"].counting(work.model), meters["tree"].timing(work.sid_length):
-            ours = tree(work.model, trie, work, num_beams)
+        with meters["tree"].counting(problem.model), meters["tree"].timing(problem.sid_length):
+            ours = run_tree(problem.model, trie, problem, num_beams)
         middle = time.perf_counter()
-        with meters["textbook"].counting(work.model):
-            theirs = textbook(work, num_beams)
+        with meters["textbook"].counting(problem.model):
+            theirs = run_textbook(problem, num_beams)
         seconds["tree"].append(middle - start)
         seconds["textbook"].append(time.perf_counter() - middle)
         if not agree(ours, theirs):
             raise InputError("the two searches disagree: no figure is reported")
+    return ours, {name: statistics.median(values) for name, values in seconds.items()}, meters
 
-    # Phase 2: tokens against the formula. Catalogues with fewer prefixes than beams need fewer.
-    tokens, unshared, common = meters["tree"].tokens.total(), formula(work, num_beams), common_tokens(work.prompts)
+
+def count_tokens(problem: SearchProblem, num_beams: int, tokens: int) -> dict[str, Any]:
+    """Compare the tokens fed with the formula. Catalogues with fewer prefixes than beams need fewer.
+
+    Raises:
+        InputError: more tokens than the formula allows.
+    """
+    unshared, common = count_formula_tokens(problem, num_beams), count_common_tokens(problem.prompts)
     off = tokens / (unshared - common) - 1
     if off > 0.05:
         raise InputError(f"{tokens} tokens were fed, the formula says {unshared - common}: no figure is reported")
+    say(f"formula: {unshared:,} tokens, {unshared - common:,} with the common head computed once: {off:+.1%}")
+    return {
+        "formula_tokens": unshared - common,
+        "formula_tokens_without_common": unshared,
+        "tokens_off": round(off, 4),
+    }
 
-    # Phase 3: the same lists in half the precision?
-    same_in_bf16 = None
-    if bf16:
-        rounded = tree(copy.deepcopy(work.model).to(torch.bfloat16), trie, work, num_beams)
-        same_in_bf16 = {
-            f"top_{k}": round(overlap(ours, rounded, k), 4) for k in sorted({min(10, num_beams), num_beams})
-        }
 
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+def bench(flags: DecodeBenchFlags) -> None:
+    """Run both searches in turn and compare.
+
+    Raises:
+        InputError: flags that do not fit together, data that is missing, or searches that disagree.
+    """
+    if flags.model and not flags.data_root:
+        raise InputError("--model: needs --data_root, the prompts and items it was trained for")
+    if flags.num_beams < 2 or flags.batch_size < 1 or flags.repeats < 1:
+        raise InputError("--num_beams must be at least 2, --batch_size and --repeats at least 1")
+    problem = read_search(flags) if flags.data_root else make_up_search(flags)
+    trie = SidTrie(problem.sequences)
+    rankings, medians, meters = time_searches(problem, trie, flags.num_beams, flags.repeats)
+    bf16_overlap = None
+    if flags.bf16:
+        rounded = run_tree(copy.deepcopy(problem.model).to(torch.bfloat16), trie, problem, flags.num_beams)
+        sizes = sorted({min(10, flags.num_beams), flags.num_beams})
+        bf16_overlap = {f"top_{k}": round(measure_overlap(rankings, rounded, k), 4) for k in sizes}
     say(f"{'way':<10}{'median s':>10}{'tokens':>10}{'padding':>10}")
     for name, meter in meters.items():
         say(f"{name:<10}{medians[name]:>10.3f}{meter.tokens.total():>10,}{meter.padding.total():>10,}")
-    say(
-        f"formula: {unshared:,} tokens, {unshared - common:,} with what all prompts begin with computed once: {off:+.1%}"
-    )
-    lengths = [len(prompt) for prompt in work.prompts]
-    print(
-        json.dumps(
-            {
-                "benchmark": "decode",
-                "data": category or data_root or "made up",
-                "task": task if data_root else None,
-                "model": model,
-                "shape": None if model else shape,
-                "parameters": work.model.num_parameters(),
-                "num_beams": num_beams,
-                "batch_size": batch_size,
-                "prompt_lengths": [min(lengths), round(statistics.mean(lengths), 1), max(lengths)],
-                "items": len(work.sequences),
-                "threads": torch.get_num_threads(),
-                "agree": True,
-                "tree_s": round(medians["tree"], 4),
-                "textbook_s": round(medians["textbook"], 4),
-                "ratio": round(medians["textbook"] / medians["tree"], 1),
-                "tokens": tokens,
-                "tokens_by_phase": dict(meters["tree"].tokens),
-                "padding": meters["tree"].padding.total(),
-                "formula_tokens": unshared - common,
-                "formula_tokens_without_common": unshared,
-                "tokens_off": round(off, 4),
-                "textbook_tokens": meters["textbook"].tokens.total(),
-                "textbook_padding": meters["textbook"].padding.total(),
-                "token_ratio": round(meters["textbook"].tokens.total() / tokens, 1),
-                "phases_s": {name: round(value, 4) for name, value in meters["tree"].seconds.items()},
-                "bf16_overlap": same_in_bf16,
-            }
-        )
-    )
+    tokens, lengths = meters["tree"].tokens.total(), [len(prompt) for prompt in problem.prompts]
+    report = {
+        "benchmark": "decode",
+        "data": flags.category or flags.data_root or "made up",
+        "task": flags.task if flags.data_root else None,
+        "model": flags.model,
+        "shape": None if flags.model else flags.shape,
+        "parameters": problem.model.num_parameters(),
+        "num_beams": flags.num_beams,
+        "batch_size": flags.batch_size,
+        "prompt_lengths": [min(lengths), round(statistics.mean(lengths), 1), max(lengths)],
+        "items": len(problem.sequences),
+        "threads": torch.get_num_threads(),
+        "agree": True,
+        "tree_s": round(medians["tree"], 4),
+        "textbook_s": round(medians["textbook"], 4),
+        "ratio": round(medians["textbook"] / medians["tree"], 1),
+        "tokens": tokens,
+        "tokens_by_phase": dict(meters["tree"].tokens),
+        "padding": meters["tree"].padding.total(),
+        **count_tokens(problem, flags.num_beams, tokens),
+        "textbook_tokens": meters["textbook"].tokens.total(),
+        "textbook_padding": meters["textbook"].padding.total(),
+        "token_ratio": round(meters["textbook"].tokens.total() / tokens, 1),
+        "phases_s": {name: round(value, 4) for name, value in meters["tree"].seconds.items()},
+        "bf16_overlap": bf16_overlap,
+    }
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    run(bench)
+    run_command(bench, FLAGS)

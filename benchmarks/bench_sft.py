@@ -1,8 +1,8 @@
 """SFT: prefix trees against the ordinary way, shuffled rows in padded batches of 16 with logits at every position.
 
-Both run forward and backward over the same rows in this process, on the same model; their losses and gradients are compared
-before anything is reported. Tokens are counted over the whole epoch, seconds and memory over a sample of users. The last
-line is JSON: `token_ratio` and `time_ratio`, padded / tree.
+Both run forward and backward over the same rows in this process, on the same model; their losses and gradients are
+compared before anything is reported. Tokens are counted over the whole epoch, seconds and memory over a sample of
+users. The last line is JSON: `ratio` = `time_ratio` and `token_ratio`, padded / tree.
 
     python -m benchmarks.bench_sft --data_root DIR --category Industrial_and_Scientific   data in the published format
     python -m benchmarks.bench_sft                                                        rows made up here
@@ -10,24 +10,47 @@ line is JSON: `token_ratio` and `time_ratio`, padded / tree.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from benchmarks.settings import PublishedDataFlags, RepeatFlags
+from minionerec.common.cli import flag, parse_flags, run_command
+
+
+@dataclass
+class SFTBenchFlags(PublishedDataFlags, RepeatFlags):
+    """Benchmark."""
+
+    base_model: str = flag("config/tiny_qwen3.json", "a config, which gets random weights")
+    prompts: str = flag("worded", "prompt set")
+    tasks: list[str] = flag(["next_sid", "next_title", "title_history2sid"], "tasks of the epoch")
+    rows: int = flag(1000, "training rows that are timed, over all tasks")
+    micro_batch_size: int = flag(32, "rows of a forward pass of the tree way")
+    tree_tokens: int = flag(2048, "tokens of a tree, about")
+
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(SFTBenchFlags)
+
 import copy
 import json
 import random
-import resource
 import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
+from benchmarks.problems import list_sid_tokens, make_up_data, read_peak_memory_mb, read_published_data
 from data import TaskInputs, build_mixture, choose_tasks
-from minionerec.common.cli import run
 from minionerec.common.files import InputError
 from minionerec.common.processes import say
-from minionerec.common.records import SID_TOKEN, Catalogue, Row, read_index, read_rows
 from minionerec.common.texts import list_texts
+from minionerec.language.examples import Example
 from minionerec.language.models import build_model_from_config
 from minionerec.language.prompts import Encoder, load_prompts
 from minionerec.language.sid_tokens import add_sid_tokens
@@ -35,61 +58,31 @@ from minionerec.search.prefix_tree import TreeBatch, compute_tree_log_probs
 from minionerec.training.sft_trainer import TreeBatches
 
 PADDED_ROWS = 16  # of a batch, in the ordinary way
-WORDS = (
-    "steel nylon pack of set with black white blue small large inch cable filter gloves tape valve bolt pump".split()
-)
 
 
-def made_up(rng: random.Random, users: int = 1500, items: int = 2000) -> tuple[list[Row], Catalogue]:
-    """Users with 4 to 40 purchases, skewed item popularity, titles of 6 to 16 words."""
-    titles = [" ".join(rng.choices(WORDS, k=rng.randint(6, 16))) + f" {item}" for item in range(items)]
-    sids = [f"<a_{item % 50}><b_{item // 50}><c_{rng.randrange(50)}>" for item in range(items)]
-    rows = []
-    for user in range(users):
-        bought = [int(items * rng.random() ** 3) for _ in range(min(40, 4 + int(rng.expovariate(0.3))))]
-        for place in range(1, len(bought)):
-            history, target = bought[max(0, place - 10) : place], bought[place]
-            known = tuple(tuple(table[item] for item in history) for table in (titles, sids))
-            rows.append(Row(f"U{user}", known[0], tuple(history), known[1], titles[target], target, sids[target]))
-    return rows, Catalogue(sids, titles, list(range(items)))
+def pad_rows(examples: Sequence[Example], pad_token_id: int, rng: random.Random) -> list[tuple[torch.Tensor, ...]]:
+    """Shuffled rows in batches, padded on the right.
 
-
-def published(data_root: str, category: str | None) -> tuple[list[Row], Catalogue]:
-    """Train rows and items of a folder in the published format."""
-    found = [
-        sorted(Path(data_root).glob(f"{part}/{category or ''}*{end}"))
-        for part, end in (("train", ".csv"), ("index", ".index.json"), ("index", ".item.json"))
-    ]
-    if not all(found):
-        raise InputError(f"--data_root {data_root}: expected train/*.csv, index/*.index.json and index/*.item.json")
-    index = read_index(found[1][0])
-    items = json.loads(found[2][0].read_text(encoding="utf-8"))
-    order = sorted(index)
-    catalogue = Catalogue(
-        ["".join(index[item]) for item in order], [items[str(item)]["title"] for item in order], order
-    )
-    return read_rows(found[0][0]), catalogue
-
-
-def padded_batches(examples: list, pad: int, rng: random.Random) -> list[tuple[torch.Tensor, ...]]:
-    """(input ids, attention mask, labels with -100 where nothing is to be predicted), [16, longest] each: shuffled rows."""
+    Returns:
+        (input ids, attention mask, labels with -100 where nothing is to be predicted) per batch, each [16, longest].
+    """
     order = rng.sample(examples, len(examples))
     batches = []
     for start in range(0, len(order), PADDED_ROWS):
         rows = order[start : start + PADDED_ROWS]
         width = max(len(row.prompt_ids) + len(row.target_ids) for row in rows)
-        ids, labels = torch.full((len(rows), width), pad), torch.full((len(rows), width), -100)
+        ids, labels = torch.full((len(rows), width), pad_token_id), torch.full((len(rows), width), -100)
         mask = torch.zeros_like(ids)
         for number, row in enumerate(rows):
-            whole = torch.tensor(row.prompt_ids + row.target_ids)
-            ids[number, : len(whole)], mask[number, : len(whole)] = whole, 1
-            labels[number, len(row.prompt_ids) : len(whole)] = whole[len(row.prompt_ids) :]
+            tokens = torch.tensor(row.prompt_ids + row.target_ids)
+            ids[number, : len(tokens)], mask[number, : len(tokens)] = tokens, 1
+            labels[number, len(row.prompt_ids) : len(tokens)] = tokens[len(row.prompt_ids) :]
         batches.append((ids, mask, labels))
     return batches
 
 
-def run_padded(model, batches) -> float:
-    """Summed loss; gradients are left in the model."""
+def run_padded(model: PreTrainedModel, batches: Sequence[tuple[torch.Tensor, ...]]) -> float:
+    """Summed loss of padded batches; gradients are left in the model."""
     total = 0.0
     for ids, mask, labels in tqdm(batches, "padded", leave=False):
         logits = model(input_ids=ids, attention_mask=mask).logits
@@ -99,7 +92,8 @@ def run_padded(model, batches) -> float:
     return total
 
 
-def run_tree(model, batches: TreeBatches) -> float:
+def run_trees(model: PreTrainedModel, batches: TreeBatches) -> float:
+    """Summed loss of prefix trees; gradients are left in the model."""
     total = 0.0
     for number in tqdm(range(len(batches)), "tree", leave=False):
         batch = TreeBatch(**batches[number])
@@ -109,108 +103,118 @@ def run_tree(model, batches: TreeBatches) -> float:
     return total
 
 
-def peak_mb() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def bench(
-    data_root: str | None = None,
-    category: str | None = None,
-    base_model: str = "config/tiny_qwen3.json",
-    prompts: str = "worded",
-    tasks: list[str] | None = None,
-    rows: int = 1000,
-    micro_batch_size: int = 32,
-    tree_tokens: int = 2048,
-    repeats: int = 1,
-    seed: int = 0,
-) -> None:
-    """Compare the two ways.
-
-    Args:
-        tasks: default next_sid,next_title,title_history2sid; rows: training rows that are timed, over all tasks.
-        micro_batch_size: rows per forward pass of the tree way. base_model: a config, with random weights.
-    """
-    rng = random.Random(seed)
-    split, catalogue = published(data_root, category) if data_root else made_up(rng)
-    prompt_set = load_prompts(prompts)
-    weights = choose_tasks(tasks or ["next_sid", "next_title", "title_history2sid"], prompt_set)
-    model, tokenizer = build_model_from_config(base_model, list_texts(catalogue.titles, []), seed)
-    add_sid_tokens(model, tokenizer, (token for sid in catalogue.sids for token in SID_TOKEN.findall(sid)), seed, 1.0)
-    encoder = Encoder(tokenizer, prompt_set)
-    mixture = build_mixture(weights, TaskInputs(split, catalogue), encoder, 512)
-    examples = [mixture[number] for number in range(len(mixture))]
-
-    def trees(examples: list) -> TreeBatches:
-        count = max(1, round(len(examples) / micro_batch_size))
-        return TreeBatches([examples], len(examples), count, encoder.pad_token_id, seed, tree_tokens=tree_tokens)
-
-    # Phase 1: tokens of a whole epoch, padding included.
-    whole = trees(examples)
-    tree_tokens_epoch = sum(whole[number]["input_ids"].numel() for number in tqdm(range(len(whole)), "count"))
-    padded_tokens = sum(ids.numel() for ids, *_ in padded_batches(examples, encoder.pad_token_id, rng))
-
-    # Phase 2: seconds, on all rows of some users; the tree way first, for its peak memory is the lower one.
+def draw_users(examples: Sequence[Example], rows: int, rng: random.Random) -> list[Example]:
+    """All examples of random users, until there are `rows`."""
     users = sorted({example.group for example in examples})
     rng.shuffle(users)
-    by_user: dict[str, list] = {}
+    by_user: dict[str, list[Example]] = {}
     for example in examples:
         by_user.setdefault(example.group, []).append(example)
-    sample: list = []
+    sample: list[Example] = []
     while users and len(sample) < rows:
         sample += by_user[users.pop()]
-    some_trees, some_padded = trees(sample), padded_batches(sample, encoder.pad_token_id, rng)
+    return sample
+
+
+def time_both(
+    model: PreTrainedModel, trees: TreeBatches, padded: Sequence[tuple[torch.Tensor, ...]], labels: int, repeats: int
+) -> tuple[dict[str, float], dict[str, int], dict[str, float]]:
+    """Run both ways; the tree way first, for its peak memory is the lower one.
+
+    Args:
+        model: the one both start from; it keeps the gradients of the tree way.
+        trees: what the tree way runs over.
+        padded: the same rows for the ordinary way.
+        labels: tokens that are predicted.
+        repeats: runs of each way.
+
+    Returns:
+        ({way: median seconds}, {way: MiB by which it raised the peak memory}, differences of the two ways).
+
+    Raises:
+        InputError: the two ways disagree.
+    """
     twin = copy.deepcopy(model)
     seconds: dict[str, list[float]] = {"tree": [], "padded": []}
     memory, losses = {}, {}
-    for name, way, policy, batches in (
-        ("tree", run_tree, model, some_trees),
-        ("padded", run_padded, twin, some_padded),
-    ):
-        before = peak_mb()
+    ways: tuple[tuple[str, Callable, PreTrainedModel, Any], ...] = (
+        ("tree", run_trees, model, trees),
+        ("padded", run_padded, twin, padded),
+    )
+    for name, run, policy, batches in ways:
+        before = read_peak_memory_mb()
         for _ in range(repeats):
             policy.zero_grad()
             start = time.perf_counter()
-            losses[name] = way(policy, batches)
+            losses[name] = run(policy, batches)
             seconds[name].append(time.perf_counter() - start)
-        memory[name] = peak_mb() - before
-    labels = sum(len(example.target_ids) for example in sample)
-    difference = abs(losses["tree"] - losses["padded"]) / labels
-    pairs = list(zip(model.parameters(), twin.parameters()))
+        memory[name] = read_peak_memory_mb() - before
+    loss = abs(losses["tree"] - losses["padded"]) / labels
+    pairs = list(zip(model.parameters(), twin.parameters(), strict=True))
     norm = sum(float(theirs.grad.double().square().sum()) for _, theirs in pairs) ** 0.5
     gradient = sum(float((ours.grad - theirs.grad).double().square().sum()) for ours, theirs in pairs) ** 0.5 / norm
-    if difference > 1e-4 or gradient > 1e-4:
-        raise InputError(
-            f"the two ways disagree (loss {difference:.1e}, gradient {gradient:.1e}): no figure is reported"
-        )
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    if loss > 1e-4 or gradient > 1e-4:
+        raise InputError(f"the two ways disagree (loss {loss:.1e}, gradient {gradient:.1e}): no figure is reported")
+    differences = {"loss_difference": loss, "gradient_difference": gradient}
+    return {name: statistics.median(values) for name, values in seconds.items()}, memory, differences
+
+
+def bench(flags: SFTBenchFlags) -> None:
+    """Compare the two ways.
+
+    Raises:
+        InputError: data that is missing or malformed, or two ways that disagree.
+    """
+    rng = random.Random(flags.seed)
+    rows, catalogue = read_published_data(flags.data_root, flags.category) if flags.data_root else make_up_data(rng)
+    prompt_set = load_prompts(flags.prompts)
+    weights = choose_tasks(flags.tasks, prompt_set)
+    model, tokenizer = build_model_from_config(flags.base_model, list_texts(catalogue.titles, []), flags.seed)
+    add_sid_tokens(model, tokenizer, list_sid_tokens(catalogue), flags.seed, 1.0)
+    encoder = Encoder(tokenizer, prompt_set)
+    mixture = build_mixture(weights, TaskInputs(rows, catalogue), encoder)
+    examples = [mixture[number] for number in range(len(mixture))]
+
+    def plant(examples: list[Example]) -> TreeBatches:
+        count = max(1, round(len(examples) / flags.micro_batch_size))
+        pad = encoder.pad_token_id
+        return TreeBatches([examples], len(examples), count, pad, flags.seed, tree_tokens=flags.tree_tokens)
+
+    # Phase 1: tokens of a whole epoch, padding included.
+    trees = plant(examples)
+    tree_tokens = sum(trees[number]["input_ids"].numel() for number in tqdm(range(len(trees)), "count"))
+    padded_tokens = sum(ids.numel() for ids, *_ in pad_rows(examples, encoder.pad_token_id, rng))
+
+    # Phase 2: seconds and memory, on all rows of some users.
+    sample = draw_users(examples, flags.rows, rng)
+    labels = sum(len(example.target_ids) for example in sample)
+    padded = pad_rows(sample, encoder.pad_token_id, rng)
+    medians, memory, differences = time_both(model, plant(sample), padded, labels, flags.repeats)
     epoch = {name: value * len(examples) / len(sample) for name, value in medians.items()}
     say(f"{'way':<10}{'tokens':>12}{'s/epoch':>10}{'peak MB':>10}")
-    for name, tokens in (("tree", tree_tokens_epoch), ("padded", padded_tokens)):
+    for name, tokens in (("tree", tree_tokens), ("padded", padded_tokens)):
         say(f"{name:<10}{tokens:>12,}{epoch[name]:>10.1f}{memory[name]:>10,}")
-    print(
-        json.dumps(
-            {
-                "benchmark": "sft",
-                "data": category or data_root or "made up",
-                "tasks": list(weights),
-                "rows": len(examples),
-                "timed_rows": len(sample),
-                "threads": torch.get_num_threads(),
-                "tree_tokens": tree_tokens_epoch,
-                "padded_tokens": padded_tokens,
-                "token_ratio": round(padded_tokens / tree_tokens_epoch, 2),
-                "tree_s_per_epoch": round(epoch["tree"], 1),
-                "padded_s_per_epoch": round(epoch["padded"], 1),
-                "time_ratio": round(medians["padded"] / medians["tree"], 2),
-                "tree_peak_mb_more": memory["tree"],
-                "padded_peak_mb_more": memory["padded"],
-                "loss_difference": difference,
-                "gradient_difference": gradient,
-            }
-        )
-    )
+    time_ratio = round(medians["padded"] / medians["tree"], 2)
+    report = {
+        "benchmark": "sft",
+        "data": flags.category or flags.data_root or "made up",
+        "tasks": list(weights),
+        "rows": len(examples),
+        "timed_rows": len(sample),
+        "threads": torch.get_num_threads(),
+        "ratio": time_ratio,
+        "tree_tokens": tree_tokens,
+        "padded_tokens": padded_tokens,
+        "token_ratio": round(padded_tokens / tree_tokens, 2),
+        "tree_s_per_epoch": round(epoch["tree"], 1),
+        "padded_s_per_epoch": round(epoch["padded"], 1),
+        "time_ratio": time_ratio,
+        "tree_peak_mb_more": memory["tree"],
+        "padded_peak_mb_more": memory["padded"],
+        **differences,
+    }
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    run(bench)
+    run_command(bench, FLAGS)

@@ -3,11 +3,11 @@
 python -m data_process.amazon18_data_process --dataset Office_Products --metadata_file meta_Office_Products.json.gz \\
     --reviews_file Office_Products.json.gz --st_year 2016 --st_month 10 --ed_year 2018 --ed_month 11 --output_path DIR
 
-Both files are read as streams, so memory grows with the reviews that are kept and the items that have a title, not with the
-files. In this order:
-1. Items without a valid title are left out: titles are cleaned of HTML, then must not be empty, a piece of a web page, or
-   longer than --max_title_words (`amazon_files.plain_title` has the details). Of several records of one item the first with
-   a valid title counts.
+Both files are read as streams, so memory grows with the reviews that are kept and the items that have a title, not with
+the files. In this order:
+1. Items without a valid title are left out: titles are cleaned of HTML, then must not be empty, a piece of a web page,
+   or longer than --max_title_words (`amazon_files.clean_title` has the details). Of several records of one item the
+   first with a valid title counts.
 2. Reviews outside the window, rated too low, or of left-out items are dropped, then duplicates.
 3. Rounds of k-core until every user has user_k and every item item_k reviews; samples, split and files as everywhere.
 Reviews of one time keep their order in the file. Nothing is random: the same input gives the same bytes.
@@ -15,25 +15,36 @@ Reviews of one time keep their order in the file. Nothing is random: the same in
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+from data_process.settings import AmazonFlags
+from minionerec.common.cli import parse_flags, run_command
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(AmazonFlags)
 
 import numpy as np
 import pandas as pd
 
-from data_process.amazon_files import Dump, read_reviews, read_texts, read_titles
-from data_process.interactions import SPLITTERS, k_core, output_files, window_bounds, write_dataset
-from minionerec.common.cli import run
+from data_process.amazon_files import Dump, Reviews, read_item_texts, read_reviews, read_titles
+from data_process.interactions import bound_window, filter_k_core, list_dataset_files, write_dataset
 from minionerec.common.files import InputError
-from minionerec.common.stage import Stage
+from minionerec.common.stage import open_stage
 
-DUPLICATES = ("same_time", "user_item")
+ENDINGS = (".json", ".json.gz", ".jsonl", ".jsonl.gz")  # of dumps, the published one first
+LEAST = {"user_k": 0, "item_k": 0, "max_history": 1, "max_title_words": 1, "max_bad_lines": 0}
 
 
 def drop_duplicates(table: pd.DataFrame, duplicates: str) -> pd.DataFrame:
-    """`table` (integer user and item, timestamp) without duplicate reviews; the rows that stay keep their order.
+    """Leave out duplicate reviews; the rows that stay keep their order.
 
-    same_time: of reviews with equal user, item and time the first row stays; a review at another time is a repeat purchase.
-    user_item: of reviews with equal user and item the earliest stays, of equally early ones the first row.
+    Args:
+        table: integer user and item, timestamp.
+        duplicates: same_time: of reviews with equal user, item and time the first row stays; a review at another time
+            is a repeat purchase. user_item: of reviews with equal user and item the earliest stays, of equally early
+            ones the first row.
     """
     user, item, time = (table[name].to_numpy() for name in ("user", "item", "timestamp"))
     order = np.lexsort((time, item, user))
@@ -46,69 +57,82 @@ def drop_duplicates(table: pd.DataFrame, duplicates: str) -> pd.DataFrame:
     return table[keep]
 
 
-def named(numbers: np.ndarray, names: list[str]) -> pd.Categorical:
+def name_numbers(numbers: np.ndarray, names: list[str]) -> pd.Categorical:
     """`names[number]` for each of `numbers`, four bytes each."""
     used, codes = np.unique(numbers, return_inverse=True)
     return pd.Categorical.from_codes(codes, [names[number] for number in used])
 
 
-def main(
-    dataset: str,
-    metadata_file: str,
-    reviews_file: str,
-    output_path: str,
-    user_k: int = 5,
-    item_k: int = 5,
-    st_year: int | None = None,
-    st_month: int | None = None,
-    ed_year: int | None = None,
-    ed_month: int | None = None,
-    split: str = "chronological",
-    max_history: int = 10,
-    min_rating: float | None = None,
-    max_title_words: int = 20,
-    duplicates: str = "same_time",
-    max_bad_lines: int = 100,
-    force: bool = False,
-) -> None:
+def find_dump(flag: str, names: list[str]) -> str:
+    """The first dump in the working folder that has one of the names.
+
+    Raises:
+        InputError: there is none.
+    """
+    candidates = [name + ending for name in names for ending in ENDINGS]
+    path = next((path for path in candidates if Path(path).is_file()), None)
+    if path is None:
+        raise InputError(
+            f"missing flag: --{flag}, and this folder has no {' or '.join(name + '.json' for name in names)}"
+        )
+    return path
+
+
+def resolve_amazon_flags(flags: AmazonFlags) -> AmazonFlags:
+    """The flags with both dumps named, as given or as the published script finds them.
+
+    Raises:
+        InputError: a number out of range, or a dump that is not given and not found.
+    """
+    for name, least in LEAST.items():
+        if getattr(flags, name) < least:
+            raise InputError(f"--{name} {getattr(flags, name)}: expected {least} or more")
+    dataset = flags.dataset
+    return replace(
+        flags,
+        metadata_file=flags.metadata_file or find_dump("metadata_file", [f"meta_{dataset}"]),
+        reviews_file=flags.reviews_file or find_dump("reviews_file", [f"{dataset}_5", dataset]),
+    )
+
+
+def build_table(reviews: Reviews, items: dict[str, int], flags: AmazonFlags) -> tuple[pd.DataFrame, int]:
+    """(interactions after k-core with the original ids, duplicate reviews that were dropped)."""
+    table = drop_duplicates(reviews.table, flags.duplicates)
+    dropped = len(reviews.table) - len(table)
+    table = filter_k_core(table, flags.user_k, flags.item_k)
+    table = pd.DataFrame(
+        {
+            "user": name_numbers(table["user"].to_numpy(), reviews.users),
+            "item": name_numbers(table["item"].to_numpy(), list(items)),
+            "timestamp": table["timestamp"].to_numpy(),
+        }
+    )
+    return table, dropped
+
+
+def process_amazon(flags: AmazonFlags) -> None:
     """Filter an Amazon Reviews dump and write its items and its train, valid and test samples.
 
-    dataset: name of the outputs, OUTPUT_PATH/DATASET.*
-    metadata_file, reviews_file: JSON lines or Python literals, plain or gzip, of 2014, 2018 or 2023
-    st_year, st_month, ed_year, ed_month: time window [start, end) in UTC; the end month is excluded
-    split: chronological (one global 8:1:1 cut) or leave_one_out
-    min_rating: reviews rated lower are dropped
-    max_title_words: items with a longer title are left out
-    duplicates: same_time (equal user, item and time count once) or user_item (only a user's first review of an item
-        counts, among those in the window and rated high enough)
-    max_bad_lines: more malformed lines in a file stop the run
+    Raises:
+        InputError: a flag out of range, a malformed dump, or no item or review left.
     """
-    settings = dict(locals())
-    for flag, value, choices in (("split", split, SPLITTERS), ("duplicates", duplicates, DUPLICATES)):
-        if value not in choices:
-            raise InputError(f"--{flag} {value}: expected one of {', '.join(choices)}")
-    least = {"user_k": 0, "item_k": 0, "max_history": 1, "max_title_words": 1, "max_bad_lines": 0}
-    for flag, minimum in least.items():
-        if settings[flag] < minimum:
-            raise InputError(f"--{flag} {settings[flag]}: expected {minimum} or more")
-    bounds = window_bounds(st_year, st_month, ed_year, ed_month)
-    metadata = Dump(metadata_file, "metadata_file", max_bad_lines)
-    dump = Dump(reviews_file, "reviews_file", max_bad_lines)
-    stage = Stage(
+    flags = resolve_amazon_flags(flags)
+    window = bound_window(flags)
+    metadata = Dump(flags.metadata_file, "metadata_file", flags.max_bad_lines)
+    dump = Dump(flags.reviews_file, "reviews_file", flags.max_bad_lines)
+    stage = open_stage(
         "data_process",
-        settings,
-        [metadata.path, dump.path],
-        output_files(output_path, dataset),
-        Path(output_path) / f"{dataset}.data_process.stage.json",
-        force,
+        flags,
+        inputs=[metadata.path, dump.path],
+        outputs=list_dataset_files(flags.output_path, flags.dataset),
+        record=Path(flags.output_path) / f"{flags.dataset}.data_process.stage.json",
     )
     if stage.finished:
         return
-
-    items, lines = read_titles(metadata, max_title_words)
+    items, lines = read_titles(metadata, flags.max_title_words)
     if not items:
         raise InputError(f"{metadata.path}: none of its {metadata.lines} lines is an item with a valid title")
-    reviews = read_reviews(dump, items, *bounds, min_rating)
+    reviews = read_reviews(dump, items, *window, flags.min_rating)
     left_out = {
         "outside_window": reviews.outside_window,
         "low_rating": reviews.low_rating,
@@ -119,18 +143,9 @@ def main(
         raise InputError(
             f"{dump.path}: none of its {dump.lines} reviews is left ({reasons}, malformed {dump.bad_lines})"
         )
-    table = drop_duplicates(reviews.table, duplicates)
-    left_out["duplicates"] = len(reviews.table) - len(table)
-    table = k_core(table, user_k, item_k)
-    table = pd.DataFrame(
-        {
-            "user": named(table["user"].to_numpy(), reviews.users),
-            "item": named(table["item"].to_numpy(), list(items)),
-            "timestamp": table["timestamp"].to_numpy(),
-        }
-    )
-    texts = read_texts(metadata, {lines[items[item]]: item for item in table["item"].cat.categories})
-    counts = write_dataset(table, texts, output_path, dataset, split, max_history)
+    table, left_out["duplicates"] = build_table(reviews, items, flags)
+    texts = read_item_texts(metadata, {lines[items[item]]: item for item in table["item"].cat.categories})
+    counts = write_dataset(table, texts, flags)
     stage.done(
         metadata_lines=metadata.lines,
         malformed_metadata=metadata.bad_lines,
@@ -143,4 +158,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(process_amazon, FLAGS)

@@ -1,13 +1,14 @@
-"""Amazon Reviews dumps of 2014, 2018 and 2023 read as streams: one record a line, JSON or a Python literal, plain or gzip.
+"""Amazon Reviews dumps of 2014, 2018 and 2023 as streams: one record a line, JSON or a Python literal, plain or gzip.
 
 The fields of each line tell its form, so no flag does:
 
-           user        item         time                   rating   metadata
-2014       reviewerID  asin         unixReviewTime in s    overall  title, description, brand, categories (list of lists)
-2018       reviewerID  asin         unixReviewTime in s    overall  title, description (list), brand, category (list)
-2023       user_id     parent_asin  timestamp in ms        rating   title, description (list), store, categories (list)
+      user        item         time                 rating   metadata
+2014  reviewerID  asin         unixReviewTime in s  overall  title, description, brand, categories (list of lists)
+2018  reviewerID  asin         unixReviewTime in s  overall  title, description (list), brand, category (list)
+2023  user_id     parent_asin  timestamp in ms      rating   title, description (list), store, categories (list)
 
-In 2023 `asin` is a variant (size, colour) of the item `parent_asin`. 2014 metadata are Python literals, read as data only.
+In 2023 `asin` is a variant (size, colour) of the item `parent_asin`. 2014 metadata are Python literals, read as data
+only.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ _PAGE = re.compile(r"<(?:span|div|script|style|img|table|iframe|input)\b|getTime
 _OPEN_TAG = re.compile(r"<[/!]?[A-Za-z]")
 
 
-def plain_title(value: object, max_words: int) -> str:
+def clean_title(value: object, max_words: int) -> str:
     """The cleaned title, or "" when the item is to be left out:
 
     - it is no text, or empty once cleaned;
-    - it is a piece of a web page: it has a page tag (<span, <div, <script, <style, <img, <table, <iframe, <input) or page
-      script (getTime(, function ()), or an unclosed tag is left after cleaning. Formatting such as <b> is just removed;
+    - it is a piece of a web page: it has a page tag (<span, <div, <script, <style, <img, <table, <iframe, <input) or
+      page script (getTime(, function ()), or an unclosed tag is left after cleaning. Formatting such as <b> is just
+      removed;
     - it has more than `max_words` words.
     """
     if not isinstance(value, str) or _PAGE.search(html.unescape(value)):
@@ -72,7 +74,7 @@ def parse_line(line: bytes) -> object:
         return None
     for parse in (json.loads, ast.literal_eval):
         try:
-            # orjson refuses half of a surrogate pair, which JSON can name and no UTF-8 file can hold: "?" takes its place.
+            # orjson refuses half of a surrogate pair, which JSON can name and no UTF-8 file can hold: "?" replaces it.
             # The way through JSON also leaves texts, numbers, lists and objects only.
             plain = json.dumps(parse(text), ensure_ascii=False, allow_nan=False)
             return json.loads(plain.encode("utf-8", "replace"))
@@ -84,7 +86,9 @@ def parse_line(line: bytes) -> object:
 class Dump:
     """A dump file that is read line by line, as often as asked for. Malformed lines are left out and counted.
 
-    bad_lines: malformed lines so far. lines: lines of the last complete pass, blank ones not counted.
+    Attributes:
+        bad_lines: malformed lines so far.
+        lines: lines of the last complete pass, blank ones not counted.
     """
 
     def __init__(self, path: str | Path, flag: str, max_bad_lines: int):
@@ -93,8 +97,12 @@ class Dump:
         self.lines = self.bad_lines = 0
         self._first_bad: str | None = None
 
-    def bad(self, number: int, what: str) -> None:
-        """Count line `number` as malformed and report the first few; InputError when there are more than allowed."""
+    def report_bad_line(self, number: int, what: str) -> None:
+        """Count line `number` as malformed and print the first few.
+
+        Raises:
+            InputError: there are more than allowed.
+        """
         message = f"{self.path}, line {number}: {what}"
         self.bad_lines += 1
         self._first_bad = self._first_bad or message
@@ -103,8 +111,12 @@ class Dump:
         if self.bad_lines <= SHOWN:
             say(f"left out: {message}")
 
-    def raw_lines(self) -> Iterator[tuple[int, bytes]]:
-        """(line number from 1, line) with a progress bar; InputError for a gzip file that is cut off or damaged."""
+    def iterate_lines(self) -> Iterator[tuple[int, bytes]]:
+        """(line number from 1, line) with a progress bar.
+
+        Raises:
+            InputError: a gzip file that is cut off or damaged.
+        """
         bar = tqdm(
             total=self.path.stat().st_size,
             desc=self.path.name,
@@ -126,18 +138,22 @@ class Dump:
                 raise InputError(f"{self.path}: damaged gzip file, behind line {number} ({error})") from None
             bar.update(file.tell() - bar.n)
 
-    def records(self) -> Iterator[tuple[int, dict]]:
-        """(line number, object) of every line that holds one. Raises InputError when no line is good."""
+    def iterate_records(self) -> Iterator[tuple[int, dict]]:
+        """(line number, object) of every line that holds one.
+
+        Raises:
+            InputError: no line is good, or more malformed ones than allowed.
+        """
         number = blank = 0
         bad_before = self.bad_lines
-        for number, line in self.raw_lines():
+        for number, line in self.iterate_lines():
             record = parse_line(line)
             if type(record) is dict:
                 yield number, record
             elif line.isspace():
                 blank += 1
             else:
-                self.bad(
+                self.report_bad_line(
                     number, f"expected a JSON object or Python dictionary, got {line[:40].decode('utf-8', 'replace')!r}"
                 )
         self.lines = number - blank
@@ -153,16 +169,20 @@ def _is_id(value: object) -> bool:
 
 
 def read_titles(dump: Dump, max_words: int) -> tuple[dict[str, int], array]:
-    """Items with a valid title: {id: number from 0}, and by number the line of the record that counts, its first valid one."""
+    """Number the items with a valid title.
+
+    Returns:
+        {item id: number from 0}, and by number the line of the record that counts, the item's first valid one.
+    """
     numbers: dict[str, int] = {}
     lines = array("q")
-    for number, record in dump.records():
+    for number, record in dump.iterate_records():
         item = record.get("parent_asin", record.get("asin"))
         if not _is_id(item):
-            dump.bad(
+            dump.report_bad_line(
                 number, f"expected an item with a text asin (2014, 2018) or parent_asin (2023), got {str(item)[:40]!r}"
             )
-        elif item not in numbers and plain_title(record.get("title"), max_words):
+        elif item not in numbers and clean_title(record.get("title"), max_words):
             numbers[item] = len(lines)
             lines.append(number)
     return numbers, lines
@@ -172,7 +192,9 @@ def read_titles(dump: Dump, max_words: int) -> tuple[dict[str, int], array]:
 class Reviews:
     """The reviews that count, in file order, and how many were left out for which reason (the first that applies).
 
-    table: `user` and `item` int32 numbers, `timestamp` float64 seconds since 1970 UTC. users: user ids by number.
+    Attributes:
+        table: `user` and `item` int32 numbers, `timestamp` float64 seconds since 1970 UTC.
+        users: user ids by number.
     """
 
     table: pd.DataFrame
@@ -185,26 +207,37 @@ class Reviews:
 def read_reviews(
     dump: Dump, items: dict[str, int], start: float | None, end: float | None, min_rating: float | None
 ) -> Reviews:
-    """Reviews of `items` with start <= time < end, rated `min_rating` or better; None leaves a condition out."""
+    """Read the reviews that count.
+
+    Args:
+        dump: the reviews.
+        items: {item id: number} of the items whose reviews count.
+        start, end: in seconds since 1970 UTC, start <= time < end; None for an open side.
+        min_rating: least rating; None for any.
+    """
     start, end = -math.inf if start is None else start, math.inf if end is None else end
     users: dict[str, int] = {}
     user_column, item_column, time_column = array("i"), array("i"), array("d")
     outside_window = low_rating = without_title = 0
-    for number, record in dump.records():
+    for number, record in dump.iterate_records():
         fields = FIELDS_2023 if "parent_asin" in record else FIELDS_2014
         user_field, item_field, time_field, rating_field, ticks = fields
         try:
             user, item, time = record[user_field], record[item_field], record[time_field] / ticks
             rated = min_rating is None or record[rating_field] >= min_rating
         except KeyError as error:
-            dump.bad(number, f"expected a review with {user_field}, {item_field} and {time_field}, found no {error}")
+            dump.report_bad_line(
+                number, f"expected a review with {user_field}, {item_field} and {time_field}, found no {error}"
+            )
             continue
         except (TypeError, OverflowError):
-            dump.bad(number, f"expected numbers in {time_field} and {rating_field}")
+            dump.report_bad_line(number, f"expected numbers in {time_field} and {rating_field}")
             continue
         if type(user) is not str or type(item) is not str or not 0 <= time < YEAR_10000:
             unit = "seconds" if ticks == 1 else "milliseconds"
-            dump.bad(number, f"expected texts in {user_field} and {item_field}, {unit} since 1970 in {time_field}")
+            dump.report_bad_line(
+                number, f"expected texts in {user_field} and {item_field}, {unit} since 1970 in {time_field}"
+            )
         elif not start <= time < end:
             outside_window += 1
         elif not rated:
@@ -215,7 +248,7 @@ def read_reviews(
             user_number = users.get(user)
             if user_number is None:
                 if not _is_id(user):
-                    dump.bad(number, f"expected {user_field} without white space, got {user[:40]!r}")
+                    dump.report_bad_line(number, f"expected {user_field} without white space, got {user[:40]!r}")
                     continue
                 user_number = users[user] = len(users)
             user_column.append(user_number)
@@ -231,7 +264,7 @@ def read_reviews(
     return Reviews(table, list(users), outside_window, low_rating, without_title)
 
 
-def category_text(record: dict) -> str:
+def join_categories(record: dict) -> str:
     """Category names, each once, from the general to the particular: a list, a list of paths (2014), or one name."""
     value = record.get("categories") or record.get("category") or record.get("main_category")
     paths = value if isinstance(value, list) else [value]
@@ -239,17 +272,17 @@ def category_text(record: dict) -> str:
     return ", ".join(dict.fromkeys(filter(None, names)))
 
 
-def read_texts(dump: Dump, wanted: dict[int, str]) -> dict[str, dict[str, str]]:
-    """Item id -> title, description, brand and categories as plain text, for `wanted`: {line number: item id}."""
+def read_item_texts(dump: Dump, wanted: dict[int, str]) -> dict[str, dict[str, str]]:
+    """{item id: title, description, brand and categories as plain text} for `wanted`: {line number: item id}."""
     texts = {}
-    for number, line in dump.raw_lines():
+    for number, line in dump.iterate_lines():
         if number in wanted:
             record = parse_line(line)
             texts[wanted[number]] = {
                 "title": clean_text(record["title"]),
                 "description": clean_text(record.get("description")),
                 "brand": clean_text(record.get("brand") or record.get("store")),
-                "categories": category_text(record),
+                "categories": join_categories(record),
             }
             if len(texts) == len(wanted):
                 break

@@ -15,35 +15,43 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from data_process.settings import SampleFlags
 from minionerec.common.files import InputError, atomic_write, read_lines, write_json
 
 SPLITS = ("train", "valid", "test")
-
-
 INTER_COLUMNS = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 
 
-def month_start(year: int, month: int) -> int:
-    """Seconds since 1970-01-01 UTC at which a month begins, in UTC."""
+def start_of_month(year: int, month: int) -> int:
+    """Seconds since 1970-01-01 UTC at which a month begins, in UTC.
+
+    Raises:
+        InputError: no such month.
+    """
     if not 1 <= month <= 12:
         raise InputError(f"month {month}: expected 1 to 12")
     return calendar.timegm((year, month, 1, 0, 0, 0))
 
 
-def window_bounds(
-    st_year: int | None, st_month: int | None, ed_year: int | None, ed_month: int | None
-) -> tuple[int | None, int | None]:
-    """(start, end) in seconds UTC; None where that side is open. A year without a month means its January."""
+def bound_window(flags: SampleFlags) -> tuple[int | None, int | None]:
+    """(start, end) of the time window in seconds UTC; None where that side is open.
+
+    A year without a month means its January.
+
+    Raises:
+        InputError: a month without a year, or an empty window.
+    """
+    st_year, st_month, ed_year, ed_month = flags.st_year, flags.st_month, flags.ed_year, flags.ed_month
     if (st_month is not None and st_year is None) or (ed_month is not None and ed_year is None):
         raise InputError("--st_month / --ed_month need --st_year / --ed_year")
-    start = None if st_year is None else month_start(st_year, 1 if st_month is None else st_month)
-    end = None if ed_year is None else month_start(ed_year, 1 if ed_month is None else ed_month)
+    start = None if st_year is None else start_of_month(st_year, 1 if st_month is None else st_month)
+    end = None if ed_year is None else start_of_month(ed_year, 1 if ed_month is None else ed_month)
     if start is not None and end is not None and start >= end:
         raise InputError("the time window is empty: its start is not before its end (the end month is excluded)")
     return start, end
 
 
-def time_window(table: pd.DataFrame, start: float | None, end: float | None) -> pd.DataFrame:
+def filter_window(table: pd.DataFrame, start: float | None, end: float | None) -> pd.DataFrame:
     """The interactions with start <= timestamp < end; None leaves a side open."""
     keep = np.ones(len(table), dtype=bool)
     if start is not None:
@@ -53,11 +61,14 @@ def time_window(table: pd.DataFrame, start: float | None, end: float | None) -> 
     return table[keep]
 
 
-def k_core(table: pd.DataFrame, user_k: int, item_k: int) -> pd.DataFrame:
+def filter_k_core(table: pd.DataFrame, user_k: int, item_k: int) -> pd.DataFrame:
     """The largest subset in which every user has >= user_k and every item >= item_k interactions.
 
     Interactions are counted, repeats included. 0 or 1 switches a side off. Rounds go on until nothing changes; the
     result does not depend on the order of removal.
+
+    Raises:
+        InputError: a number below 0.
     """
     if user_k < 0 or item_k < 0:
         raise InputError(f"--user_k {user_k}, --item_k {item_k}: expected 0 or more")
@@ -77,8 +88,11 @@ def k_core(table: pd.DataFrame, user_k: int, item_k: int) -> pd.DataFrame:
 class Samples:
     """Next-item samples in time order of their targets; sample i's history is `log[begin[i]:end[i]]`.
 
-    user, target [n]: mapped ids. log [interactions]: mapped item ids, user by user, oldest first; begin, end [n] point
-    into it. after [n]: how many interactions the user has after the target (0 = the target is the user's last).
+    Attributes:
+        user, target: mapped ids [n].
+        log: mapped item ids [interactions], user by user, oldest first.
+        begin, end: [n], where each history stands in it.
+        after: [n], how many interactions the user has after the target (0 = the target is the user's last).
     """
 
     user: np.ndarray
@@ -92,11 +106,13 @@ class Samples:
         return len(self.user)
 
 
-def remap(table: pd.DataFrame) -> tuple[pd.DataFrame, list, list]:
+def number_ids(table: pd.DataFrame) -> tuple[pd.DataFrame, list, list]:
     """Sort by time and number users and items from 0 in order of first appearance.
 
-    Sorting is stable: equal timestamps keep the order of the log. Returns the table with integer `user` and `item`,
-    and the original user and item ids by number.
+    Sorting is stable: equal timestamps keep the order of the log.
+
+    Returns:
+        The table with integer `user` and `item`, and the original user and item ids by number.
     """
     table = table.iloc[np.argsort(table["timestamp"].to_numpy(), kind="stable")]
     users, user_names = pd.factorize(table["user"])
@@ -105,11 +121,14 @@ def remap(table: pd.DataFrame) -> tuple[pd.DataFrame, list, list]:
     return mapped, list(user_names), list(item_names)
 
 
-def next_item_samples(table: pd.DataFrame, max_history: int) -> Samples:
+def build_samples(table: pd.DataFrame, max_history: int) -> Samples:
     """A sample for every interaction but a user's first, its item being the target.
 
-    The history is the up to `max_history` items before it. `table` comes from `remap`, so it is in time order, and so
-    are the samples.
+    The history is the up to `max_history` items before it. `table` comes from `number_ids`, so it is in time order,
+    and so are the samples.
+
+    Raises:
+        InputError: max_history below 1.
     """
     if max_history < 1:
         raise InputError(f"--max_history {max_history}: expected 1 or more")
@@ -117,12 +136,12 @@ def next_item_samples(table: pd.DataFrame, max_history: int) -> Samples:
     by_user = np.argsort(users, kind="stable")
     counts = np.bincount(users)
     first = np.repeat(np.cumsum(counts) - counts, counts)
-    place = np.empty(len(users), dtype=np.int64)
-    place[by_user] = np.arange(len(users))
-    first_of_user = np.empty_like(place)
+    position = np.empty(len(users), dtype=np.int64)  # of each interaction in the log
+    position[by_user] = np.arange(len(users))
+    first_of_user = np.empty_like(position)
     first_of_user[by_user] = first
-    rows = np.flatnonzero(place > first_of_user)
-    end = place[rows]
+    rows = np.flatnonzero(position > first_of_user)
+    end = position[rows]
     begin = np.maximum(end - max_history, first_of_user[rows])
     after = first_of_user[rows] + counts[users[rows]] - 1 - end
     return Samples(users[rows], items[rows], items[by_user], begin, end, after)
@@ -148,7 +167,7 @@ def split_leave_one_out(samples: Samples) -> dict[str, np.ndarray]:
 SPLITTERS = {"chronological": split_chronological, "leave_one_out": split_leave_one_out}
 
 
-def output_files(output_path: str | Path, dataset: str) -> list[Path]:
+def list_dataset_files(output_path: str | Path, dataset: str) -> list[Path]:
     """The files `write_dataset` makes."""
     ends = ["item.json", *(f"{split}.inter" for split in SPLITS), "user2id", "item2id"]
     return [Path(output_path) / f"{dataset}.{end}" for end in ends]
@@ -159,36 +178,36 @@ def _write_rows(path: Path, header: list[str], rows: Iterable[str]) -> None:
         file.writelines(f"{row}\n" for row in itertools.chain(["\t".join(header)], rows))
 
 
-def write_dataset(
-    table: pd.DataFrame,
-    items: dict[str, dict[str, str]],
-    output_path: str | Path,
-    dataset: str,
-    split: str,
-    max_history: int,
-) -> dict[str, int]:
-    """Write the six files of a dataset (DESIGN §4) and return the counts to report.
+def write_dataset(table: pd.DataFrame, items: dict[str, dict[str, str]], flags: SampleFlags) -> dict[str, int]:
+    """Write the six files of a dataset.
 
-    table: interactions after window and k-core. items: original item id (as text) -> title, description, brand,
-    categories.
-    Raises InputError when a split is empty.
+    Args:
+        table: interactions after window and k-core.
+        items: original item id (as text) -> title, description, brand, categories.
+        flags: name and folder of the files, split and longest history.
+
+    Returns:
+        The counts to report.
+
+    Raises:
+        InputError: a split is empty.
     """
-    if split not in SPLITTERS:
-        raise InputError(f"--split {split}: expected one of {', '.join(SPLITTERS)}")
     if not len(table):
-        raise InputError("no interaction is left after the time window, the rating floor and the k-core")
-    mapped, user_names, item_names = remap(table)
-    samples = next_item_samples(mapped, max_history)
-    parts = SPLITTERS[split](samples)
+        raise InputError("no interaction is left after the time window, the least rating and the k-core")
+    mapped, user_names, item_names = number_ids(table)
+    samples = build_samples(mapped, flags.max_history)
+    parts = SPLITTERS[flags.split](samples)
     for name, part in parts.items():
         if not len(part):
-            left = f"{len(mapped)} interactions of {len(user_names)} users"
-            raise InputError(f"the {name} split is empty: {left} are left")
-    folder = Path(output_path)
+            counts = f"{len(mapped)} interactions of {len(user_names)} users"
+            raise InputError(f"the {name} split is empty: {counts} are left")
+    folder, dataset = Path(flags.output_path), flags.dataset
     texts = samples.log.astype(str).tolist()
     for name, part in parts.items():
         columns = (column[part].tolist() for column in (samples.user, samples.begin, samples.end, samples.target))
-        rows = (f"{user}\t{' '.join(texts[begin:end])}\t{target}" for user, begin, end, target in zip(*columns))
+        rows = (
+            f"{user}\t{' '.join(texts[begin:end])}\t{target}" for user, begin, end, target in zip(*columns, strict=True)
+        )
         _write_rows(folder / f"{dataset}.{name}.inter", list(INTER_COLUMNS), rows)
     for kind, names in (("user", user_names), ("item", item_names)):
         rows = (f"{name}\t{number}" for number, name in enumerate(names))
@@ -203,7 +222,11 @@ def write_dataset(
 
 
 def read_inter(path: str | Path, n_items: int) -> tuple[list[str], list[list[int]], list[int]]:
-    """(users, histories, targets) of an `.inter` file; every item id must be in 0..n_items-1."""
+    """(users, histories, targets) of an `.inter` file.
+
+    Raises:
+        InputError: a malformed line, an item id outside 0..n_items-1, an empty history, or no row.
+    """
     users: list[str] = []
     histories: list[list[int]] = []
     targets: list[int] = []

@@ -10,13 +10,19 @@ import io
 import re
 from pathlib import Path
 
+from data_process.settings import RecboleFlags
+from minionerec.common.cli import parse_flags, run_command
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(RecboleFlags)
+
 import numpy as np
 import pandas as pd
 
-from data_process.interactions import SPLITTERS, k_core, output_files, time_window, window_bounds, write_dataset
-from minionerec.common.cli import run
+from data_process.interactions import bound_window, filter_k_core, filter_window, list_dataset_files, write_dataset
 from minionerec.common.files import InputError, require_file
-from minionerec.common.stage import Stage
+from minionerec.common.stage import open_stage
 
 TITLE_FIELDS = ("title", "movie_title", "item_title", "name", "item_name", "product_name")
 CATEGORY_FIELDS = ("categories", "category", "class", "genre", "genres")
@@ -28,7 +34,8 @@ BRAND_FIELDS = ("brand", "store")
 def read_atomic(path: str | Path) -> tuple[pd.DataFrame, dict[str, str]]:
     """An atomic file as texts, its index being line number - 2, and the type of each column.
 
-    Raises InputError naming the line for an untyped header, a line with too many or too few fields, or text not UTF-8.
+    Raises:
+        InputError: an untyped header, a line with too many or too few fields, or text that is not UTF-8; with the line.
     """
     path = require_file(path)
     content = path.read_bytes().replace(b"\r\n", b"\n")
@@ -74,14 +81,22 @@ def read_atomic(path: str | Path) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def require_columns(path: str | Path, table: pd.DataFrame, names: list[str]) -> None:
-    """InputError unless all `names` are columns."""
+    """Refuse a table that lacks a column.
+
+    Raises:
+        InputError: not all `names` are columns.
+    """
     missing = [name for name in names if name not in table.columns]
     if missing:
         raise InputError(f"{path}: no column {', '.join(missing)}; its columns are {', '.join(table.columns)}")
 
 
-def numbers(path: str | Path, table: pd.DataFrame, name: str) -> pd.Series:
-    """A column as finite floats; InputError names the first line that is none."""
+def parse_numbers(path: str | Path, table: pd.DataFrame, name: str) -> pd.Series:
+    """A column as finite floats.
+
+    Raises:
+        InputError: at the first line that holds none.
+    """
     values = pd.to_numeric(table[name], errors="coerce")
     wrong = values.isna() | values.abs().eq(float("inf"))
     if wrong.any():
@@ -99,11 +114,11 @@ def split_values(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def _label(column: str) -> str:
+def _make_label(column: str) -> str:
     return column.replace("_", " ").capitalize()
 
 
-def item_records(
+def build_item_records(
     table: pd.DataFrame, kinds: dict[str, str], item_field: str, title_field: str, category_field: str | None
 ) -> dict[str, dict[str, str]]:
     """Original item id -> title, description, brand, categories, all text.
@@ -135,7 +150,7 @@ def item_records(
                 decade = f" ({text[:3]}0s)" if re.fullmatch(r"\d{4}", text) else ""
                 sentences.append(f"Year: {text}{decade}.")
             else:
-                sentences.append(f"{_label(column)}: {text}.")
+                sentences.append(f"{_make_label(column)}: {text}.")
         records[row[item_field]] = {
             "title": " ".join(row[title_field].split()),
             "description": " ".join(sentences),
@@ -145,96 +160,87 @@ def item_records(
     return records
 
 
-def pick(path: Path, table: pd.DataFrame, wanted: str | None, known: tuple[str, ...], flag: str) -> str | None:
-    """The column the user named, or the first of the `known` names that exists, or None."""
+def choose_column(path: Path, table: pd.DataFrame, wanted: str | None, usual: tuple[str, ...]) -> str | None:
+    """The column the user named, or the first of the usual names that exists, or None.
+
+    Raises:
+        InputError: the table lacks the column that the user named.
+    """
     if wanted is not None:
         require_columns(path, table, [wanted])
         return wanted
-    return next((name for name in known if name in table.columns), None)
+    return next((name for name in usual if name in table.columns), None)
 
 
-def main(
-    dataset: str,
-    input_dir: str,
-    output_path: str,
-    user_k: int = 5,
-    item_k: int = 5,
-    st_year: int | None = None,
-    st_month: int | None = None,
-    ed_year: int | None = None,
-    ed_month: int | None = None,
-    split: str = "chronological",
-    max_history: int = 10,
-    min_rating: float | None = None,
-    user_field: str = "user_id",
-    item_field: str = "item_id",
-    time_field: str = "timestamp",
-    rating_field: str = "rating",
-    title_field: str | None = None,
-    category_field: str | None = None,
-    force: bool = False,
-) -> None:
+def read_item_table(path: Path, flags: RecboleFlags) -> dict[str, dict[str, str]]:
+    """The records of a .item file, as `build_item_records` makes them.
+
+    Raises:
+        InputError: a malformed file, no column of titles, or an item that stands there twice.
+    """
+    table, kinds = read_atomic(path)
+    item_field = flags.item_field
+    require_columns(path, table, [item_field])
+    title_field = choose_column(path, table, flags.title_field, TITLE_FIELDS)
+    if title_field is None:
+        raise InputError(
+            f"{path}: no title column ({', '.join(TITLE_FIELDS)}); its columns are "
+            f"{', '.join(table.columns)}; name one with --title_field"
+        )
+    twice = table[item_field].duplicated()
+    if twice.any():
+        row = twice.idxmax()
+        raise InputError(f"{path}, line {row + 2}: item {table.loc[row, item_field]!r} is here twice")
+    category_field = choose_column(path, table, flags.category_field, CATEGORY_FIELDS)
+    return build_item_records(table, kinds, item_field, title_field, category_field)
+
+
+def read_interaction_table(path: Path, flags: RecboleFlags) -> tuple[pd.DataFrame, int]:
+    """(interactions in the time window that are rated high enough, how many the file has).
+
+    Raises:
+        InputError: a malformed file, or one that lacks a column.
+    """
+    raw, _ = read_atomic(path)
+    rating = [] if flags.min_rating is None else [flags.rating_field]
+    require_columns(path, raw, [flags.user_field, flags.item_field, flags.time_field, *rating])
+    table = pd.DataFrame(
+        {
+            "user": raw[flags.user_field],
+            "item": raw[flags.item_field],
+            "timestamp": parse_numbers(path, raw, flags.time_field),
+        }
+    )
+    if flags.min_rating is not None:
+        table = table[parse_numbers(path, raw, flags.rating_field) >= flags.min_rating]
+    return filter_window(table, *bound_window(flags)), len(raw)
+
+
+def process_recbole(flags: RecboleFlags) -> None:
     """Filter a RecBole dataset and write its items and its train, valid and test samples.
 
-    dataset: name of the files, INPUT_DIR/DATASET.inter and .item, and of the outputs OUTPUT_PATH/DATASET.*
-    st_year, st_month, ed_year, ed_month: time window [start, end) in UTC; the end month is excluded
-    split: chronological (one global 8:1:1 cut) or leave_one_out
-    min_rating: interactions rated lower are dropped
-    title_field, category_field: columns of the .item file; found by their usual names when not given
+    Raises:
+        InputError: a flag out of range, a malformed file, or an empty split.
     """
-    settings = dict(locals())
-    if split not in SPLITTERS:
-        raise InputError(f"--split {split}: expected one of {', '.join(SPLITTERS)}")
-    bounds = window_bounds(st_year, st_month, ed_year, ed_month)
-    inter_file = require_file(Path(input_dir) / f"{dataset}.inter", "input_dir")
-    item_file = require_file(Path(input_dir) / f"{dataset}.item", "input_dir")
-    stage = Stage(
+    bound_window(flags)  # a wrong window stops the run before any file is read
+    inter_file = require_file(Path(flags.input_dir) / f"{flags.dataset}.inter", "input_dir")
+    item_file = require_file(Path(flags.input_dir) / f"{flags.dataset}.item", "input_dir")
+    stage = open_stage(
         "data_process",
-        settings,
-        [inter_file, item_file],
-        output_files(output_path, dataset),
-        Path(output_path) / f"{dataset}.data_process.stage.json",
-        force,
+        flags,
+        inputs=[inter_file, item_file],
+        outputs=list_dataset_files(flags.output_path, flags.dataset),
+        record=Path(flags.output_path) / f"{flags.dataset}.data_process.stage.json",
     )
     if stage.finished:
         return
-
-    raw_items, kinds = read_atomic(item_file)
-    require_columns(item_file, raw_items, [item_field])
-    title = pick(item_file, raw_items, title_field, TITLE_FIELDS, "title_field")
-    if title is None:
-        raise InputError(
-            f"{item_file}: no title column ({', '.join(TITLE_FIELDS)}); its columns are "
-            f"{', '.join(raw_items.columns)}; name one with --title_field"
-        )
-    twice = raw_items[item_field].duplicated()
-    if twice.any():
-        row = twice.idxmax()
-        raise InputError(f"{item_file}, line {row + 2}: item {raw_items.loc[row, item_field]!r} is here twice")
-    category = pick(item_file, raw_items, category_field, CATEGORY_FIELDS, "category_field")
-    records = item_records(raw_items, kinds, item_field, title, category)
-
-    raw, _ = read_atomic(inter_file)
-    rating = [] if min_rating is None else [rating_field]
-    require_columns(inter_file, raw, [user_field, item_field, time_field, *rating])
-    table = pd.DataFrame(
-        {
-            "user": raw[user_field],
-            "item": raw[item_field],
-            "timestamp": numbers(inter_file, raw, time_field),
-        }
-    )
-    total = len(table)
-    if min_rating is not None:
-        table = table[numbers(inter_file, raw, rating_field) >= min_rating]
-    table = time_window(table, *bounds)
-    with_title = {name for name, record in records.items() if record["title"]}
-    known = table["item"].isin(with_title)
-    untitled = int((~known).sum())
-    table = k_core(table[known], user_k, item_k)
-    counts = write_dataset(table, records, output_path, dataset, split, max_history)
-    stage.done(raw_interactions=total, without_title=untitled, **counts)
+    records = read_item_table(item_file, flags)
+    table, raw_count = read_interaction_table(inter_file, flags)
+    has_title = table["item"].isin({name for name, record in records.items() if record["title"]})
+    table = filter_k_core(table[has_title], flags.user_k, flags.item_k)
+    counts = write_dataset(table, records, flags)
+    stage.done(raw_interactions=raw_count, without_title=int((~has_title).sum()), **counts)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(process_recbole, FLAGS)

@@ -1,6 +1,8 @@
 """A dataset's files checked against each other, and its splits against leakage.
 
 python -m data_process.validate DIR
+
+Prints what is wrong, with file and line; the exit status is 1 when there are errors.
 """
 
 from __future__ import annotations
@@ -10,6 +12,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_process.settings import ValidateFlags
+from minionerec.common.cli import parse_flags, run_command
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(ValidateFlags, positional="data_dir")
+
 from data_process.interactions import SPLITS
 from data_process.validate_items import (
     Items,
@@ -17,11 +26,10 @@ from data_process.validate_items import (
     check_embeddings,
     check_index,
     check_info,
-    check_items,
+    check_item_file,
     check_names,
 )
 from data_process.validate_rows import Rows, compare_rows, find_leaks, read_inter_rows, read_table_rows
-from minionerec.common.cli import run
 from minionerec.common.files import InputError
 
 NAMED_FILE = re.compile(r"(.+?)\.(item\.json|index\.json|(?:train|valid|test)\.inter|user2id|item2id|emb-.+\.npy)")
@@ -29,14 +37,21 @@ NAMED_FILE = re.compile(r"(.+?)\.(item\.json|index\.json|(?:train|valid|test)\.i
 
 @dataclass
 class Files:
-    """The files of one dataset. `named` [(end of the name, path)]; `tables` {CSV name: {split: path}}; `infos` likewise."""
+    """The files of one dataset.
+
+    Attributes:
+        named: (end of the name, path) of the files DATASET.*.
+        tables: {CSV name: {split: path}}.
+        infos: {name: path} of the info files.
+    """
 
     named: list[tuple[str, Path]] = field(default_factory=list)
     tables: dict[str, dict[str, Path]] = field(default_factory=dict)
     infos: dict[str, Path] = field(default_factory=dict)
 
-    def ending(self, end: str) -> list[Path]:
-        return [path for found, path in self.named if found == end]
+    def find(self, end: str) -> list[Path]:
+        """The files DATASET.END."""
+        return [path for name_end, path in self.named if name_end == end]
 
 
 def find_files(folder: Path) -> dict[str, Files]:
@@ -62,6 +77,7 @@ def find_files(folder: Path) -> dict[str, Files]:
 
 
 def check_leaks(report: Report, splits: list[Rows]) -> None:
+    """Report rows whose target an earlier split gives away; `splits` from early to late."""
     for level, path, line, text in find_leaks(splits):
         report.add(level, "leakage" if level == "error" else "row twice", path, f"line {line}", text)
 
@@ -69,24 +85,22 @@ def check_leaks(report: Report, splits: list[Rows]) -> None:
 def check_dataset(report: Report, files: Files) -> None:
     """All checks of one dataset; items first, as the other files are held against them."""
     items = Items()
-    for path in files.ending("item.json"):
-        check_items(report, path, items)
-    for path in files.ending("index.json"):
+    for path in files.find("item.json"):
+        check_item_file(report, path, items)
+    for path in files.find("index.json"):
         check_index(report, path, items)
     for path in files.infos.values():
         check_info(report, path, items)
     for end, path in files.named:
         if end.startswith("emb-"):
             check_embeddings(report, path, items)
-    for path in files.ending("item2id"):
+    for path in files.find("item2id"):
         check_names(report, path, "item", items)
     users = None
-    for path in files.ending("user2id"):
+    for path in files.find("user2id"):
         users = check_names(report, path, "user", None)
     inters = {
-        split: read_inter_rows(report, path, items, users)
-        for split in SPLITS
-        for path in files.ending(f"{split}.inter")
+        split: read_inter_rows(report, path, items, users) for split in SPLITS for path in files.find(f"{split}.inter")
     }
     check_leaks(report, list(inters.values()))
     for tables in files.tables.values():
@@ -97,32 +111,30 @@ def check_dataset(report: Report, files: Files) -> None:
             check_leaks(report, list(splits.values()))
 
 
-def main(data_dir: str, dataset: str | None = None, max_problems: int = 20) -> None:
-    """Check the files of DATA_DIR and print what is wrong, with file and line; exit status 1 when there are errors.
+def validate_folder(flags: ValidateFlags) -> None:
+    """Check the files of a folder and print what is wrong; exit status 1 when there are errors.
 
-    data_dir: folder with DATASET.item.json, .index.json, .train.inter, ... and/or train/DATASET*.csv, info/, index/;
-        whatever is missing is not checked
-    dataset: default all datasets found
-    max_problems: shown of one kind in one file; the others are counted
+    Raises:
+        InputError: no such folder or dataset, or nothing to check.
     """
-    folder = Path(data_dir)
+    folder = Path(flags.data_dir)
     if not folder.is_dir():
         raise InputError(f"--data_dir: {folder}: no such folder")
-    if max_problems < 1:
-        raise InputError(f"--max_problems {max_problems}: expected 1 or more")
+    if flags.max_problems < 1:
+        raise InputError(f"--max_problems {flags.max_problems}: expected 1 or more")
     datasets = find_files(folder)
     if not datasets:
         raise InputError(f"{folder}: nothing to check; expected NAME.item.json, NAME.train.inter, train/NAME.csv, ...")
-    if dataset is not None and dataset not in datasets:
-        raise InputError(f"--dataset {dataset}: not in {folder}, which has {', '.join(sorted(datasets))}")
-    report = Report(max_problems)
+    if flags.dataset is not None and flags.dataset not in datasets:
+        raise InputError(f"--dataset {flags.dataset}: not in {folder}, which has {', '.join(sorted(datasets))}")
+    report = Report(flags.max_problems)
     for name, files in datasets.items():
-        if dataset in (None, name):
+        if flags.dataset in (None, name):
             check_dataset(report, files)
     report.show(folder)
-    if report.total("error"):
+    if report.count("error"):
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    run(main, positional="data_dir")
+    run_command(validate_folder, FLAGS)

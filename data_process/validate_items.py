@@ -1,6 +1,6 @@
 """The checks of `data_process.validate` on the files about items: each goes on after what is wrong and reports it.
 
-A check takes the `Report` that collects problems and the `Items` known from the files before, which it may add to.
+A check takes the `Report` that collects problems and what earlier files say of the `Items`, to which it may add.
 """
 
 from __future__ import annotations
@@ -33,20 +33,31 @@ class Report:
         self.counts: Counter[tuple[str, str, Path]] = Counter()
         self.checked: list[tuple[Path, int, str]] = []
 
-    def error(self, kind: str, path: Path, place: str, text: str) -> None:
-        """`place` is 'line 3' or 'item 17', or empty for the file as a whole."""
-        self.add("error", kind, path, place, text)
+    def error(self, kind: str, path: Path, where: str, text: str) -> None:
+        """Add an error."""
+        self.add("error", kind, path, where, text)
 
-    def warning(self, kind: str, path: Path, place: str, text: str) -> None:
-        self.add("warning", kind, path, place, text)
+    def warning(self, kind: str, path: Path, where: str, text: str) -> None:
+        """Add a warning."""
+        self.add("warning", kind, path, where, text)
 
-    def add(self, level: str, kind: str, path: Path, place: str, text: str) -> None:
+    def add(self, level: str, kind: str, path: Path, where: str, text: str) -> None:
+        """Count a problem and keep its text.
+
+        Args:
+            level: error or warning.
+            kind: what problems of one kind and file are counted under.
+            path: the file.
+            where: such as 'line 3' or 'item 17', or empty for the file as a whole.
+            text: what is wrong.
+        """
         key = (level, kind, path)
         self.counts[key] += 1
         if self.counts[key] <= self.limit:
-            self.texts[key].append(f"{level}: {path}, {place}: {text}" if place else f"{level}: {path}: {text}")
+            self.texts[key].append(f"{level}: {path}, {where}: {text}" if where else f"{level}: {path}: {text}")
 
-    def total(self, level: str) -> int:
+    def count(self, level: str) -> int:
+        """How many errors or warnings there are."""
         return sum(count for key, count in self.counts.items() if key[0] == level)
 
     def show(self, folder: Path) -> None:
@@ -54,12 +65,12 @@ class Report:
         for level in ("error", "warning"):
             for key, texts in self.texts.items():
                 if key[0] == level:
-                    more = self.counts[key] - len(texts)
-                    say("\n".join(texts + [f"{level}: {key[2]}: and {more} more: {key[1]}"] * (more > 0)))
+                    hidden = self.counts[key] - len(texts)
+                    say("\n".join(texts + [f"{level}: {key[2]}: and {hidden} more: {key[1]}"] * (hidden > 0)))
         names = [str(path.relative_to(folder)) for path, _, _ in self.checked]
-        for name, (_, rows, note) in zip(names, self.checked):
+        for name, (_, rows, note) in zip(names, self.checked, strict=True):
             say(f"  {name:<{max(map(len, names))}} {rows:>9} {note}".rstrip())
-        counts = [(self.total(level), level) for level in ("error", "warning")]
+        counts = [(self.count(level), level) for level in ("error", "warning")]
         say(f"{folder}: " + ", ".join(f"{count} {level}{'s' * (count != 1)}" for count, level in counts))
 
 
@@ -77,27 +88,27 @@ class Items:
     sids: dict[int, str] = field(default_factory=dict)
     sids_file: Path | None = None
 
-    def know(self, ids: dict[int, str], path: Path) -> None:
+    def add_ids(self, ids: dict[int, object], path: Path) -> None:
+        """Take the ids of a file, unless an earlier one has named them."""
         if self.ids_file is None and ids:
             self.ids, self.ids_file = ids.keys(), path
 
     def wrong_title(self, item: int, title: str) -> str | None:
-        """What is wrong with `title`; an item not heard of before is remembered instead."""
-        known = self.titles.setdefault(item, " ".join(title.split()))
-        if known == title or known == " ".join(title.split()):
+        """What is wrong with `title`; an item without a title so far gets it."""
+        expected = self.titles.setdefault(item, " ".join(title.split()))
+        if expected == title or expected == " ".join(title.split()):
             return None
-        return f"item {item} has the title {title!r}, but {self.titles_file or 'an earlier line'} says {known!r}"
+        return f"item {item} has the title {title!r}, but {self.titles_file or 'an earlier line'} says {expected!r}"
 
     def wrong_sid(self, item: int, sid: str) -> str | None:
-        known = self.sids.setdefault(item, sid)
-        return (
-            None
-            if known == sid
-            else f"item {item} has SID {sid}, but {self.sids_file or 'an earlier line'} says {known}"
-        )
+        """What is wrong with `sid`; an item without a SID so far gets it."""
+        expected = self.sids.setdefault(item, sid)
+        if expected == sid:
+            return None
+        return f"item {item} has SID {sid}, but {self.sids_file or 'an earlier line'} says {expected}"
 
 
-def text_lines(report: Report, path: Path) -> Iterator[str]:
+def iterate_lines(report: Report, path: Path) -> Iterator[str]:
     """The lines of a text file as they are; bytes that are not UTF-8 are reported and end it."""
     try:
         with open_text(path) as file:
@@ -109,15 +120,15 @@ def text_lines(report: Report, path: Path) -> Iterator[str]:
         report.error("not UTF-8", path, f"line {line}", "not UTF-8 text; the file was not read to its end")
 
 
-def numbered_fields(report: Report, path: Path) -> Iterator[tuple[int, list[str]]]:
+def iterate_fields(report: Report, path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, tab-separated fields) of a text file."""
-    for number, line in enumerate(text_lines(report, path), 1):
+    for number, line in enumerate(iterate_lines(report, path), 1):
         yield number, line.rstrip("\r\n").split("\t")
 
 
-def read_json(report: Report, path: Path, pairs_hook: Callable[[list], object] | None = None) -> object:
+def parse_json(report: Report, path: Path, pairs_hook: Callable[[list], object] | None = None) -> object:
     """What a JSON file holds, None when that is not JSON."""
-    text = "".join(text_lines(report, path))
+    text = "".join(iterate_lines(report, path))
     if ("error", "not UTF-8", path) in report.counts:
         return None
     try:
@@ -127,16 +138,16 @@ def read_json(report: Report, path: Path, pairs_hook: Callable[[list], object] |
     return None
 
 
-def read_object(report: Report, path: Path) -> dict[int, object]:
+def parse_item_object(report: Report, path: Path) -> dict[int, object]:
     """{item id: value} of a JSON object; what is no item id, or stands there twice, is reported."""
     pairs: list[tuple[str, object]] = []
 
-    def keep(found: list[tuple[str, object]]) -> dict[str, object]:
+    def keep(read: list[tuple[str, object]]) -> dict[str, object]:
         # The outermost object comes last.
-        pairs[:] = found
-        return dict(found)
+        pairs[:] = read
+        return dict(read)
 
-    content = read_json(report, path, keep)
+    content = parse_json(report, path, keep)
     if content is None:
         return {}
     if not isinstance(content, dict) or not content:
@@ -151,8 +162,9 @@ def read_object(report: Report, path: Path) -> dict[int, object]:
     return {int(key): value for key, value in content.items() if ITEM_ID.fullmatch(key)}
 
 
-def check_items(report: Report, path: Path, items: Items) -> None:
-    content = read_object(report, path)
+def check_item_file(report: Report, path: Path, items: Items) -> None:
+    """Ids from 0 without a gap, and a title for every item."""
+    content = parse_item_object(report, path)
     # An id far from the others is wrong itself; it does not make all ids below it missing.
     far = sorted(item for item in content if item >= 2 * len(content))
     for item in far:
@@ -170,14 +182,15 @@ def check_items(report: Report, path: Path, items: Items) -> None:
         titles[item] = " ".join(value["title"].split())
         if not titles[item]:
             report.warning("empty title", path, f"item {item}", "the title is empty")
-    items.know(content, path)
+    items.add_ids(content, path)
     if items.titles_file is None and titles:
         items.titles, items.titles_file = titles, path
     report.checked.append((path, len(content), "items"))
 
 
 def check_index(report: Report, path: Path, items: Items) -> None:
-    content = read_object(report, path)
+    """A SID for every item, none of which begins another, and no token on two levels."""
+    content = parse_item_object(report, path)
     index: dict[int, tuple[str, ...]] = {}
     level_of: dict[str, tuple[int, int]] = {}
     for item, tokens in content.items():
@@ -207,7 +220,7 @@ def check_index(report: Report, path: Path, items: Items) -> None:
         owners[tokens].append(item)
     shared = [sharing for sharing in owners.values() if len(sharing) > 1]
     if shared:
-        examples = "; ".join(f"{' and '.join(map(str, found))} {''.join(index[found[0]])}" for found in shared[:3])
+        examples = "; ".join(f"{' and '.join(map(str, ids))} {''.join(index[ids[0]])}" for ids in shared[:3])
         text = f"{sum(map(len, shared))} items share their SID with another, such as {examples}"
         report.warning("shared SIDs", path, f"item {shared[0][0]}", text)
     # In sorted order the SIDs that begin with a SID stand right behind it.
@@ -216,7 +229,7 @@ def check_index(report: Report, path: Path, items: Items) -> None:
         if long[: len(short)] == short:
             text = f"its SID {''.join(short)} is the beginning of {''.join(long)}, item {owners[long][0]}"
             report.error("SID that begins another", path, f"item {owners[short][0]}", text)
-    items.know(content, path)
+    items.add_ids(content, path)
     if items.sids_file is None and index:
         items.sids, items.sids_file = {item: "".join(tokens) for item, tokens in index.items()}, path
     for item, tokens in index.items():
@@ -229,8 +242,9 @@ def check_index(report: Report, path: Path, items: Items) -> None:
 
 
 def check_info(report: Report, path: Path, items: Items) -> None:
+    """A line for every item, with the title and the SID that other files give it."""
     line_of: dict[int, int] = {}
-    for number, fields in numbered_fields(report, path):
+    for number, fields in iterate_fields(report, path):
         line = f"line {number}"
         if not "".join(fields).strip():
             continue
@@ -253,7 +267,7 @@ def check_info(report: Report, path: Path, items: Items) -> None:
             report.error("item missing", path, "", f"item {item} of {items.ids_file} has no line")
     if not line_of:
         report.error("no items", path, "", "no items")
-    items.know(line_of, path)
+    items.add_ids(line_of, path)
     if line_of:
         # What was remembered line by line came from this file, where no other had spoken before.
         items.titles_file, items.sids_file = items.titles_file or path, items.sids_file or path
@@ -263,7 +277,7 @@ def check_info(report: Report, path: Path, items: Items) -> None:
 def check_texts(
     report: Report, path: Path, line: str, items: Items, ids: list[int], titles: list[str], sids: list[str]
 ) -> None:
-    """The titles and SIDs of one line against those known; the first wrong one of each is reported."""
+    """The titles and SIDs of one line against those of other files; the first wrong one of each is reported."""
     if [items.sids.get(item) for item in ids] != sids:
         wrong = next(filter(None, map(items.wrong_sid, ids, sids)), None)
         if wrong:
@@ -278,7 +292,7 @@ def check_names(report: Report, path: Path, kind: str, items: Items | None) -> s
     """The mapped ids of a user2id or item2id file; with `items` they are the ids of all items."""
     originals: dict[str, int] = {}
     numbers: dict[str, int] = {}
-    for number, fields in numbered_fields(report, path):
+    for number, fields in iterate_fields(report, path):
         line = f"line {number}"
         if len(fields) != 2:
             text = f"expected the original and the mapped {kind} id separated by a tab, got {len(fields)} fields"
@@ -293,10 +307,10 @@ def check_names(report: Report, path: Path, kind: str, items: Items | None) -> s
                 if seen.setdefault(name, number) != number:
                     report.error("id twice", path, line, f"{what} {name!r} stands on line {seen[name]} already")
     if items and items.ids_file:
-        known = {str(item) for item in items.ids}
-        for item in sorted(known - numbers.keys(), key=int):
+        expected = {str(item) for item in items.ids}
+        for item in sorted(expected - numbers.keys(), key=int):
             report.error("item missing", path, "", f"item {item} of {items.ids_file} has no line")
-        for item in numbers.keys() - known:
+        for item in numbers.keys() - expected:
             report.error("unknown item", path, f"line {numbers[item]}", f"item {item} is not in {items.ids_file}")
     report.checked.append((path, len(numbers), f"{kind}s"))
     return set(numbers)
@@ -320,7 +334,7 @@ def check_embeddings(report: Report, path: Path, items: Items) -> None:
     if not side.is_file():
         report.error("no side file", side, "", 'no such file; it names the item of each row: {"item_ids": ["0", ...]}')
         return
-    described = read_json(report, side)
+    described = parse_json(report, side)
     if described is None:
         return
     ids = described.get("item_ids") if isinstance(described, dict) else None
@@ -330,11 +344,11 @@ def check_embeddings(report: Report, path: Path, items: Items) -> None:
     if len(ids) != len(array):
         report.error("row count", side, "", f"{len(ids)} item ids for the {len(array)} rows of {path}")
     row_of: dict[str, int] = {}
-    known = {str(item) for item in items.ids}
+    expected = {str(item) for item in items.ids}
     for row, item in enumerate(map(str, ids)):
         if row_of.setdefault(item, row) != row:
             report.error("item twice", side, f"row {row}", f"item {item} is row {row_of[item]} already")
-        if items.ids_file and item not in known:
+        if items.ids_file and item not in expected:
             report.error("unknown item", side, f"row {row}", f"item {item} is not in {items.ids_file}")
-    for item in sorted(known - row_of.keys(), key=int):
+    for item in sorted(expected - row_of.keys(), key=int):
         report.error("item missing", side, f"item {item}", f"has no row, but stands in {items.ids_file}")

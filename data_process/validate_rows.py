@@ -1,4 +1,4 @@
-"""The checks of `data_process.validate` on the splits: their rows, one by one, and what they give away to each other."""
+"""The checks of `data_process.validate` on the splits: their rows one by one, and what they give away of each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from data_process.interactions import INTER_COLUMNS
-from data_process.validate_items import Items, Report, check_texts, numbered_fields, text_lines
+from data_process.validate_items import Items, Report, check_texts, iterate_fields, iterate_lines
 from minionerec.common.files import InputError
 from minionerec.common.records import CSV_COLUMNS, parse_list_cell
 
@@ -28,6 +28,7 @@ class Rows:
     lines: list[int] = field(default_factory=list)
 
     def add(self, user: str, window: tuple[int, ...], line: int) -> None:
+        """Append a row."""
         self.users.append(user)
         self.windows.append(window)
         self.lines.append(line)
@@ -51,6 +52,7 @@ def check_row(
 
 
 def finish_rows(report: Report, rows: Rows) -> Rows:
+    """The rows, entered into the table of files; a split without any is reported."""
     if not rows.lines:
         report.error("no rows", rows.path, "", "no rows below the header line")
     longest = max(map(len, rows.windows), default=1) - 1
@@ -60,8 +62,9 @@ def finish_rows(report: Report, rows: Rows) -> Rows:
 
 
 def read_inter_rows(report: Report, path: Path, items: Items, users: set[str] | None) -> Rows:
+    """The rows of an .inter file; what is wrong with them is reported. users: the mapped ids, where a file has them."""
     rows = Rows(path)
-    for number, fields in numbered_fields(report, path):
+    for number, fields in iterate_fields(report, path):
         line, window = f"line {number}", []
         if number == 1:
             if len(fields) != 3 or any(text.strip().isdigit() for text in fields[1:]):
@@ -83,8 +86,9 @@ def read_inter_rows(report: Report, path: Path, items: Items, users: set[str] | 
 
 
 def read_table_rows(report: Report, path: Path, items: Items, users: set[str] | None) -> Rows:
+    """The rows of a CSV split, its titles and SIDs held against those of other files; what is wrong is reported."""
     rows, begin = Rows(path), 1
-    reader = csv.reader(text_lines(report, path))
+    reader = csv.reader(iterate_lines(report, path))
     header: list[str] = []
     try:
         for cells in reader:
@@ -102,7 +106,7 @@ def read_table_rows(report: Report, path: Path, items: Items, users: set[str] | 
             if not cells:
                 continue
             window: list[int] = []
-            row = dict(zip(header, cells))
+            row = dict(zip(header, cells, strict=False))  # a line with another number of fields is reported below
             if len(cells) != len(header):
                 report.error("fields", path, line, f"expected {len(header)} fields, got {len(cells)}")
             else:
@@ -149,7 +153,7 @@ def compare_rows(report: Report, table: Rows, inter: Rows) -> bool:
         text = f"{len(table.lines)} rows, but {inter.path} has {len(inter.lines)}"
         report.error("other rows than .inter", table.path, "", text)
     same = len(table.lines) == len(inter.lines)
-    for row, (line, user, window) in enumerate(zip(table.lines, table.users, table.windows)):
+    for row, (line, user, window) in enumerate(zip(table.lines, table.users, table.windows, strict=True)):
         if row >= len(inter.lines):
             break
         if window and inter.windows[row] and (user, window) != (inter.users[row], inter.windows[row]):
@@ -159,7 +163,7 @@ def compare_rows(report: Report, table: Rows, inter: Rows) -> bool:
     return same
 
 
-def agreement(before: tuple[int, ...], after: tuple[int, ...]) -> int:
+def count_overlap(before: tuple[int, ...], after: tuple[int, ...]) -> int:
     """How many items the end of window `before` shares with the beginning of the history of window `after`."""
     for size in range(min(len(before), len(after) - 1), 0, -1):
         if before[-size:] == after[:size]:
@@ -167,69 +171,79 @@ def agreement(before: tuple[int, ...], after: tuple[int, ...]) -> int:
     return 0
 
 
-def follows(before: tuple[int, ...], after: tuple[int, ...], longest: int) -> bool:
+def can_follow(before: tuple[int, ...], after: tuple[int, ...], longest: int) -> bool:
     """Whether window `after` can stand behind `before` in one timeline, as far as the two overlap."""
     history = after[:-1]
     if history == before[-longest:]:
         return True
     if len(history) < longest:
         return history[: len(before)] == before
-    return agreement(before, after) > agreement(after, before)
+    return count_overlap(before, after) > count_overlap(after, before)
 
 
 def find_leaks(splits: list[Rows]) -> Iterator[tuple[str, Path, int, str]]:
-    """(level, path, line, what is wrong) of rows whose target an earlier split gives away; `splits` from early to late.
+    """Rows whose target an earlier split gives away.
 
     The rows of a user are points of one timeline: what the user had up to a point, cut to the last `longest` items (the
     longest history of all splits), and what came next. A history shorter than that starts where the timeline starts, so
-    the length of the history is the row's place; a history of full length may be anywhere behind.
+    the length of the history says where the row stands; a history of full length may be anywhere behind.
 
     A user is in order when the rows, split after split and within a split the short ones by length and then the full
     ones as they stand in the file, can each follow the one before: all rows fit one timeline, and nothing is reported,
     however often its items repeat. Of the other users a row is reported when an earlier split has
 
     - the same history and target (level error; also reported for the same split, as a warning), or
-    - a row that starts with the end of this row, its target included, and so is not before it (level error). Besides the
-      target at least one item of history must agree, and more than half of the row if its history is of full length: in
-      a shorter agreement items may have come back. The two rows must agree in fewer items the allowed way round.
+    - a row that starts with the end of this row, its target included, and so is not before it (level error). Besides
+      the target at least one item of history must agree, and more than half of the row if its history is of full
+      length: in a shorter agreement items may have come back. The two rows must agree in fewer items the allowed way
+      round.
 
-    So samples made by `write_dataset` are never reported. Where rows are missing, or the full ones of a split are not in
-    the order of time, this is a judgement: it may err when the same run of items comes back, so with short histories
+    So samples made by `write_dataset` are never reported. Where rows are missing, or the full ones of a split are not
+    in the order of time, this is a judgement: it may err when the same run of items comes back, so with short histories
     (1 to 3) of few items. A user not in order costs the square of the longest history a row, any other its length.
+
+    Args:
+        splits: from early to late.
+
+    Yields:
+        Level (error or warning), path, line and what is wrong.
     """
     longest = max((len(window) for rows in splits for window in rows.windows), default=1) - 1
     by_user: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for number, rows in enumerate(splits):
-        for row, (user, window) in enumerate(zip(rows.users, rows.windows)):
+        for row, (user, window) in enumerate(zip(rows.users, rows.windows, strict=True)):
             if window:
                 by_user[user].append((number, row))
-    for user, places in by_user.items():
+    for user, positions in by_user.items():
         # The sort is stable: only short histories move, to the front of their split.
-        places.sort(key=lambda place: (place[0], len(splits[place[0]].windows[place[1]])))
-        windows = [splits[number].windows[row] for number, row in places]
-        if all(follows(before, after, longest) for before, after in pairwise(windows)):
+        positions.sort(key=lambda position: (position[0], len(splits[position[0]].windows[position[1]])))
+        windows = [splits[number].windows[row] for number, row in positions]
+        if all(can_follow(before, after, longest) for before, after in pairwise(windows)):
             continue
-        yield from _user_leaks(user, places, windows, splits, longest)
+        yield from _find_user_leaks(user, positions, windows, splits, longest)
 
 
-def _user_leaks(
-    user: str, places: list[tuple[int, int]], windows: list[tuple[int, ...]], splits: list[Rows], longest: int
+def _find_user_leaks(
+    user: str, positions: list[tuple[int, int]], windows: list[tuple[int, ...]], splits: list[Rows], longest: int
 ) -> Iterator[tuple[str, Path, int, str]]:
-    """`find_leaks` of one user that is not in order; `places` are (split, row) of the `windows`, split after split."""
+    """`find_leaks` of one user that is not in order.
+
+    `positions` are (split, row) of the `windows`, split after split.
+    """
     same: dict[tuple[int, ...], int] = {}  # window -> the first of its kind
     starts: dict[tuple[int, ...], int] = {}  # two or more first items of a window of an earlier split -> that window
     indexed = 0
-    for number, (place, window) in enumerate(zip(places, windows)):
-        while places[indexed][0] < place[0]:
+    for number, (position, window) in enumerate(zip(positions, windows, strict=True)):
+        while positions[indexed][0] < position[0]:
             for size in range(len(windows[indexed]), 1, -1):
                 if starts.setdefault(windows[indexed][:size], indexed) != indexed:
                     break  # and so are all shorter ones
             indexed += 1
-        rows = splits[place[0]]
-        where = rows.path, rows.lines[place[1]]
+        rows = splits[position[0]]
+        where = rows.path, rows.lines[position[1]]
         if window in same:
-            split, row = places[same[window]]
-            level = "warning" if split == place[0] else "error"
+            split, row = positions[same[window]]
+            level = "warning" if split == position[0] else "error"
             other = f"{splits[split].path}, line {splits[split].lines[row]}"
             yield level, *where, f"user {user}: the same history and target as {other}"
             continue
@@ -237,8 +251,8 @@ def _user_leaks(
         least = 2 if len(window) <= longest else len(window) // 2 + 1
         for size in range(len(window), least - 1, -1):
             earlier = starts.get(window[-size:])
-            if earlier is not None and agreement(windows[earlier], window) < size:
-                split, row = places[earlier]
+            if earlier is not None and count_overlap(windows[earlier], window) < size:
+                split, row = positions[earlier]
                 other = f"{splits[split].path}, line {splits[split].lines[row]}"
                 text = f"the target, item {window[-1]}, stands in {other}, which is not before it in time"
                 yield "error", *where, f"user {user}: {text}"

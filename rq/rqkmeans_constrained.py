@@ -1,26 +1,37 @@
 """Constrained RQ-KMeans: residual k-means with clusters of near-equal size on every level.
 
 python -m rq.rqkmeans_constrained --data_path DIR/NAME.emb-PLM-td.npy --output_file DIR/NAME.index.json
+python -m rq.rqkmeans_constrained --root DIR --dataset NAME     for embeddings in DIR/NAME.emb-qwen-td.npy
+
+Writes the index, its quality report and NAME.index.codebooks.npz.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from minionerec.common.cli import parse_flags, run_command
+from rq.settings import RQKMeansConstrainedFlags
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(RQKMeansConstrainedFlags)
+
 import torch
 
-from minionerec.common.cli import run
-from minionerec.common.files import InputError
 from rq.kmeans.balanced import balanced_kmeans
-from rq.kmeans.residual import run_method
-
-ENGINES = ("balanced", "min_cost_flow")
+from rq.kmeans.residual import make_kmeans_index, resolve_files
 
 
 def min_cost_flow_kmeans(
     x: torch.Tensor, n_clusters: int, iterations: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """k-means of x [n, dim] whose every assignment is a minimum-cost flow (Bradley et al. 2000), by k-means-constrained.
+    """k-means of x [n, dim] whose every assignment is a minimum-cost flow (Bradley et al. 2000).
 
-    Returns (centres [K, dim], cluster of each row [n]); sizes are n // K or one more. Exact, for some 10,000 rows at most.
+    By k-means-constrained: exact, for some 10,000 rows at most.
+
+    Returns:
+        The centres [K, dim] and the cluster of each row [n]; sizes are n // K or one more.
     """
     from k_means_constrained import KMeansConstrained
 
@@ -38,40 +49,22 @@ def min_cost_flow_kmeans(
     return centres, labels.to(x.device)
 
 
-def main(
-    data_path: str,
-    output_file: str,
-    num_levels: int | None = None,
-    codebook_size: list[int] | None = None,
-    iterations: int = 100,
-    engine: str = "balanced",
-    collisions: list[str] | None = None,
-    sk_epsilon: float = 0.003,
-    sk_iters: int = 100,
-    repair_rounds: int = 20,
-    device: str | None = None,
-    seed: int = 42,
-    force: bool = False,
-) -> None:
-    """Write the index, its quality report and NAME.index.codebooks.npz.
+ENGINES = {"balanced": balanced_kmeans, "min_cost_flow": min_cost_flow_kmeans}
 
-    num_levels: default 3; codebook_size: codes of every level, or a list with one number per level; default 256
-    iterations: k-means rounds per level, at most
-    engine: balanced (rq/balanced_kmeans.py, any size, CPU or GPU) or min_cost_flow (exact assignments, small data, CPU)
-    collisions, sk_epsilon, sk_iters, repair_rounds: as in rq.generate_indices; default extra_token
-    """
-    settings = {**locals(), "collisions": collisions or ["extra_token"]}
-    if iterations < 1:
-        raise InputError(f"--iterations {iterations}: expected 1 or more")
-    if engine not in ENGINES:
-        raise InputError(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
-    kmeans = balanced_kmeans if engine == "balanced" else min_cost_flow_kmeans
+
+def make_rqkmeans_constrained(flags: RQKMeansConstrainedFlags) -> None:
+    """Cluster the embeddings level by level and write the index, its report and the codebooks."""
+    flags = resolve_files(
+        flags,
+        embeddings=Path(flags.root) / f"{flags.dataset}.emb-qwen-td.npy",
+        index=Path(flags.root) / f"{flags.dataset}.index.json",
+    )
 
     def cluster(x: torch.Tensor, n_clusters: int, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return kmeans(x, n_clusters, iterations=iterations, seed=seed + level)
+        return ENGINES[flags.engine](x, n_clusters, iterations=flags.iterations, seed=flags.seed + level)
 
-    run_method("rqkmeans_constrained", settings, cluster)
+    make_kmeans_index("rqkmeans_constrained", flags, cluster)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(make_rqkmeans_constrained, FLAGS)

@@ -1,79 +1,67 @@
-"""RQ-KMeans+: an RQ-VAE with residual encoder, warm-started from the codebooks of a k-means run, trained on embeddings.
+"""RQ-KMeans+: an RQ-VAE with residual encoder, started from the codebooks of a k-means run.
 
-python -m rq.rqkmeans_plus --data_path DIR/NAME.emb-PLM-td.npy --pretrained_codebook_path DIR/NAME.index.codebooks.npz \\
-    --ckpt_dir DIR/rqkmeans_plus
+python -m rq.rqkmeans_plus --data_path DIR/NAME.emb-PLM-td.npy --ckpt_dir DIR/rqkmeans_plus \\
+    --pretrained_codebook_path DIR/NAME.index.codebooks.npz
+
+Encoder and decoder are z = x + MLP(x); rq.generate_indices_plus makes semantic IDs of the trained codes.
 """
 
 from __future__ import annotations
 
-from minionerec.common.cli import run
+from dataclasses import replace
+
+from minionerec.common.cli import parse_flags, run_command
 from minionerec.common.files import InputError
+from rq.settings import RQKMeansPlusFlags
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(RQKMeansPlusFlags)
+
 from rq.index.codebook import load_codebooks
 from rq.models.rqkmeans import RQKMeansPlus
-from rq.trainer import train
+from rq.trainer import train_autoencoder
 
 
-def main(
-    data_path: str,
-    pretrained_codebook_path: str,
-    ckpt_dir: str,
-    lr: float = 1e-4,
-    epochs: int = 5_000,
-    batch_size: int = 2_048,
-    eval_step: int = 50,
-    learner: str = "AdamW",
-    lr_scheduler_type: str = "constant",
-    warmup_epochs: int = 50,
-    weight_decay: float = 0.0,
-    max_norm: float = 1.0,
-    dropout_prob: float = 0.0,
-    bn: bool = False,
-    loss_type: str = "mse",
-    sk_epsilons: list[float] | None = None,
-    sk_iters: int = 50,
-    device: str | None = None,
-    quant_loss_weight: float = 1.0,
-    beta: float = 0.25,
-    layers: list[int] | None = None,
-    save_limit: int = 5,
-    revive_every: int = 0,
-    bf16: bool = False,
-    seed: int = 42,
-    force: bool = False,
-) -> None:
-    """Train z = x + MLP(x) and the codes of a k-means run; checkpoints and the other flags are those of rq.rqvae.
+def train_rqkmeans_plus(flags: RQKMeansPlusFlags) -> None:
+    """Train the residual MLPs and the codes of a k-means run (introduced with GPR, 2025).
 
-    pretrained_codebook_path: .npz of rq.rqkmeans_faiss or rq.rqkmeans_constrained; it sets levels and codes per level
-    layers: hidden widths of both MLPs, default 2048,1024,512,256,128,64
+    Raises:
+        InputError: codebooks that do not fit the embeddings, --num_emb_list or --e_dim.
     """
-    codebooks = load_codebooks(pretrained_codebook_path, "pretrained_codebook_path")
-    layers = [2048, 1024, 512, 256, 128, 64] if layers is None else layers
-    settings = {**locals(), "num_emb_list": [len(codes) for codes in codebooks]}
-    del settings["codebooks"]
+    path = flags.pretrained_codebook_path
+    codebooks = load_codebooks(path, "pretrained_codebook_path")
+    sizes, width = [len(codes) for codes in codebooks], codebooks[0].shape[1]
+    if flags.num_emb_list not in (None, sizes):
+        given = ",".join(map(str, flags.num_emb_list))
+        raise InputError(f"--num_emb_list {given}: {path} has {','.join(map(str, sizes))} codes per level")
+    if flags.e_dim not in (None, width):
+        raise InputError(f"--e_dim {flags.e_dim}: the codes of {path} have width {width}")
+    flags = replace(flags, num_emb_list=sizes)
 
-    def build(in_dim: int) -> RQKMeansPlus:
-        if codebooks[0].shape[1] != in_dim:
+    def build_model(in_dim: int) -> RQKMeansPlus:
+        if width != in_dim:
             raise InputError(
-                f"--pretrained_codebook_path {pretrained_codebook_path}: codes of width {codebooks[0].shape[1]}, "
-                f"but the embeddings of {data_path} have {in_dim} columns"
+                f"--pretrained_codebook_path {path}: codes of width {width}, "
+                f"but the embeddings of {flags.data_path} have {in_dim} columns"
             )
         model = RQKMeansPlus(
             in_dim,
-            settings["num_emb_list"],
-            layers,
-            dropout_prob=dropout_prob,
-            bn=bn,
-            loss_type=loss_type,
-            quant_loss_weight=quant_loss_weight,
-            beta=beta,
-            sk_epsilons=sk_epsilons,
-            sk_iters=sk_iters,
+            sizes,
+            layers=flags.layers,
+            dropout_prob=flags.dropout_prob,
+            bn=flags.bn,
+            loss_type=flags.loss_type,
+            quant_loss_weight=flags.quant_loss_weight,
+            beta=flags.beta,
+            sk_epsilons=flags.sk_epsilons,
+            sk_iters=flags.sk_iters,
         )
         model.start_from(codebooks)
         return model
 
-    train("rqkmeans_plus", settings, build, (pretrained_codebook_path,))
+    train_autoencoder("rqkmeans_plus", flags, build_model, path)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(train_rqkmeans_plus, FLAGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from tqdm import tqdm
 from minionerec.common.embeddings import side_file_path
 from minionerec.common.files import InputError, atomic_write
 from minionerec.common.processes import is_main_process, say
-from minionerec.common.stage import Stage
+from minionerec.common.stage import open_stage
 from rq.index.codebook import load_checkpoint, load_items, pick_device
-from rq.models.rqvae import LOSSES, RQVAE
+from rq.models.rqvae import RQVAE
+from rq.settings import AutoencoderFlags, TrainerFlags
 
 LEARNERS = {
     "adamw": torch.optim.AdamW,
@@ -26,60 +27,42 @@ LEARNERS = {
     "adagrad": torch.optim.Adagrad,
     "rmsprop": torch.optim.RMSprop,
 }
-
-
-SCHEDULES = ("constant", "linear", "cosine")
-
-
 BEST_LOSS, BEST_COLLISION, FINAL = "best_loss_model.pth", "best_collision_model.pth", "final_model.pth"
 
 
-@dataclass
-class TrainerSettings:
-    """How to train. eval_step, warmup_epochs: in epochs. max_norm: of the gradient. save_limit: checkpoints kept.
+def check_trainer_flags(flags: TrainerFlags) -> None:
+    """Refuse values that no training can have.
 
-    revive_every: dead codes are put on badly fitted items after every so many epochs, 0 for never. bf16: the MLPs run in
-    bfloat16 autocast; weights, distances and losses stay float32.
+    Raises:
+        InputError: a value outside its range.
     """
-
-    ckpt_dir: str
-    lr: float = 1e-3
-    epochs: int = 10_000
-    batch_size: int = 20_480
-    eval_step: int = 50
-    learner: str = "adamw"
-    lr_scheduler_type: str = "constant"
-    warmup_epochs: int = 50
-    weight_decay: float = 1e-4
-    max_norm: float = 1.0
-    save_limit: int = 2
-    seed: int = 42
-    revive_every: int = 0
-    bf16: bool = False
-
-    def check(self) -> None:
-        """InputError for a value outside its range."""
-        if self.learner.lower() not in LEARNERS:
-            raise InputError(f"--learner {self.learner}: expected one of {', '.join(LEARNERS)}")
-        if self.lr_scheduler_type not in SCHEDULES:
-            raise InputError(f"--lr_scheduler_type {self.lr_scheduler_type}: expected one of {', '.join(SCHEDULES)}")
-        for name in ("epochs", "batch_size", "eval_step", "save_limit"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: expected 1 or more")
-        if not 0 < self.lr < math.inf or self.max_norm <= 0:
-            raise InputError("--lr and --max_norm: expected numbers above 0")
-        if min(self.warmup_epochs, self.weight_decay, self.revive_every) < 0:
-            raise InputError("--warmup_epochs, --weight_decay and --revive_every: expected 0 or more")
+    if flags.learner.lower() not in LEARNERS:
+        raise InputError(f"--learner {flags.learner}: expected one of {', '.join(LEARNERS)}")
+    for name in ("epochs", "batch_size", "eval_step", "save_limit"):
+        if getattr(flags, name) < 1:
+            raise InputError(f"--{name} {getattr(flags, name)}: expected 1 or more")
+    if not 0 < flags.lr < math.inf or flags.max_norm <= 0:
+        raise InputError("--lr and --max_norm: expected numbers above 0")
+    if min(flags.warmup_epochs, flags.weight_decay, flags.revive_every) < 0:
+        raise InputError("--warmup_epochs, --weight_decay and --revive_every: expected 0 or more")
 
 
 class Trainer:
-    """Trains `model` (already on its device) with `settings`; all files go to settings.ckpt_dir.
+    """Training of an RQ-VAE; all files go to settings.ckpt_dir.
 
     checkpoint_EPOCH.pth holds everything needed to go on: weights, optimiser, random generators, best values.
+
+    Args:
+        model: already on its device.
+        settings: how to train it; a command's flags, of which those of TrainerFlags count.
+        on_checkpoint: called whenever a checkpoint is written.
+
+    Raises:
+        InputError: a setting outside its range.
     """
 
-    def __init__(self, model: RQVAE, settings: TrainerSettings, on_checkpoint: Callable[[], None] | None = None):
-        settings.check()
+    def __init__(self, model: RQVAE, settings: TrainerFlags, on_checkpoint: Callable[[], None] | None = None):
+        check_trainer_flags(settings)
         self.model, self.settings = model, settings
         self.device = next(model.parameters()).device
         self.folder = Path(settings.ckpt_dir)
@@ -94,6 +77,10 @@ class Trainer:
         self.best_loss = math.inf
         self.best_collision = (math.inf, math.inf)
 
+    def _recorded_settings(self) -> dict[str, Any]:
+        """What decides how a training goes on; a checkpoint of other settings is not continued."""
+        return {field.name: getattr(self.settings, field.name) for field in fields(TrainerFlags)}
+
     def _lr(self, steps_per_epoch: int) -> float:
         """Learning rate of the coming step: linear warm-up, then the schedule down to 0 at the last step."""
         warmup = self.settings.warmup_epochs * steps_per_epoch
@@ -107,7 +94,8 @@ class Trainer:
     def _train_epoch(self, data: torch.Tensor) -> tuple[float, float]:
         """One pass over data [n, in_dim] in random order. Returns mean loss and mean reconstruction loss.
 
-        Raises InputError when the loss is no longer finite.
+        Raises:
+            InputError: the loss is no longer finite.
         """
         self.model.train()
         n, size = len(data), self.settings.batch_size
@@ -139,14 +127,15 @@ class Trainer:
         """Move dead codes to where data [n, in_dim] is fitted worst, and forget what the optimiser knew of them."""
         self.model.eval()
         encoded = torch.cat([self.model.encoder(part) for part in data.split(self.settings.batch_size)])
-        for layer, codes in zip(self.model.rq.vq_layers, self.model.rq.revive(encoded, self.order)):
+        revived = self.model.rq.revive(encoded, self.order)
+        for layer, codes in zip(self.model.rq.vq_layers, revived, strict=True):
             for name, state in self.optimizer.state.get(layer.embedding.weight, {}).items():
                 if name != "step":
                     state[codes] = 0
 
     @torch.no_grad()
     def _valid_epoch(self, data: torch.Tensor) -> float:
-        """Share of the items of data [n, in_dim] that get no SID of their own: 1 - distinct SIDs / items."""
+        """The collision rate of data [n, in_dim]: 1 - distinct SIDs / items."""
         self.model.eval()
         codes = torch.cat([self.model.get_indices(part, use_sk=False) for part in data.split(self.settings.batch_size)])
         return 1 - len(torch.unique(codes, dim=0)) / len(data)
@@ -162,7 +151,7 @@ class Trainer:
         }
         if full:
             state |= {
-                "settings": asdict(self.settings),
+                "settings": self._recorded_settings(),
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "best_loss": self.best_loss,
@@ -188,7 +177,7 @@ class Trainer:
         """Go on from the newest checkpoint of the same settings and model; False and a clean folder if none is."""
         for path in reversed(self._checkpoints()):
             state = load_checkpoint(path)
-            if state.get("settings") != asdict(self.settings) or state["config"] != self.model.config:
+            if state.get("settings") != self._recorded_settings() or state["config"] != self.model.config:
                 break
             self.model.load_state_dict(state["state_dict"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -203,11 +192,17 @@ class Trainer:
         return False
 
     def fit(self, data: torch.Tensor) -> tuple[float, float]:
-        """Train on data [n, in_dim] (on the model's device) to the end; returns (best loss, best collision rate).
+        """Train to the end.
 
         Every eval_step epochs, and after the last: collision rate, best models, checkpoint. Among equal collision rates
         the lower loss is the better. As the latent space grows during training, so do the loss's quantisation part and
         often the collision rate, and both best models may be early ones that reconstruct badly: hence the final model.
+
+        Args:
+            data: the embeddings [n, in_dim], on the model's device.
+
+        Returns:
+            The best loss and the best collision rate.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         progress = tqdm(
@@ -245,46 +240,57 @@ class Trainer:
         return self.best_loss, self.best_collision[0]
 
 
-def check_model_flags(settings: dict[str, Any]) -> None:
-    """InputError for a value that no model can be built with."""
-    levels = settings["num_emb_list"]
-    counts = [settings[name] for name in ("e_dim", "kmeans_iters", "sk_iters") if name in settings]
-    if min([*levels, *settings["layers"], *counts]) < 1:
+def check_model_flags(flags: AutoencoderFlags) -> None:
+    """Refuse values that no model can be built with.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+    levels = flags.num_emb_list
+    counts = [
+        getattr(flags, name) for name in ("e_dim", "kmeans_iters", "sk_iters") if getattr(flags, name) is not None
+    ]
+    if min([*levels, *flags.layers, *counts]) < 1:
         raise InputError("--num_emb_list, --layers, --e_dim, --kmeans_iters and --sk_iters must be at least 1")
-    epsilons = settings["sk_epsilons"]
+    epsilons = flags.sk_epsilons
     if epsilons and (len(epsilons) != len(levels) or min(epsilons) < 0):
         raise InputError(f"--sk_epsilons: expected {len(levels)} numbers of 0 or more, got {epsilons}")
-    if settings["loss_type"] not in LOSSES:
-        raise InputError(f"--loss_type {settings['loss_type']}: expected one of {', '.join(LOSSES)}")
-    if not 0 <= settings["dropout_prob"] < 1:
-        raise InputError(f"--dropout_prob {settings['dropout_prob']}: expected a number from 0 to below 1")
+    if not 0 <= flags.dropout_prob < 1:
+        raise InputError(f"--dropout_prob {flags.dropout_prob}: expected a number from 0 to below 1")
 
 
-def train(command: str, settings: dict[str, Any], build: Callable[[int], RQVAE], inputs: tuple[str, ...] = ()) -> None:
-    """Train build(in_dim) on settings["data_path"] into settings["ckpt_dir"], resuming a run that was cut off.
+def train_autoencoder(
+    name: str, flags: AutoencoderFlags, build_model: Callable[[int], RQVAE], codebooks_file: str | None = None
+) -> None:
+    """Train a model on the embeddings of flags.data_path into flags.ckpt_dir, resuming a run that was cut off.
 
-    settings: the command's flags; inputs: files it reads besides the embeddings.
+    Args:
+        name: of the stage.
+        flags: the command's flags, resolved.
+        build_model: the model for embeddings of a width.
+        codebooks_file: a file that it reads besides the embeddings.
+
+    Raises:
+        InputError: a flag outside its range, or embeddings that cannot be read.
     """
-    trainer_settings = TrainerSettings(**{field.name: settings[field.name] for field in fields(TrainerSettings)})
-    trainer_settings.check()
-    check_model_flags(settings)
-    device = pick_device(settings["device"])
-    data_path, folder = settings["data_path"], Path(settings["ckpt_dir"])
-    array, _ = load_items(data_path, "data_path")
-    if settings["bn"] and 1 in (min(len(array), settings["batch_size"]), len(array) % settings["batch_size"]):
+    check_trainer_flags(flags)
+    check_model_flags(flags)
+    device = pick_device(flags.device)
+    folder = Path(flags.ckpt_dir)
+    array, _ = load_items(flags.data_path, "data_path")
+    if flags.bn and 1 in (min(len(array), flags.batch_size), len(array) % flags.batch_size):
         raise InputError("--bn: the last batch would hold one item; choose another --batch_size")
-    stage = Stage(
-        command,
-        settings,
-        [data_path, side_file_path(data_path), *inputs],
-        [folder / BEST_LOSS, folder / BEST_COLLISION, folder / FINAL],
-        folder / f"{command}.stage.json",
-        settings["force"],
+    stage = open_stage(
+        name,
+        flags,
+        inputs=[flags.data_path, side_file_path(flags.data_path), codebooks_file],
+        outputs=[folder / BEST_LOSS, folder / BEST_COLLISION, folder / FINAL],
+        record=folder / f"{name}.stage.json",
     )
     if stage.finished:
         return
-    torch.manual_seed(settings["seed"])
-    trainer = Trainer(build(array.shape[1]).to(device), trainer_settings, stage.tick)
+    torch.manual_seed(flags.seed)
+    trainer = Trainer(build_model(array.shape[1]).to(device), flags, stage.tick)
     if stage.resuming and trainer.resume():
         say(f"  from epoch {trainer.epoch}")
     elif not stage.resuming:

@@ -14,21 +14,21 @@ def trained(tmp_path_factory):
     """paths: of the dataset by flag name; checkpoint: of a few epochs of sft.py from scratch; folder: its output."""
     from tiny import make_dataset, write_config
 
+    from minionerec.training.settings import SFTFlags
     from sft import sft
 
     folder = tmp_path_factory.mktemp("trained")
     paths = make_dataset(folder / "data", deep=True)
     sft(
-        write_config(folder),
-        paths["train_file"],
-        paths["eval_file"],
-        str(folder / "sft"),
-        paths["sid_index_path"],
-        paths["item_meta_path"],
-        train_from_scratch=True,
-        batch_size=16,
-        micro_batch_size=16,
-        num_epochs=6,
-        learning_rate=1e-2,
+        SFTFlags(
+            base_model=write_config(folder),
+            **{name: paths[name] for name in ("train_file", "eval_file", "sid_index_path", "item_meta_path")},
+            output_dir=str(folder / "sft"),
+            train_from_scratch=True,
+            batch_size=16,
+            micro_batch_size=16,
+            num_epochs=6,
+            learning_rate=1e-2,
+        )
     )
     return SimpleNamespace(paths=paths, folder=folder, checkpoint=str(folder / "sft" / "final_checkpoint"))

@@ -1,4 +1,6 @@
-"""Training SID rows only, or with LoRA: gradients against full models, memory, resuming, and plain folders at the end."""
+"""Training SID rows only, or with LoRA: gradients against full models, memory, resuming, and plain folders at the
+end.
+"""
 
 import copy
 import json
@@ -15,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from evaluate import evaluate
 from minionerec.common.files import InputError, read_json
 from minionerec.common.records import read_index
+from minionerec.common.settings import AdapterFlags
+from minionerec.evaluation.settings import EvaluateFlags
 from minionerec.language.adapters import (
     add_lora,
     check_adapter_checkpoint,
@@ -26,12 +30,19 @@ from minionerec.language.models import add_dropout, load_model, train_tokenizer
 from minionerec.language.sid_tokens import add_sid_tokens
 from minionerec.search.prefix_tree import batch_trees, check_tree_attention, compute_tree_log_probs
 from minionerec.training.checkpoints import find_last_checkpoint
+from minionerec.training.settings import SFTFlags
 from minionerec.training.sft_trainer import TreeTrainer
 from sft import sft
 
 ROWS = [30, 31, 33, 34, 39]
 MODELS = [("llama", False), ("qwen2", True), ("qwen3", True), ("qwen3", False)]
-WRAPPERS = {"rows": train_token_rows, "lora": add_lora}
+
+
+def lora_flags(**flags):
+    return AdapterFlags(lora=True, **{f"lora_{name}": value for name, value in flags.items()})
+
+
+WRAPPERS = {"rows": train_token_rows, "lora": lambda model, rows, **flags: add_lora(model, rows, lora_flags(**flags))}
 
 
 def shaken(model, seed=0):
@@ -57,7 +68,7 @@ def by_name(wrapped):
     return found
 
 
-# ----------------------------------------------------------------------------------------------- loss, gradients, export
+# ---------------------------------------------------------------------------------------------- loss, gradients, export
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind, tied", MODELS)
 @pytest.mark.parametrize("method", WRAPPERS)
@@ -127,7 +138,9 @@ def test_the_plain_model_is_the_wrapped_one(method, kind, tied, tmp_path):
 
 def test_lora_targets_and_sizes():
     model = tiny_model("llama", 40)
-    wrapped = add_lora(copy.deepcopy(model), ROWS, rank=3, alpha=6, targets=["q_proj", "mlp.down_proj"], dropout=0.5)
+    wrapped = add_lora(
+        copy.deepcopy(model), ROWS, lora_flags(rank=3, alpha=6, targets=["q_proj", "mlp.down_proj"], dropout=0.5)
+    )
     shapes = {key: tuple(parameter.shape) for key, parameter in by_name(wrapped).items()}
     assert shapes == {("model.embed_tokens", "rows"): (5, 32), ("lm_head", "rows"): (5, 32)} | {
         (f"model.layers.{layer}.{name}", part): shape
@@ -139,13 +152,13 @@ def test_lora_targets_and_sizes():
             ("mlp.down_proj", "B", (32, 3)),
         )
     }
-    everywhere = {name for name, part in by_name(add_lora(copy.deepcopy(model), ROWS)) if part == "A"}
+    everywhere = {name for name, part in by_name(add_lora(copy.deepcopy(model), ROWS, lora_flags())) if part == "A"}
     assert everywhere == {name for name, part in model.named_modules() if name.endswith("_proj")}
     ids = torch.tensor([[3, 31, 7]])
     shaken(wrapped).train()
     assert not torch.equal(wrapped(ids).logits, wrapped(ids).logits)  # dropout
     with pytest.raises(InputError, match="no linear layer 'lm_head'; it has down_proj, gate_proj, k_proj"):
-        add_lora(model, ROWS, targets=["q_proj", "lm_head"])
+        add_lora(model, ROWS, lora_flags(targets=["q_proj", "lm_head"]))
 
 
 def test_an_output_layer_with_a_bias_is_refused():
@@ -205,14 +218,15 @@ def train(paths, base, output, **changes):
         "num_epochs": 2,
         "learning_rate": 1e-2,
     }
-    sft(**{**flags, **changes})
+    sft(SFTFlags(**{**flags, **changes}))
     return Path(output)
 
 
 def illegal(checkpoint, paths, folder, **changes):
     """How many of the SIDs that evaluation lists are none of the catalogue's."""
-    files = [paths[key] for key in ("train_file", "info_file", "test_data_path")]
-    evaluate(str(checkpoint), *files, str(folder / "test.json"), num_beams=10, K=10, **changes)
+    files = {key: paths[key] for key in ("train_file", "info_file", "test_data_path")}
+    result = str(folder / "test.json")
+    evaluate(EvaluateFlags(base_model=str(checkpoint), **files, result_json_data=result, num_beams=10, K=10, **changes))
     return read_json(folder / "test.metrics.json")["illegal"]
 
 
@@ -304,7 +318,8 @@ def test_the_best_epoch_is_what_is_exported(toy, bases, tmp_path, monkeypatch, k
         seen.append({name: part.detach().clone() for name, part in by_name(self.model).items()})
         with monkeypatch.context() as patch:
             patch.setattr(
-                "sft_trainer.tree_log_probs", lambda model, batch: torch.full_like(batch.label_weight, made_up)
+                "minionerec.training.sft_trainer.compute_tree_log_probs",
+                lambda model, batch: torch.full_like(batch.label_weight, made_up),
             )
             made_up = (-2.0, -1.0, -3.0)[len(seen) - 1]
             return measure(self, *args, **kwargs)
@@ -388,7 +403,9 @@ def test_a_checkpoint_of_another_kind_is_not_gone_on_from(tmp_path):
 @pytest.mark.skipif("MINIONEREC_SMOLLM2" not in os.environ, reason="MINIONEREC_SMOLLM2 names no folder of SmolLM2-135M")
 @pytest.mark.parametrize("method", [{}, *METHODS.values()], ids=["full", *METHODS])
 def test_smollm2(toy, tmp_path, method):
-    """A pretrained model of 135 million weights: a few steps lower the loss of next SIDs, and evaluation reads the folder."""
+    """A pretrained model of 135 million weights: a few steps lower the loss of next SIDs, and evaluation reads the
+    folder.
+    """
     base = os.environ["MINIONEREC_SMOLLM2"]
     flags = {
         "prompts": "worded",

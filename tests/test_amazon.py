@@ -1,6 +1,5 @@
 """The Amazon command from end to end: three forms of dump, windows, malformed lines, and a slow obvious twin."""
 
-import gzip
 import json
 import os
 import subprocess
@@ -9,83 +8,36 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from amazon_dump import (
+    ALL,
+    END,
+    FORMS,
+    GOOD,
+    GOOD_2023,
+    START,
+    WINDOW,
+    catalogue,
+    dump,
+    item_line,
+    log,
+    review_line,
+    write,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_process import amazon18_data_process as amazon
-from data_process.interactions import month_start, output_files, read_inter
-from minionerec.common.cli import run
+from data_process.amazon18_data_process import process_amazon
+from data_process.interactions import list_dataset_files, read_inter
+from data_process.settings import AmazonFlags
+from minionerec.common.cli import parse_flags
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_records
 
 ROOT = Path(__file__).parent.parent
-FORMS = ("2014", "2018", "2023")
-START, END = month_start(2016, 10), month_start(2018, 11)
-WINDOW = {"st_year": 2016, "st_month": 10, "ed_year": 2018, "ed_month": 11}
-ALL = {"user_k": 0, "item_k": 0}
-
-
-def log(users=6, items=5, each=8):
-    """(user, item, seconds, rating); many reviews share a time."""
-    random = np.random.default_rng(0)
-    rows = [(f"U{u}", f"I{random.integers(items)}", START + 1000 * int(random.integers(9)), 4.0) for u in range(users)]
-    rows += [
-        (f"U{u}", f"I{random.integers(items)}", START + 1000 * int(random.integers(20)), float(random.integers(1, 6)))
-        for _ in range(each)
-        for u in range(users)
-    ]
-    return rows
-
-
-def catalogue(items=5):
-    return {f"I{i}": f"Item &amp; No. {i}" for i in range(items)}
-
-
-def review_line(form, user, item, seconds, rating):
-    if form == "2023":
-        record = {"rating": rating, "title": "Good", "text": "ok", "asin": "V1", "parent_asin": item, "user_id": user}
-        return json.dumps(record | {"timestamp": seconds * 1000, "verified_purchase": True})
-    record = {"reviewerID": user, "asin": item, "reviewText": "it's “ok”", "overall": rating}
-    return json.dumps(record | {"unixReviewTime": seconds})
-
-
-def item_line(form, item, title):
-    texts = ["A <b>bold</b> claim.", 'It\'s &lt;br&gt; "big"']
-    if form == "2014":
-        record = {"asin": item, "description": " ".join(texts), "title": title, "brand": "Acme"}
-        return str(record | {"categories": [["Tools", "Saws"], ["Tools", "Blades & Co"]]})
-    if form == "2018":
-        record = {"asin": item, "description": texts, "title": title, "brand": "Acme"}
-        return json.dumps(record | {"category": ["Tools", "Saws", "Blades &amp; Co"]})
-    record = {"parent_asin": item, "description": texts, "title": title, "store": "Acme", "main_category": "X"}
-    return json.dumps(record | {"categories": ["Tools", "Saws", "Blades & Co"], "price": None})
-
-
-def write(path, lines, packed=False):
-    content = "".join(line + "\n" for line in lines).encode()
-    path.write_bytes(gzip.compress(content) if packed else content)
-    return str(path)
-
-
-def dump(folder, rows=None, titles=None, form="2018", packed=False, more_reviews=(), more_items=()):
-    """Write both files; returns the flags that name them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, titles = log() if rows is None else rows, catalogue() if titles is None else titles
-    end = ".gz" if packed else ""
-    reviews = [review_line(form, *row) for row in rows] + list(more_reviews)
-    items = [item_line(form, *pair) for pair in titles.items()] + list(more_items)
-    return {
-        "dataset": "toy",
-        "metadata_file": write(folder / f"meta.json{end}", items, packed),
-        "reviews_file": write(folder / f"reviews.json{end}", reviews, packed),
-        "output_path": str(folder / "out"),
-        "user_k": 2,
-        "item_k": 2,
-    }
 
 
 def contents(flags):
-    return [path.read_bytes() for path in output_files(flags["output_path"], "toy")]
+    return [path.read_bytes() for path in list_dataset_files(flags["output_path"], "toy")]
 
 
 def results(flags):
@@ -100,7 +52,7 @@ def original_names(flags, kind):
 def samples(flags, split):
     """(user, history, target) of a split, with the original ids."""
     users, items = original_names(flags, "user"), original_names(flags, "item")
-    rows = zip(*read_inter(Path(flags["output_path"]) / f"toy.{split}.inter", len(items)))
+    rows = zip(*read_inter(Path(flags["output_path"]) / f"toy.{split}.inter", len(items)), strict=True)
     return [(users[int(user)], [items[i] for i in history], items[target]) for user, history, target in rows]
 
 
@@ -124,9 +76,9 @@ def slow_samples(rows, titles, flags):
         kept = left
     kept.sort(key=lambda row: row[2])
     made = []
-    for place, (user, item, _, _) in enumerate(kept):
-        history = [row[1] for row in kept[:place] if row[0] == user]
-        after = sum(row[0] == user for row in kept[place + 1 :])
+    for position, (user, item, _, _) in enumerate(kept):
+        history = [row[1] for row in kept[:position] if row[0] == user]
+        after = sum(row[0] == user for row in kept[position + 1 :])
         if history:
             made.append((after, (user, history[-flags["max_history"] :], item)))
     n = len(made)
@@ -134,8 +86,8 @@ def slow_samples(rows, titles, flags):
     if flags["split"] == "chronological":
         parts = {name: [sample for _, sample in made[begin:end]] for name, (begin, end) in cuts.items()}
     else:
-        place_of = {0: "test", 1: "valid"}
-        parts = {name: [s for after, s in made if place_of.get(after, "train") == name] for name in cuts}
+        split_of = {0: "test", 1: "valid"}
+        parts = {name: [s for after, s in made if split_of.get(after, "train") == name] for name in cuts}
     return parts if all(parts.values()) else None
 
 
@@ -165,7 +117,7 @@ def random_log(seed):
             "item_k": st.integers(0, 3),
             "max_history": st.integers(1, 3),
             "min_rating": st.sampled_from([None, 2.0]),
-            "duplicates": st.sampled_from(amazon.DUPLICATES),
+            "duplicates": st.sampled_from(["same_time", "user_item"]),
             "split": st.sampled_from(["chronological", "leave_one_out"]),
         }
     ),
@@ -176,9 +128,9 @@ def test_samples_equal_plain_loops(tmp_path_factory, seed, form, window, choices
     expected = slow_samples(rows, titles, flags)
     if expected is None:
         with pytest.raises(InputError, match="split is empty|is left"):
-            amazon.main(**flags)
+            process_amazon(AmazonFlags(**flags))
     else:
-        amazon.main(**flags)
+        process_amazon(AmazonFlags(**flags))
         assert {split: samples(flags, split) for split in expected} == expected
 
 
@@ -187,9 +139,9 @@ def test_every_form_plain_or_packed_gives_the_same_bytes(tmp_path):
     for form in FORMS:
         for packed in (False, True):
             flags = dump(tmp_path / f"{form}{packed}", form=form, packed=packed)
-            amazon.main(**flags)
+            process_amazon(AmazonFlags(**flags))
             made.append(contents(flags))
-    amazon.main(**flags, force=True)
+    process_amazon(AmazonFlags(**flags, force=True))
     made.append(contents(flags))
     assert all(files == made[0] for files in made) and len(made[0]) == 6
     items = read_item_records(Path(flags["output_path"]) / "toy.item.json")
@@ -205,22 +157,18 @@ def test_lines_of_all_forms_may_stand_in_one_file(tmp_path):
     items = [item_line(FORMS[i % 3], *pair) for i, pair in enumerate(catalogue().items())]
     flags = dump(tmp_path / "mixed", [], {}, more_reviews=mixed, more_items=items)
     plain = dump(tmp_path / "plain")
-    amazon.main(**flags)
-    amazon.main(**plain)
+    process_amazon(AmazonFlags(**flags))
+    process_amazon(AmazonFlags(**plain))
     assert contents(flags) == contents(plain)
 
 
 def test_a_finished_run_is_not_repeated(tmp_path, capsys):
     flags = dump(tmp_path)
-    amazon.main(**flags)
-    amazon.main(**flags)
+    process_amazon(AmazonFlags(**flags))
+    process_amazon(AmazonFlags(**flags))
     assert "already done" in capsys.readouterr().out
-    amazon.main(**flags, min_rating=2)
+    process_amazon(AmazonFlags(**flags, min_rating=2))
     assert results(flags)["low_rating"] > 0
-
-
-GOOD = {"reviewerID": "U0", "asin": "I0", "unixReviewTime": START, "overall": 5.0}
-GOOD_2023 = {"user_id": "U0", "parent_asin": "I0", "timestamp": START * 1000, "rating": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -248,22 +196,22 @@ def test_malformed_reviews_are_counted_reported_and_limited(tmp_path, capsys, li
     line = line if isinstance(line, str) else json.dumps(line)
     # A line that would change the samples if it counted, between two blank ones that are no fault.
     flags = dump(tmp_path, more_reviews=["", line, " \t"]) | {"min_rating": 1}
-    amazon.main(**flags, max_bad_lines=1)
+    process_amazon(AmazonFlags(**flags, max_bad_lines=1))
     where = f"{flags['reviews_file']}, line {len(log()) + 2}: "
     out = capsys.readouterr().out
     assert out.count("left out: ") == 1 and f"left out: {where}" in out and message in out
     assert results(flags)["malformed_reviews"] == 1 and results(flags)["raw_reviews"] == len(log()) + 1
     clean_flags = dump(tmp_path / "clean") | {"min_rating": 1}
-    amazon.main(**clean_flags)
+    process_amazon(AmazonFlags(**clean_flags))
     assert contents(flags) == contents(clean_flags)
     with pytest.raises(InputError, match="^[^\n]*--max_bad_lines 0$") as error:
-        amazon.main(**flags, max_bad_lines=0)
+        process_amazon(AmazonFlags(**flags, max_bad_lines=0))
     assert str(error.value).startswith(where) and message in str(error.value)
 
 
 def test_only_the_first_malformed_lines_are_shown(tmp_path, capsys):
     flags = dump(tmp_path, more_reviews=["{"] * 30, more_items=["{", '{"title": "Saw"}', '{"asin": 5, "title": "Saw"}'])
-    amazon.main(**flags)
+    process_amazon(AmazonFlags(**flags))
     out = capsys.readouterr().out
     assert out.count(f"left out: {flags['reviews_file']}") == 5
     assert out.count(f"left out: {flags['metadata_file']}") == 3
@@ -277,14 +225,14 @@ def test_a_rating_is_needed_only_to_compare_it(tmp_path):
     ]
     rows = [line.replace(', "overall": 5.0', "") for line in rows]
     flags = dump(tmp_path, [], more_reviews=rows)
-    amazon.main(**flags)
+    process_amazon(AmazonFlags(**flags))
     assert results(flags)["interactions"] == 12
     with pytest.raises(InputError, match="line 1: .*found no 'overall' .no line of the file is good"):
-        amazon.main(**flags, min_rating=1, max_bad_lines=50)
+        process_amazon(AmazonFlags(**flags, min_rating=1, max_bad_lines=50))
 
 
 def test_window_edges_are_utc_in_every_zone(tmp_path):
-    """Every user has a review at the first and last second inside the window, and one a second outside on either side."""
+    """Every user has a review at the first and the last second of the window, and one a second outside on each side."""
     times = (START - 1, START, END - 1, END)
     rows = [(f"U{user}", f"I{i}", time, 5.0) for user in range(12) for i, time in enumerate(times)]
     made = []
@@ -307,27 +255,25 @@ def test_the_first_valid_record_of_an_item_counts(tmp_path):
     titles = catalogue() | {"I0": "<div>", "I1": "First"}
     again = [item_line("2018", *pair) for pair in (("I0", "Second"), ("I0", "Third"), ("I1", "Other"))]
     flags = dump(tmp_path, titles=titles, more_items=again)
-    amazon.main(**flags)
+    process_amazon(AmazonFlags(**flags))
     items = read_item_records(Path(flags["output_path"]) / "toy.item.json")
-    by_name = dict(zip(original_names(flags, "item"), items.values()))
+    by_name = dict(zip(original_names(flags, "item"), items.values(), strict=True))
     assert by_name["I0"]["title"] == "Second" and by_name["I1"]["title"] == "First"
     assert results(flags)["items_with_title"] == 5 and results(flags)["metadata_lines"] == 8
 
 
 def test_longer_titles_can_be_allowed(tmp_path):
     flags = dump(tmp_path, titles=catalogue() | {"I0": "word " * 21})
-    amazon.main(**flags)
+    process_amazon(AmazonFlags(**flags))
     left = results(flags)
     assert left["without_title"] == sum(row[1] == "I0" for row in log()) and left["items"] == 4
-    amazon.main(**flags, max_title_words=21)
+    process_amazon(AmazonFlags(**flags, max_title_words=21))
     assert results(flags)["without_title"] == 0 and results(flags)["items"] == 5
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"split": "random"}, "--split random: expected one of"),
-        ({"duplicates": "none"}, "--duplicates none: expected one of same_time, user_item"),
         ({"user_k": -1}, "--user_k -1: expected 0 or more"),
         ({"max_history": 0}, "--max_history 0: expected 1 or more"),
         ({"max_title_words": 0}, "--max_title_words 0"),
@@ -343,14 +289,14 @@ def test_longer_titles_can_be_allowed(tmp_path):
 )
 def test_wrong_flags_stop_with_one_line(tmp_path, changes, message):
     with pytest.raises(InputError, match="^[^\n]*$") as error:
-        amazon.main(**{**dump(tmp_path), **changes})
+        process_amazon(AmazonFlags(**{**dump(tmp_path), **changes}))
     assert message in str(error.value)
 
 
 def test_swapped_empty_and_foreign_files_stop_with_one_line(tmp_path):
     def check(message, **changes):
         with pytest.raises(InputError, match="^[^\n]*$") as error:
-            amazon.main(**flags | changes)
+            process_amazon(AmazonFlags(**(flags | changes)))
         assert message in str(error.value)
 
     flags = dump(tmp_path)
@@ -371,16 +317,46 @@ def test_a_damaged_gzip_file_stops_with_one_line(tmp_path, damage, flag):
     path = Path(flags[flag])
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match="^[^\n]*damaged gzip file[^\n]*$") as error:
-        amazon.main(**flags)
+        process_amazon(AmazonFlags(**flags))
     assert str(path) in str(error.value)
-    assert not any(path.exists() for path in output_files(flags["output_path"], "toy"))
+    assert not any(path.exists() for path in list_dataset_files(flags["output_path"], "toy"))
 
 
 def test_command_line_refuses_an_unknown_flag(tmp_path, capsys):
     flags = [f"--{key}={value}" for key, value in dump(tmp_path).items()]
     with pytest.raises(SystemExit) as stop:
-        run(amazon.main, [*flags, "--min_ratng", "3"])
+        parse_flags(AmazonFlags, [*flags, "--min_ratng", "3"])
     assert stop.value.code == 2 and "--min_rating" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ("--split=random", "--split random: expected one of chronological, leave_one_out"),
+        ("--duplicates=none", "--duplicates none: expected one of same_time, user_item"),
+    ],
+)
+def test_command_line_refuses_what_is_no_choice(tmp_path, capsys, wrong, message):
+    with pytest.raises(SystemExit, match="2"):
+        parse_flags(AmazonFlags, [*(f"--{key}={value}" for key, value in dump(tmp_path).items()), wrong])
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_dumps_are_found_as_the_published_script_finds_them(tmp_path, monkeypatch):
+    flags = dump(tmp_path)
+    process_amazon(AmazonFlags(**flags))
+    expected = contents(flags)
+    monkeypatch.chdir(tmp_path)
+    named = {name: value for name, value in flags.items() if not name.endswith("_file")}
+    with pytest.raises(InputError, match="^missing flag: --metadata_file, and this folder has no meta_toy.json$"):
+        process_amazon(AmazonFlags(**named))
+    Path(flags["metadata_file"]).rename("meta_toy.json")
+    with pytest.raises(InputError, match="--reviews_file, and this folder has no toy_5.json or toy.json$"):
+        process_amazon(AmazonFlags(**named))
+    Path(flags["reviews_file"]).rename("toy_5.json")
+    write(tmp_path / "toy.json", ["{"])  # the reviews after 5-core come first
+    process_amazon(AmazonFlags(**named, force=True))
+    assert contents(flags) == expected
 
 
 def test_benchmark_compares_both_ways(tmp_path):

@@ -1,14 +1,14 @@
-"""Single lines and columns of Amazon dumps: titles, texts, what a line may be, duplicates, and the memory a pass takes."""
+"""Single lines and columns of Amazon dumps: titles, texts, what a line may be, duplicates, and the memory of a pass."""
 
 import json
 import tracemalloc
 
 import pandas as pd
 import pytest
-from test_amazon import GOOD, GOOD_2023, START, write
+from amazon_dump import GOOD, GOOD_2023, START, write
 
 from data_process.amazon18_data_process import drop_duplicates
-from data_process.amazon_files import Dump, category_text, parse_line, plain_title, read_reviews
+from data_process.amazon_files import Dump, clean_title, join_categories, parse_line, read_reviews
 from minionerec.common.texts import clean_text
 
 
@@ -39,7 +39,7 @@ from minionerec.common.texts import clean_text
     ],
 )
 def test_title_rules(title, plain):
-    assert plain_title(title, 20) == plain
+    assert clean_title(title, 20) == plain
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_scripts_and_comments_go_with_their_content(value, text):
     ],
 )
 def test_category_text(record, text):
-    assert category_text(record) == text
+    assert join_categories(record) == text
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from minionerec.common.embeddings import save_embeddings
 from minionerec.common.files import InputError, read_json, write_json
-from rq import generate_indices
+from rq.generate_indices import generate_indices
 from rq.index.append import append_items, parse_sids
-from rq.index.codebook import find_last_level, quantise, save_codebooks
-from rq.index.collisions import Repair, make_sid_tokens, resolve_collisions
+from rq.index.codebook import measure_last_level, quantise, save_codebooks
+from rq.index.collisions import make_sid_tokens, resolve_collisions
 from rq.models.rqkmeans import RQKMeans
+from rq.settings import IndexFlags, RepairFlags
 
 STEPS = ("nearest_free", "extra_token")
 
@@ -25,7 +26,7 @@ def random_model(random, sizes, dim=3):
 
 def first_index(model, array, step):
     codes = quantise(model, array, 7)
-    codes, extra, _ = resolve_collisions(codes, find_last_level(model, array, codes), Repair([step]))
+    codes, extra, _ = resolve_collisions(codes, measure_last_level(model, array, codes), RepairFlags(collisions=[step]))
     return dict(enumerate(map(tuple, make_sid_tokens(codes, extra))))
 
 
@@ -47,12 +48,12 @@ def test_no_sid_is_given_twice_nor_begins_another(catalogue, before, step):
     index = first_index(model, array[:old], before)
     parsed = parse_sids(index, sizes, "index")
     nearest = quantise(model, array[old:], 100)
-    room = int(np.prod(sizes)) - len({path for path, _ in parsed.values()})
+    free = int(np.prod(sizes)) - len({path for path, _ in parsed.values()})
     try:
         codes, extra, moved = append_items(model, array[old:], nearest, parsed, step)
     except InputError as error:
         # Every path is taken, and more items than that are new.
-        assert len(array) - old > room and "no room" in str(error)
+        assert len(array) - old > free and "no more new items" in str(error)
         return
     added = [tuple(tokens) for tokens in make_sid_tokens(codes, extra)]
     together = [*index.values(), *added]
@@ -64,7 +65,7 @@ def test_no_sid_is_given_twice_nor_begins_another(catalogue, before, step):
         assert (extra == -1).all()
     taken = {path for path, _ in parsed.values()}
     # Who lands alone on a free path stays there.
-    for path, row in zip(map(tuple, nearest.tolist()), range(len(nearest))):
+    for row, path in enumerate(map(tuple, nearest.tolist())):
         if path not in taken and Counter(map(tuple, nearest.tolist()))[path] == 1:
             assert tuple(codes[row]) == path and extra[row] == -1
 
@@ -94,7 +95,7 @@ def make(folder, n=40, dim=4):
     save_embeddings(folder / "all.npy", array, [str(i) for i in range(n)], "x", ["title"])
     flags = {"ckpt_path": str(folder / "c.npz"), "device": "cpu"}
     old = str(folder / "old.index.json")
-    generate_indices.main(**flags, data_path=str(folder / "old.npy"), output_file=old)
+    generate_indices(IndexFlags(**flags, data_path=str(folder / "old.npy"), output_file=old))
     return flags, old, read_json(old)
 
 
@@ -104,7 +105,7 @@ def test_command_appends_and_leaves_old_sids_alone(tmp_path, name, step):
     flags, old, before = make(tmp_path)
     out = tmp_path / "more.index.json"
     flags |= {"data_path": str(tmp_path / f"{name}.npy"), "output_file": str(out), "append_to": old}
-    generate_indices.main(**flags, collisions=[step])
+    generate_indices(IndexFlags(**flags, collisions=[step]))
     after = read_json(out)
     assert list(after) == [str(i) for i in range(40)]
     assert {item: after[item] for item in before} == before and read_json(old) == before
@@ -120,10 +121,10 @@ def test_command_refuses_what_cannot_be_appended(tmp_path):
     flags |= {"output_file": str(tmp_path / "more.index.json"), "append_to": old}
     new = {**flags, "data_path": str(tmp_path / "new.npy")}
     with pytest.raises(InputError, match="all 25 items of the embeddings are in it already"):
-        generate_indices.main(**{**flags, "data_path": str(tmp_path / "old.npy")})
+        generate_indices(IndexFlags(**{**flags, "data_path": str(tmp_path / "old.npy")}))
     for steps in (["none"], ["sinkhorn"], ["sinkhorn", "nearest_free"]):
         with pytest.raises(InputError, match="--append_to: expected --collisions nearest_free or extra_token"):
-            generate_indices.main(**new, collisions=steps)
+            generate_indices(IndexFlags(**new, collisions=steps))
     for wrong in (
         ["<a_1>", "<b_1>"],
         ["<a_1>", "<b_4>", "<c_1>"],
@@ -132,7 +133,7 @@ def test_command_refuses_what_cannot_be_appended(tmp_path):
     ):
         write_json(old, {**before, "7": wrong})
         with pytest.raises(InputError, match=r"old.index.json, item 7: the SID .* is not of the codebook's 3 levels"):
-            generate_indices.main(**new)
+            generate_indices(IndexFlags(**new))
     write_json(old, {str(100 + i): [f"<a_{i // 16}>", f"<b_{i // 4 % 4}>", f"<c_{i % 4}>"] for i in range(60)})
-    with pytest.raises(InputError, match="all 64 code paths are taken: no room for more new items"):
-        generate_indices.main(**new)
+    with pytest.raises(InputError, match="all 64 code paths are taken: no more new items can be added"):
+        generate_indices(IndexFlags(**new))

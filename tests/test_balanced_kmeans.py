@@ -4,14 +4,15 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import rq.balanced_assignment as assignment
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from rq.kmeans import assignment, costs, repair
 from rq.kmeans.assignment import balanced_assign
-from rq.kmeans.balanced import _levelled, balanced_kmeans
+from rq.kmeans.balanced import _level_sizes, balanced_kmeans
+from rq.kmeans.costs import Costs, find_nearest, make_even_sizes
 
 
 @st.composite
@@ -102,10 +103,10 @@ def test_given_sizes_are_kept_at_least_cost(problem, seed):
 def test_kmeans_sizes_and_centres(problem, seed):
     x, centres = problem
     count = len(centres)
-    found, labels = balanced_kmeans(x, count, seed=seed)
+    new_centres, labels = balanced_kmeans(x, count, seed=seed)
     assert_near_equal_sizes(labels, len(x), count)
     means = torch.stack([x[labels == k].mean(0) for k in range(count)])
-    assert torch.allclose(found, means, atol=1e-9 * (1 + x.abs().max().item()))
+    assert torch.allclose(new_centres, means, atol=1e-9 * (1 + x.abs().max().item()))
 
 
 @settings(deadline=None, max_examples=60)
@@ -113,9 +114,9 @@ def test_kmeans_sizes_and_centres(problem, seed):
 def test_rough_assignment_has_the_right_sizes(problem, seed):
     x, centres = problem
     prices = torch.zeros(len(centres), dtype=torch.float64)
-    wanted = assignment.even_sizes(len(x), prices)
+    wanted = make_even_sizes(len(x), prices)
     labels = torch.from_numpy(np.random.default_rng(seed).integers(len(centres), size=len(x)))
-    levelled = _levelled(x, assignment.Costs(centres, centres.mean(0)), labels, prices, wanted)
+    levelled = _level_sizes(x, Costs(centres, centres.mean(0)), labels, prices, wanted)
     assert torch.bincount(levelled, minlength=len(centres)).tolist() == wanted.tolist()
     # Nobody leaves but those too many.
     stayed = torch.bincount(labels[levelled == labels], minlength=len(centres))
@@ -131,12 +132,12 @@ def gaussians(n, d, groups, seed):
 
 def repaired_from_nothing(x, centres):
     """Cost after the repair alone: from the nearest centres, without prices, one watched member per cluster."""
-    costs, zero = assignment.Costs(centres, centres.mean(0)), torch.zeros(len(centres), dtype=torch.float64)
-    sizes = assignment.even_sizes(len(x), zero)
+    table, zero = Costs(centres, centres.mean(0)), torch.zeros(len(centres), dtype=torch.float64)
+    sizes = make_even_sizes(len(x), zero)
     extra = (sizes > len(x) // len(centres)).numpy()
-    with mock.patch.object(assignment, "WATCH", 1), mock.patch.object(assignment, "BLOCK", 20):
-        labels = assignment.nearest(x, costs, zero)
-        labels, _ = assignment._repaired(x, costs, labels, zero.numpy(), sizes.numpy(), extra)
+    with mock.patch.object(repair, "WATCH", 1), mock.patch.object(costs, "BLOCK", 20):
+        labels = find_nearest(x, table, zero)
+        labels, _ = repair.repair_sizes(x, table, labels, zero.numpy(), sizes.numpy(), extra)
     assert_near_equal_sizes(labels, len(x), len(centres))
     return cost(x, centres, labels)
 
@@ -162,16 +163,17 @@ def test_sample_blocks_and_watched_members_change_nothing(monkeypatch):
     x = gaussians(3000, 5, 6, seed=0)
     centres = x[torch.randperm(3000, generator=torch.Generator().manual_seed(1))[:12]]
     whole = cost(x, centres, balanced_assign(x, centres)[0])
-    for name, value in (("SAMPLE", 400), ("SAMPLE_PER_CLUSTER", 1), ("BLOCK", 5000), ("WATCH", 2)):
-        monkeypatch.setattr(assignment, name, value)
+    limits = ((assignment, "SAMPLE", 400), (assignment, "SAMPLE_PER_CLUSTER", 1), (costs, "BLOCK", 5000))
+    for module, name, value in (*limits, (repair, "WATCH", 2)):
+        monkeypatch.setattr(module, name, value)
     labels, prices = balanced_assign(x, centres)
     assert_near_equal_sizes(labels, 3000, 12)
     assert cost(x, centres, labels) == pytest.approx(whole, rel=1e-6)
     warm, _ = balanced_assign(x, centres, prices=prices)
     assert cost(x, centres, warm) == pytest.approx(whole, rel=1e-6)
-    found, labels = balanced_kmeans(x, 12)
+    new_centres, labels = balanced_kmeans(x, 12)
     assert_near_equal_sizes(labels, 3000, 12)
-    assert cost(x, found, labels) < 0.9 * whole
+    assert cost(x, new_centres, labels) < 0.9 * whole
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -11,7 +11,15 @@ from tiny import make_dataset
 
 from baselines import baselines
 from minionerec.common.files import InputError
-from minionerec.common.records import Row, count_popularity, read_info, read_rows
+from minionerec.common.records import Catalogue, Row, read_info, read_rows
+from minionerec.recommenders.registry import (
+    BASELINES,
+    BaselineInputs,
+    build_baseline,
+    build_content,
+    register_baseline,
+)
+from minionerec.recommenders.settings import BaselinesFlags
 from minionerec.recommenders.transitions import (
     count_transitions,
     rank_by_repeating,
@@ -23,6 +31,10 @@ from minionerec.recommenders.transitions import (
 
 def row(history, target):
     return Row("u", ("t",) * len(history), tuple(history), ("<a>",) * len(history), "t", target, "<a>")
+
+
+def catalogue_of(items, train):
+    return Catalogue([f"<{item}>" for item in items], [""] * len(items), items).with_counts(train)
 
 
 def naive_popularity(train, items, k):
@@ -61,8 +73,7 @@ def test_rankings_equal_the_naive_twins(seed):
     rng = random.Random(seed)
     items = rng.sample(range(40), rng.choice([3, 12, 25]))
     train = [row(rng.choices(items, k=rng.randint(1, 6)), rng.choice(items)) for _ in range(rng.choice([5, 60]))]
-    counts = count_popularity(r.item_id for r in train)
-    order = sort_by_popularity(items, counts)
+    order = sort_by_popularity(catalogue_of(items, train))
     assert order == naive_popularity(train, items, len(items))
     follows = count_transitions(train)
     for k in (1, 5, 100):
@@ -76,7 +87,7 @@ def test_by_hand():
     train = [row([1], 2), row([1, 2], 3), row([5, 1], 3), row([1, 3], 2), row([4], 2)]
     follows = count_transitions(train)
     assert follows == {1: Counter({2: 1, 3: 1}), 2: Counter({3: 1}), 3: Counter({2: 1}), 4: Counter({2: 1})}
-    order = sort_by_popularity([5, 4, 3, 2, 1], count_popularity(r.item_id for r in train))
+    order = sort_by_popularity(catalogue_of([5, 4, 3, 2, 1], train))
     assert order == [2, 3, 1, 4, 5]  # 3, 2, 0, 0, 0 times a target
     # history 1, 2: 2 newest gives 3 one point; 1 one step older gives half a point to 2 and to 3.
     assert rank_by_transitions([1, 2], follows, order, 5) == [3, 2, 1, 4, 5]
@@ -91,18 +102,24 @@ def test_an_item_outside_the_catalogue_is_never_recommended():
     assert rank_by_transitions([1], count_transitions(train), [2, 1], 5) == [2, 1]
 
 
+NO_FILES = {"train_file": "train.csv", "test_data_path": "test.csv", "info_file": "info.txt"}
+
+
+def pick_flags(paths):
+    return {key: paths[key] for key in NO_FILES}
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_command_on_a_dataset(tmp_path, shared):
     paths = make_dataset(tmp_path, shared=shared)
-    flags = {key: paths[key] for key in ("train_file", "test_data_path", "info_file")}
+    flags = pick_flags(paths)
     if shared:
         with pytest.raises(InputError, match=r"info.txt, line 3: SID .* of line 2 already"):
-            baselines(**flags, output_dir=str(tmp_path / "none"))
+            baselines(BaselinesFlags(**flags, output_dir=str(tmp_path / "none")))
     output = tmp_path / "out"
-    baselines(**flags, output_dir=str(output), K=20, shared_sids=shared)
+    baselines(BaselinesFlags(**flags, output_dir=str(output), K=20, shared_sids=shared))
     train, test = read_rows(paths["train_file"]), read_rows(paths["test_data_path"])
     catalogue = read_info(paths["info_file"], shared)
-    sid_of = dict(zip(catalogue.item_ids, catalogue.sids))
     for name in ("popularity", "transitions", "repeat_last"):
         predictions = json.loads((output / f"{name}.json").read_text())
         rankers = {
@@ -112,11 +129,16 @@ def test_the_command_on_a_dataset(tmp_path, shared):
         }
         expected = [rankers[name](r) for r in test]
         assert [p["predict_items"] for p in predictions] == expected
-        assert [p["predict"] for p in predictions] == [[sid_of[item] for item in ranked] for ranked in expected]
+        assert [p["predict"] for p in predictions] == [
+            [catalogue.sid_of[item] for item in ranked] for ranked in expected
+        ]
         rows = [(r.user_id, r.item_id, r.sid) for r in test]
         assert [(p["user_id"], p["item_id"], p["output"]) for p in predictions] == rows
         # A ranking over items names one item in every place: a shared SID hides nothing and gives no hit away.
-        ranks = [ranked.index(r.item_id) + 1 if r.item_id in ranked else None for ranked, r in zip(expected, test)]
+        ranks = [
+            ranked.index(r.item_id) + 1 if r.item_id in ranked else None
+            for ranked, r in zip(expected, test, strict=True)
+        ]
         metrics = json.loads((output / f"{name}.metrics.json").read_text())
         for k in (1, 3, 5, 10, 20):
             found = [rank for rank in ranks if rank and rank <= k]
@@ -125,11 +147,12 @@ def test_the_command_on_a_dataset(tmp_path, shared):
             assert metrics["item"][f"NDCG@{k}"] == pytest.approx(gain / len(test), abs=1e-6)
         assert metrics["illegal"] == metrics["duplicates"] == metrics["short_lists"] == 0
         assert metrics["rows"] == len(test)
-    for prediction, r in zip(json.loads((output / "transitions.json").read_text()), test):
+    for prediction, r in zip(json.loads((output / "transitions.json").read_text()), test, strict=True):
         scores = naive_scores(train, r.history_ids, catalogue.item_ids)
         assert prediction["score"] == pytest.approx([scores[item] for item in prediction["predict_items"]], abs=1e-6)
+    assert {path.name.split(".")[0] for path in output.iterdir()} == {*rankers, "baselines"}
     written = (output / "transitions.json").stat().st_mtime_ns
-    baselines(**flags, output_dir=str(output), K=20, shared_sids=shared)
+    baselines(BaselinesFlags(**flags, output_dir=str(output), K=20, shared_sids=shared))
     assert (output / "transitions.json").stat().st_mtime_ns == written
 
 
@@ -140,9 +163,85 @@ def test_a_test_item_without_a_line_in_the_info_file_is_named(tmp_path):
     lines = info.read_text().splitlines()
     info.write_text("".join(f"{line}\n" for line in lines if not line.endswith(f"\t{target}")))
     with pytest.raises(InputError, match=f"test.csv, row 1: item {target} is not in .*info.txt"):
-        baselines(paths["train_file"], paths["test_data_path"], paths["info_file"], str(tmp_path / "out"))
+        baselines(BaselinesFlags(**pick_flags(paths), output_dir=str(tmp_path / "out")))
 
 
 def test_a_list_of_no_items_is_refused(tmp_path):
     with pytest.raises(InputError, match="--K 0: expected 1 or more"):
-        baselines("train.csv", "test.csv", "info.txt", str(tmp_path), K=0)
+        baselines(BaselinesFlags(**NO_FILES, output_dir=str(tmp_path), K=0))
+
+
+def test_a_registered_baseline_is_ranked_and_measured(tmp_path):
+    """Ties fall by popularity, then id, and short lists are filled up with the most popular items."""
+    paths = make_dataset(tmp_path, items=12)
+    output = tmp_path / "out"
+    baselines(BaselinesFlags(**pick_flags(paths), output_dir=str(output), names=["content", "popularity"], K=12))
+    train, test = read_rows(paths["train_file"]), read_rows(paths["test_data_path"])
+    catalogue = read_info(paths["info_file"])
+    by_popularity = naive_popularity(train, catalogue.item_ids, 12)
+    predict = build_content(catalogue)
+    predictions = json.loads((output / "content.json").read_text())
+    for prediction, r in zip(predictions, test, strict=True):
+        (likelihoods,) = predict([r.history_ids])
+        expected = sorted(catalogue.item_ids, key=lambda i: (-likelihoods.get(i, 0), by_popularity.index(i)))
+        assert prediction["predict_items"] == expected
+        assert prediction["score"] == [round(likelihoods.get(item, 0.0), 6) for item in expected]
+    metrics = json.loads((output / "content.metrics.json").read_text())
+    assert metrics["rows"] == len(test) and metrics["short_lists"] == metrics["duplicates"] == 0
+    assert not (output / "transitions.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"names": ["luck"]}, "--names luck: expected some of popularity, transitions, repeat_last, content, sasrec"),
+        ({"names": ["content", "content"]}, "--names: content is given twice"),
+        ({"names": []}, "--names: expected some of popularity"),
+        ({"names": ["sasrec"]}, "--names sasrec: needs --cf_path"),
+        ({"cf_path": "x"}, "--cf_path: has an effect with --names sasrec only"),
+        ({"plugin": ["nowhere.py"]}, "--plugin nowhere.py: expected a Python file that exists"),
+    ],
+)
+def test_names_that_cannot_be(tmp_path, changes, said):
+    with pytest.raises(InputError, match=said):
+        baselines(BaselinesFlags(**NO_FILES, output_dir=str(tmp_path / "out"), **changes))
+
+
+# -------------------------------------------------------------------------------------------------------- the registry
+INPUTS = BaselineInputs([row([1], 2), row([1], 9)], Catalogue(["<a>", "<b>"], ["", ""], [1, 2]))
+
+
+@pytest.fixture
+def registered():
+    """A function that registers a baseline for one test."""
+    before = dict(BASELINES)
+    yield lambda predict: register_baseline("test", lambda inputs: predict)
+    BASELINES.clear()
+    BASELINES.update(before)
+
+
+def test_train_targets_outside_the_catalogue_are_no_candidates():
+    assert build_baseline("transitions", INPUTS)([[1], [2]]) == [{2: 1.0}, {}]
+
+
+@pytest.mark.parametrize(
+    "predictions, said",
+    [
+        ([], "baseline test: 0 predictions for 1 histories"),
+        ([{7: 1.0}], "baseline test: 7 is not in the info file"),
+        ([{1: -0.5}], "baseline test: the likelihoods must be finite numbers of 0 or more"),
+        ([{1: math.nan}], "baseline test: the likelihoods must be"),
+        ([{1: math.inf}], "baseline test: the likelihoods must be"),
+    ],
+)
+def test_likelihoods_that_are_none(registered, predictions, said):
+    registered(lambda histories: predictions)
+    with pytest.raises(InputError, match=said):
+        build_baseline("test", INPUTS)([[1]])
+
+
+def test_a_name_that_is_taken(registered):
+    registered(None)
+    for name in ("test", "content"):
+        with pytest.raises(InputError, match=f"baseline '{name}' is registered already"):
+            register_baseline(name, lambda inputs: None)

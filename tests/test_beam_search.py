@@ -1,29 +1,33 @@
+"""Constrained beam search and sampling against HF `generate`, the greedy path and exhaustive enumeration."""
+
 import random
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import END, PrefixDictionary, hf_beam_search, random_catalogue, random_prompts, tiny_model
+from tiny import END, random_catalogue, random_prompts, rank_by_textbook, tiny_model
 
+from benchmarks.textbook import PrefixDictionary
 from minionerec.search import beam_search as module
-from minionerec.search import prefill as prompt_rows
-from minionerec.search.beam_search import beam_search, sample
+from minionerec.search import prefill
+from minionerec.search.beam_search import beam_search, choose_batch_size, sample, stable_topk
+from minionerec.search.prefill import PrefilledPrompts, group_by_length
 from minionerec.search.trie import SidTrie
 
 
-def as_lists(trie, ranked):
-    known = trie.sequences()
+def as_lists(trie, result):
+    sequences = trie.sequences()
     return [
-        [(known[number], score) for number, score in zip(sequences, scores) if number >= 0]
-        for sequences, scores in zip(ranked.sequence.tolist(), ranked.score.tolist())
+        [(sequences[number], score) for number, score in zip(numbers, scores, strict=True) if number >= 0]
+        for numbers, scores in zip(result.sequence.tolist(), result.score.tolist(), strict=True)
     ]
 
 
 def assert_equal_to_hf(model, sequences, prompts, num_beams, length_penalty=0.0):
     trie = SidTrie(sequences)
-    mine = as_lists(trie, beam_search(model, trie, prompts, num_beams, length_penalty))
-    textbook = hf_beam_search(model, sequences, prompts, num_beams, length_penalty)
+    mine = as_lists(trie, beam_search(model, trie, prompts, num_beams, length_penalty=length_penalty))
+    textbook = rank_by_textbook(model, sequences, prompts, num_beams, length_penalty)
     for ours, theirs in zip(mine, textbook, strict=True):
         assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in theirs]
         assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=1e-4)
@@ -65,12 +69,21 @@ def test_equals_hf_for_sub_tries_renormalised_scores_and_shared_beginnings(seed)
     included[0] = None
     excluded, included = ((excluded, None), (None, included), (excluded, included))[seed % 3]
     renormalize, penalty = seed % 4 > 1, rng.choice([0.0, 1.0])
-    found = beam_search(model, trie, prompts, beams, penalty, renormalize, excluded, included)
-    for row, mine in enumerate(as_lists(trie, found)):
+    result = beam_search(
+        model,
+        trie,
+        prompts,
+        beams,
+        length_penalty=penalty,
+        renormalize=renormalize,
+        excluded=excluded,
+        included=included,
+    )
+    for row, mine in enumerate(as_lists(trie, result)):
         legal = set(numbers) if included is None or included[row] is None else set(included[row])
         legal -= set(excluded[row]) if excluded else set()
-        known = [trie.sequences()[number] for number in sorted(legal)]
-        (theirs,) = hf_beam_search(model, known, [prompts[row]], beams, penalty, renormalize=renormalize)
+        allowed = [trie.sequences()[number] for number in sorted(legal)]
+        (theirs,) = rank_by_textbook(model, allowed, [prompts[row]], beams, penalty, renormalize=renormalize)
         assert [tokens for tokens, _ in mine] == [tokens for tokens, _ in theirs]
         assert [score for _, score in mine] == pytest.approx([score for _, score in theirs], abs=1e-4)
         if beams >= len(legal):
@@ -89,11 +102,13 @@ def test_the_head_of_a_batch_is_computed_once(monkeypatch):
     head = [rng.randint(2, 39) for _ in range(30)]
     prompts = [head + [first, 7, 8] for first in (5, 6, 9, 11)]
     widths = []
-    forward = module.PromptRows._forward
+    forward = PrefilledPrompts._forward
     monkeypatch.setattr(
-        module.PromptRows,
+        PrefilledPrompts,
         "_forward",
-        lambda self, tokens, *rest, **more: widths.append(tuple(tokens.shape)) or forward(self, tokens, *rest, **more),
+        lambda self, tokens, *args, **named: (
+            widths.append(tuple(tokens.shape)) or forward(self, tokens, *args, **named)
+        ),
     )
     assert_equal_to_hf(model, sequences, prompts, 10)
     assert widths[:2] == [(1, 30), (4, 3)]
@@ -107,27 +122,27 @@ def test_prompts_of_like_length_are_prefilled_together(monkeypatch, head):
     common = [rng.randint(2, 59) for _ in range(head)]
     prompts = [common + [rng.randint(2, 59) for _ in range(rng.choice([1, 9, 60, 200]))] for _ in range(24)]
     fed = []
-    prefill = module.PromptRows._prefill
+    compute = PrefilledPrompts._prefill
     monkeypatch.setattr(
-        module.PromptRows,
+        PrefilledPrompts,
         "_prefill",
-        lambda self, rests, *more: fed.append(len(rests) * max(map(len, rests))) or prefill(self, rests, *more),
+        lambda self, rests, *args: fed.append(len(rests) * max(map(len, rests))) or compute(self, rests, *args),
     )
     together = assert_equal_to_hf(model, sequences, prompts, 10)
     assert sum(fed) < 1.2 * (head + sum(len(prompt) - head for prompt in prompts)) and len(fed) > 2
-    monkeypatch.setattr(prompt_rows, "LEAST_PADDING", {})
+    monkeypatch.setattr(prefill, "LEAST_PADDING", {})
     fed.clear()
     alone = assert_equal_to_hf(model, sequences, prompts, 10)
     assert len(fed) == (2 if head else 1)
     assert [[tokens for tokens, _ in row] for row in together] == [[tokens for tokens, _ in row] for row in alone]
 
 
-def test_like_lengths():
-    assert prompt_rows.like_lengths([5], 1) == [[0]]
-    assert prompt_rows.like_lengths([30, 90, 31, 60, 88], 10) == [[1, 4], [3], [2, 0]]
-    assert prompt_rows.like_lengths([30, 90, 31, 60, 88], 1000) == [[1, 4, 3, 2, 0]]
+def test_rows_are_grouped_by_length():
+    assert group_by_length([5], 1) == [[0]]
+    assert group_by_length([30, 90, 31, 60, 88], 10) == [[1, 4], [3], [2, 0]]
+    assert group_by_length([30, 90, 31, 60, 88], 1000) == [[1, 4, 3, 2, 0]]
     lengths = [random.Random(1).randint(1, 500) for _ in range(300)]
-    groups = prompt_rows.like_lengths(lengths, 64)
+    groups = group_by_length(lengths, 64)
     assert sorted(row for group in groups for row in group) == list(range(300)) and all(groups)
 
 
@@ -136,9 +151,9 @@ def test_a_large_batch_equals_single_prompts():
     model, sequences = tiny_model("llama", 150), random_catalogue(rng, 700, 3, 30, 150, True)
     trie, prompts = SidTrie(sequences), random_prompts(rng, 500, 150, 60)
     together = as_lists(trie, beam_search(model, trie, prompts, 12))
-    for place in rng.sample(range(500), 25):
-        (alone,) = as_lists(trie, beam_search(model, trie, [prompts[place]], 12))
-        assert [tokens for tokens, _ in together[place]] == [tokens for tokens, _ in alone]
+    for row in rng.sample(range(500), 25):
+        (alone,) = as_lists(trie, beam_search(model, trie, [prompts[row]], 12))
+        assert [tokens for tokens, _ in together[row]] == [tokens for tokens, _ in alone]
 
 
 def test_equals_hf_on_a_large_catalogue():
@@ -153,8 +168,8 @@ def test_equals_hf_with_many_beams(num_beams):
     rng = random.Random(num_beams)
     sequences = random_catalogue(rng, 300, 4, 12, 60, mixed=True) + random_catalogue(rng, 400, 4, 40, 60, mixed=False)
     sequences = [list(sequence) for sequence in sorted(set(map(tuple, sequences)))]
-    found = assert_equal_to_hf(tiny_model("qwen3", 60), sequences, random_prompts(rng, 2, 60), num_beams)
-    assert [len(row) for row in found] == [num_beams] * 2
+    rankings = assert_equal_to_hf(tiny_model("qwen3", 60), sequences, random_prompts(rng, 2, 60), num_beams)
+    assert [len(row) for row in rankings] == [num_beams] * 2
 
 
 def test_equals_hf_for_prompts_of_very_different_lengths():
@@ -162,7 +177,7 @@ def test_equals_hf_for_prompts_of_very_different_lengths():
     sequences = random_catalogue(rng, 120, 3, 12, 60, mixed=True)
     prompts = [[rng.randint(2, 59) for _ in range(length)] for length in (1, 400, 2, 33, 180)]
     assert_equal_to_hf(tiny_model("llama", 60), sequences, prompts, 20)
-    # Whatever stands beside it in the batch.
+    # Whatever else the batch holds.
     assert_equal_to_hf(tiny_model("llama", 60), sequences, prompts[:1], 20)
 
 
@@ -176,22 +191,23 @@ def test_bf16_keeps_most_of_the_lists(record_testsuite_property):
     ranked = beam_search(model.to(torch.bfloat16), trie, prompts, 50)
     assert ranked.score.dtype == torch.float32 and torch.isfinite(ranked.score).all()
     for k in (10, 50):
-        shares = [len(set(ours[:k]) & set(theirs[:k])) / k for ours, theirs in zip(exact, ranked.sequence.tolist())]
+        pairs = zip(exact, ranked.sequence.tolist(), strict=True)
+        shares = [len(set(ours[:k]) & set(theirs[:k])) / k for ours, theirs in pairs]
         record_testsuite_property(f"bf16_overlap_top_{k}", sum(shares) / len(shares))
         assert sum(shares) / len(shares) > 0.9
 
 
 def test_eager_attention_gives_the_same():
-    """DESIGN: eager with a bool mask is silently wrong, so it must get floats."""
+    """Eager with a bool mask is silently wrong, so it must get floats."""
     rng = random.Random(2)
     sequences, prompts = random_catalogue(rng, 80, 3, 8, 40, True), random_prompts(rng, 4, 40)
     model = tiny_model("llama", 40)
     trie = SidTrie(sequences)
     expected = beam_search(model, trie, prompts, 10)
     model.set_attn_implementation("eager")
-    found = beam_search(model, trie, prompts, 10)
-    assert torch.equal(found.sequence, expected.sequence)
-    torch.testing.assert_close(found.score, expected.score, atol=1e-4, rtol=0)
+    eager = beam_search(model, trie, prompts, 10)
+    assert torch.equal(eager.sequence, expected.sequence)
+    torch.testing.assert_close(eager.score, expected.score, atol=1e-4, rtol=0)
 
 
 def test_one_item_and_more_beams_than_items():
@@ -208,12 +224,12 @@ def test_one_beam_is_the_greedy_path():
     sequences, prompts = random_catalogue(rng, 100, 4, 10, 40, False), random_prompts(rng, 6, 40)
     trie = SidTrie(sequences)
     allowed = PrefixDictionary(sequences, 0).allowed
-    for prompt, found in zip(prompts, as_lists(trie, beam_search(model, trie, prompts, 1))):
+    for prompt, ranking in zip(prompts, as_lists(trie, beam_search(model, trie, prompts, 1)), strict=True):
         path = []
         while tuple(path) in allowed:
             logits = model(torch.tensor([prompt + path])).logits[0, -1]
             path.append(max(sorted(allowed[tuple(path)]), key=lambda token: logits[token].item()))
-        assert [tokens for tokens, _ in found] == [path]
+        assert [tokens for tokens, _ in ranking] == [path]
 
 
 def test_exhaustive_beams_rank_the_whole_catalogue():
@@ -222,7 +238,7 @@ def test_exhaustive_beams_rank_the_whole_catalogue():
     model = tiny_model("qwen2", 40)
     sequences, prompts = random_catalogue(rng, 50, 3, 8, 40, True), random_prompts(rng, 3, 40)
     trie = SidTrie(sequences)
-    for prompt, found in zip(prompts, as_lists(trie, beam_search(model, trie, prompts, 60))):
+    for prompt, ranking in zip(prompts, as_lists(trie, beam_search(model, trie, prompts, 60)), strict=True):
         exact = []
         for sequence in sequences:
             log_probs = model(torch.tensor([prompt + sequence])).logits[0].log_softmax(-1)
@@ -230,12 +246,12 @@ def test_exhaustive_beams_rank_the_whole_catalogue():
                 (sequence, sum(log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(sequence)))
             )
         exact.sort(key=lambda pair: -pair[1])
-        assert [tokens for tokens, _ in found] == [tokens for tokens, _ in exact]
-        assert [score for _, score in found] == pytest.approx([score for _, score in exact], abs=1e-4)
+        assert [tokens for tokens, _ in ranking] == [tokens for tokens, _ in exact]
+        assert [score for _, score in ranking] == pytest.approx([score for _, score in exact], abs=1e-4)
 
 
 def test_legal_without_duplicates_and_full_lists():
-    """A thousand random constraint sets: every list is legal, without repeats, and full whenever the beams can fill it."""
+    """A thousand random constraint sets: every list is legal, without repeats, and full where the beams can fill it."""
     rng = random.Random(6)
     model = tiny_model("llama", 60)
     for case in range(1000):
@@ -247,15 +263,16 @@ def test_legal_without_duplicates_and_full_lists():
         # Nothing left out, seen items, a category, both.
         included = [rng.sample(numbers, rng.randint(1, len(numbers))), None] if case % 4 > 1 else None
         allowed = [set(included[0]), set(numbers)] if included else [set(numbers)] * 2
-        excluded = [rng.sample(sorted(own), rng.randrange(len(own))) for own in allowed] if case % 2 else None
-        allowed = [own - set(out) for own, out in zip(allowed, excluded or [[], []])]
-        ranked = beam_search(model, trie, random_prompts(rng, 2, 60), beams, 0.0, case % 5 == 0, excluded, included)
-        for own, found in zip(allowed, ranked.sequence.tolist()):
-            found = [number for number in found if number >= 0]
-            assert found and set(found) <= own and len(set(found)) == len(found)
-            # Beams can starve where sequences differ in length; with one length, or room for all, they cannot.
-            if case % 3 or beams >= len(own):
-                assert len(found) == min(beams, len(own))
+        excluded = [rng.sample(sorted(legal), rng.randrange(len(legal))) for legal in allowed] if case % 2 else None
+        allowed = [legal - set(seen) for legal, seen in zip(allowed, excluded or [[], []], strict=True)]
+        options = {"renormalize": case % 5 == 0, "excluded": excluded, "included": included}
+        result = beam_search(model, trie, random_prompts(rng, 2, 60), beams, **options)
+        for legal, ranked in zip(allowed, result.sequence.tolist(), strict=True):
+            ranked = [number for number in ranked if number >= 0]
+            assert ranked and set(ranked) <= legal and len(set(ranked)) == len(ranked)
+            # Beams can starve where sequences differ in length; with one length, or a beam for each, they cannot.
+            if case % 3 or beams >= len(legal):
+                assert len(ranked) == min(beams, len(legal))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -264,9 +281,9 @@ def test_stable_topk(seed):
     values = torch.randint(-3, 4, (6, 50), generator=generator) / 2
     values[values == -1.5], values[values == 1.5], values[0, :5] = float("-inf"), 1e-40, -0.0
     for k in (1, 7, 50):
-        best, places = module.stable_topk(values, k)
+        best, indices = stable_topk(values, k)
         order = values.sort(dim=1, descending=True, stable=True)
-        assert torch.equal(places, order.indices[:, :k]) and torch.equal(best, order.values[:, :k])
+        assert torch.equal(indices, order.indices[:, :k]) and torch.equal(best, order.values[:, :k])
 
 
 def test_ties_are_broken_the_same_way_every_time():
@@ -281,7 +298,7 @@ def test_ties_are_broken_the_same_way_every_time():
 
 
 def test_generation_config_is_never_read():
-    """Trap 5: temperature, top_k and repetition penalty of a checkpoint must not change the search."""
+    """Temperature, top_k and repetition penalty of a checkpoint must not change the search."""
     rng = random.Random(7)
     model = tiny_model("qwen2", 40)
     trie = SidTrie(random_catalogue(rng, 60, 3, 8, 40, False))
@@ -309,9 +326,9 @@ def test_forced_tokens_are_scored_in_one_pass(monkeypatch):
     sequences = [[5 + item, *(rng.randint(20, 50) for _ in range(5)), END] for item in range(12)]
     prompts = random_prompts(rng, 2, 60)
     calls = []
-    extend = module.PromptRows.extend
+    extend = PrefilledPrompts.extend
     monkeypatch.setattr(
-        module.PromptRows, "extend", lambda self, *args: calls.append(args[0].shape) or extend(self, *args)
+        PrefilledPrompts, "extend", lambda self, *args: calls.append(args[0].shape) or extend(self, *args)
     )
     assert_equal_to_hf(model, sequences, prompts, 4)
     assert calls == [(2, 4 * 6)]
@@ -347,15 +364,15 @@ def test_sampling_frequencies_match_the_renormalised_distribution(temperature):
     allowed = PrefixDictionary(sequences, 0).allowed
     prompts, copies, each = [[4, 5, 6], [7]], 100, 60  # many rows of few samples: attention over samples is quadratic
     draws = copies * each
-    found = sample(model, trie, prompts * copies, each, temperature, torch.Generator().manual_seed(0))
-    for place, prompt in enumerate(prompts):
-        numbers, scores = found.sequence[place::2].flatten().tolist(), found.score[place::2].flatten().tolist()
+    drawn = sample(model, trie, prompts * copies, each, temperature, torch.Generator().manual_seed(0))
+    for row, prompt in enumerate(prompts):
+        numbers, scores = drawn.sequence[row::2].flatten().tolist(), drawn.score[row::2].flatten().tolist()
         counts = Counter(numbers)
         for sequence in sequences:
             probability, log_prob = 1.0, 0.0
-            for place, token in enumerate(sequence):
-                logits = model(torch.tensor([prompt + sequence[:place]])).logits[0, -1]
-                choices = sorted(allowed[tuple(sequence[:place])])
+            for length, token in enumerate(sequence):
+                logits = model(torch.tensor([prompt + sequence[:length]])).logits[0, -1]
+                choices = sorted(allowed[tuple(sequence[:length])])
                 weights = (logits[choices] / temperature).softmax(-1)
                 probability *= weights[choices.index(token)].item()
                 log_prob += logits.log_softmax(-1)[token].item()
@@ -371,7 +388,7 @@ def test_the_batch_size_follows_the_memory(monkeypatch):
 
     def with_free(megabytes, prompt=100, beams=20):
         monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=megabytes * 2**20))
-        return module.fitting_batch_size(model, trie, prompt, beams)
+        return choose_batch_size(model, trie, prompt, beams)
 
     assert with_free(0) == 1 and with_free(10**6) == 32
     assert 1 < with_free(24) < 32

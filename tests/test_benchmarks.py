@@ -7,6 +7,7 @@ import pytest
 from tiny import make_dataset, write_config
 
 from benchmarks import bench_balanced_kmeans, bench_data, bench_decode, bench_grpo, bench_sft, bench_trie
+from minionerec.common.cli import parse_flags
 from minionerec.common.files import InputError
 
 DECODE_KEYS = {
@@ -20,10 +21,17 @@ DECODE_KEYS = {
     "bf16_overlap",
 }
 TOY_DECODE = {"shape": "qwen3-small", "vocab_size": 400, "num_beams": 4, "batch_size": 3, "repeats": 1}
+TOY_GRPO = {
+    "shape": "qwen3-small",
+    "vocab_size": 400,
+    "num_generations": 4,
+    "batch_size": 4,
+    "prompts_per_pass": 2,
+}
 
 
-def published_format(paths: dict, root):
-    """`root` with the files of `paths` in the folders of the published format."""
+def published_format(paths: dict, root) -> str:
+    """`root`, with the files of `paths` in the folders of the published format."""
     for name, target in (
         ("train_file", "train/toy.csv"),
         ("test_data_path", "test/toy.csv"),
@@ -32,7 +40,7 @@ def published_format(paths: dict, root):
     ):
         (root / target).parent.mkdir(exist_ok=True)
         shutil.copy(paths[name], root / target)
-    return root
+    return str(root)
 
 
 @pytest.fixture(scope="module")
@@ -45,53 +53,58 @@ def last_line(capsys) -> dict:
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
-def check_decode(found: dict) -> None:
-    assert DECODE_KEYS <= found.keys() and found["agree"]
-    assert set(found["phases_s"]) == {"prefill", "steps", "forced_tail", "trie_and_selection"}
-    assert found["textbook_tokens"] > found["tokens"] == sum(found["tokens_by_phase"].values())
-    assert set(found["bf16_overlap"]) == {"top_4"} and 0 <= found["bf16_overlap"]["top_4"] <= 1
+def check_decode(report: dict) -> None:
+    assert DECODE_KEYS <= report.keys() and report["agree"]
+    assert set(report["phases_s"]) == {"prefill", "steps", "forced_tail", "trie_and_selection"}
+    assert report["textbook_tokens"] > report["tokens"] == sum(report["tokens_by_phase"].values())
+    assert set(report["bf16_overlap"]) == {"top_4"} and 0 <= report["bf16_overlap"]["top_4"] <= 1
+
+
+def decode(**flags) -> None:
+    bench_decode.bench(bench_decode.DecodeBenchFlags(**{**TOY_DECODE, **flags}))
 
 
 def test_decode_random_prompts(capsys):
-    bench_decode.bench(**TOY_DECODE, prompt_length=12, items=300, codes=8)
-    found = last_line(capsys)
-    check_decode(found)
+    decode(prompt_length=12, items=300, codes=8)
+    report = last_line(capsys)
+    check_decode(report)
     # 3 prompts of 12 tokens; every beam feeds its three SID tokens. The textbook feeds 4 copies of every prompt.
-    assert found["tokens"] == found["formula_tokens"] == 3 * (12 + 4 * 3) and found["tokens_off"] == 0
-    assert found["padding"] == 0 and found["textbook_tokens"] == 3 * 4 * (12 + 3)
+    assert report["tokens"] == report["formula_tokens"] == 3 * (12 + 4 * 3) and report["tokens_off"] == 0
+    assert report["padding"] == 0 and report["textbook_tokens"] == 3 * 4 * (12 + 3)
 
 
 def test_decode_published_data(data_root, capsys):
-    bench_decode.bench(str(data_root), "toy", **TOY_DECODE)
-    found = last_line(capsys)
-    check_decode(found)
-    assert abs(found["tokens_off"]) <= 0.05
+    decode(data_root=data_root, category="toy")
+    report = last_line(capsys)
+    check_decode(report)
+    assert abs(report["tokens_off"]) <= 0.05
 
 
 def test_decode_longer_prompts(data_root, capsys):
-    bench_decode.bench(str(data_root), "toy", task="title_history2sid", bf16=False, **TOY_DECODE)
+    decode(data_root=data_root, category="toy", task="title_history2sid", bf16=False)
     longer = last_line(capsys)
     assert longer["agree"] and longer["task"] == "title_history2sid" and longer["bf16_overlap"] is None
-    bench_decode.bench(str(data_root), "toy", bf16=False, **TOY_DECODE)
+    decode(data_root=data_root, category="toy", bf16=False)
     assert longer["prompt_lengths"] > last_line(capsys)["prompt_lengths"]
 
 
 def test_decode_with_a_checkpoint(trained, tmp_path, capsys):
-    bench_decode.bench(str(published_format(trained.paths, tmp_path)), "toy", model=trained.checkpoint, **TOY_DECODE)
-    found = last_line(capsys)
-    check_decode(found)
-    assert found["model"] == trained.checkpoint and found["shape"] is None
+    decode(data_root=published_format(trained.paths, tmp_path), category="toy", model=trained.checkpoint)
+    report = last_line(capsys)
+    check_decode(report)
+    assert report["model"] == trained.checkpoint and report["shape"] is None
 
 
-def test_decode_says_what_is_wrong(data_root):
-    with pytest.raises(InputError, match="--task title2sid: expected one of next_sid, title_history2sid"):
-        bench_decode.bench(str(data_root), "toy", task="title2sid", **TOY_DECODE)
+def test_decode_says_what_is_wrong(data_root, capsys):
+    with pytest.raises(SystemExit):
+        parse_flags(bench_decode.DecodeBenchFlags, ["--task", "title2sid"])
+    assert "--task title2sid: expected one of next_sid, title_history2sid" in capsys.readouterr().err
     with pytest.raises(InputError, match="--model: needs --data_root"):
-        bench_decode.bench(model="somewhere", **TOY_DECODE)
+        decode(model="somewhere")
     with pytest.raises(InputError, match=r"--data_root .*expected test/other\*\.csv"):
-        bench_decode.bench(str(data_root), "other", **TOY_DECODE)
+        decode(data_root=data_root, category="other")
     with pytest.raises(InputError, match="--batch_size 5000: .* has only"):
-        bench_decode.bench(str(data_root), "toy", **{**TOY_DECODE, "batch_size": 5000})
+        decode(data_root=data_root, category="toy", batch_size=5000)
 
 
 def test_lists_that_differ_do_not_agree():
@@ -103,33 +116,43 @@ def test_lists_that_differ_do_not_agree():
 
 
 def test_sft(data_root, tmp_path, capsys):
-    bench_sft.bench(str(data_root), "toy", write_config(tmp_path), rows=20)
-    assert {"token_ratio", "time_ratio", "loss_difference", "gradient_difference"} <= last_line(capsys).keys()
+    flags = {"data_root": data_root, "category": "toy", "base_model": write_config(tmp_path), "rows": 20}
+    bench_sft.bench(bench_sft.SFTBenchFlags(**flags))
+    assert {"ratio", "token_ratio", "time_ratio", "loss_difference", "gradient_difference"} <= last_line(capsys).keys()
 
 
 def test_trie(capsys):
-    bench_trie.bench([200, 400], levels=3, codes=10, num_beams=5, users=2, repeats=1)
-    found = last_line(capsys)
-    assert {"sizes", "step_ratio"} <= found.keys() and [size["items"] for size in found["sizes"]] == [200, 400]
+    sizes = {"items": [200, 400], "levels": 3, "codes": 10, "num_beams": 5, "users": 2, "repeats": 1}
+    bench_trie.bench(bench_trie.TrieBenchFlags(**sizes))
+    report = last_line(capsys)
+    assert {"ratio", "sizes", "step_ratio"} <= report.keys()
+    assert [size["items"] for size in report["sizes"]] == [200, 400]
+    with pytest.raises(InputError, match="--items 400: too many for 2 codes on 3 levels"):
+        bench_trie.bench(bench_trie.TrieBenchFlags(**{**sizes, "codes": 2}))
 
 
 def test_balanced_kmeans(capsys):
-    bench_balanced_kmeans.bench([60], [80], ["mixture"], clusters=4, dim=3, repeats=1)
-    assert {"compared", "large"} <= last_line(capsys).keys()
+    sizes = {"sizes": [60], "large_sizes": [80], "kinds": ["mixture"], "clusters": 4, "dim": 3, "repeats": 1}
+    bench_balanced_kmeans.bench(bench_balanced_kmeans.BalancedKMeansBenchFlags(**sizes))
+    assert {"ratio", "compared", "large"} <= last_line(capsys).keys()
 
 
 def test_data(tmp_path, capfd):
-    bench_data.bench(1000, work_dir=str(tmp_path))
-    assert {"time_ratio", "memory_ratio"} <= last_line(capfd).keys()
+    bench_data.bench(bench_data.DataBenchFlags(reviews=1000, work_dir=str(tmp_path)))
+    assert {"ratio", "time_ratio", "memory_ratio"} <= last_line(capfd).keys()
+
+
+def grpo(**flags) -> None:
+    bench_grpo.bench(bench_grpo.GRPOBenchFlags(**{**TOY_GRPO, **flags}))
 
 
 def test_grpo(data_root, capsys):
-    toy = {"shape": "qwen3-small", "vocab_size": 400, "num_generations": 4, "batch_size": 4, "prompts_per_pass": 2}
-    bench_grpo.bench(str(data_root), "toy", **toy)
-    found = last_line(capsys)
-    assert {"ratio", "phase_ratios", "phases_s", "peak_mb_more"} <= found.keys() and found["agree"]
-    assert max(found["loss_difference"], found["log_prob_difference"], found["gradient_difference"]) < 1e-3
-    bench_grpo.bench(**{**toy, "vocab_size": 600, "batch_size": 2, "prompts_per_pass": 1})  # rows made up
+    grpo(data_root=data_root, category="toy")
+    report = last_line(capsys)
+    assert {"ratio", "phase_ratios", "phases_s", "peak_mb_more"} <= report.keys() and report["agree"]
+    assert max(report["loss_difference"], report["log_prob_difference"], report["gradient_difference"]) < 1e-3
+    assert all(seconds > 0 for phases in report["phases_s"].values() for seconds in phases.values())
+    grpo(vocab_size=600, batch_size=2, prompts_per_pass=1)  # rows made up
     assert last_line(capsys)["data"] == "made up"
     with pytest.raises(InputError, match="--batch_size a multiple of --prompts_per_pass"):
-        bench_grpo.bench(**{**toy, "batch_size": 5})
+        grpo(batch_size=5)

@@ -4,34 +4,48 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-import minionerec.common.cli as cli
+from minionerec.common.cli import Flags, flag, format_help, parse_flags, recorded_settings, run_command
 from minionerec.common.files import InputError, atomic_write, parse_list, read_json, write_json
+from minionerec.common.settings import SeedFlags, StageFlags
 from minionerec.common.stage import Stage
+
+ROOT = Path(__file__).parent.parent
 
 
 # ---------------------------------------------------------------------------------------------------------------- flags
+@dataclass
+class ToyFlags(SeedFlags):
+    """A command with many kinds of flags."""
+
+    path: str = flag(help="any text")
+    K: int = flag(3, "a number", aliases=("topk",))
+    rate: float = flag(0.5, "a share")
+    on: bool = flag(False, "a switch")
+    sizes: list[int] | None = flag(None, "numbers", default_text="256,256")
+    names: list[str] | None = flag(None, "words")
+    decay: float | None = flag(0.1, "a number or nothing")
+    rows: int | bool = flag(-1, "a number or a switch")
+    engine: str = flag("tree", "which engine", choices=("tree", "hf"))
+    workers: int = flag(0, no_effect="nothing is read in the background")
+
+
+@dataclass
+class FolderFlags(Flags):
+    """A command with a flag that needs no name."""
+
+    data_dir: str = flag(help="a folder")
+    K: int = flag(3, "a number")
+
+
 def call(*argv):
-    """The arguments that `cli.run` gives a function of many kinds of flags."""
-    got = {}
-
-    def function(
-        path: str,
-        K: int = 3,
-        rate: float = 0.5,
-        on: bool = False,
-        sizes: list[int] | None = None,
-        names: list[str] | None = None,
-        decay: float | None = 0.1,
-    ) -> None:
-        got.update(locals())
-        got.pop("got", None)
-
-    cli.run(function, list(argv))
-    return got
+    """{flag: value} of a call, without the seed."""
+    values = vars(parse_flags(ToyFlags, list(argv), about="Does it."))
+    return {name: value for name, value in values.items() if name != "seed"}
 
 
 def refusal(capsys, *argv):
@@ -45,10 +59,23 @@ def refusal(capsys, *argv):
 
 
 def test_defaults_and_every_way_to_write_a_value():
-    assert call("--path", "x") == dict(path="x", K=3, rate=0.5, on=False, sizes=None, names=None, decay=0.1)
+    expected = dict(path="x", K=3, rate=0.5, on=False, sizes=None, names=None, decay=0.1, rows=-1, engine="tree")
+    assert call("--path", "x") == expected | {"workers": 0}
     given = call("--path=a=b, c", "--K", "-1", "--rate=1e-3", "--on", "--decay", "None")
     assert given["path"] == "a=b, c" and given["K"] == -1 and given["rate"] == 1e-3 and given["on"] is True
     assert given["decay"] is None
+
+
+def test_numbers_or_switches_and_other_names():
+    assert [call("--path", "x", "--rows", text)["rows"] for text in ("7", "False", "True")] == [7, False, True]
+    assert call("--path", "x", "--topk", "9")["K"] == 9
+    assert call("--path", "x", "--K", "1", "--topk", "9", "--K", "2")["K"] == 2  # later flags win
+
+
+def test_a_flag_without_an_effect_is_answered_by_its_reason(capsys):
+    assert call("--path", "x", "--workers", "4")["workers"] == 4
+    assert capsys.readouterr().out == "--workers: has no effect here: nothing is read in the background\n"
+    assert "workers" not in recorded_settings(parse_flags(ToyFlags, ["--path", "x"], about=""))
 
 
 @pytest.mark.parametrize("text, value", [("True", True), ("False", False), ("true", True), ("false", False)])
@@ -75,17 +102,17 @@ def test_text_that_looks_like_python_stays_text():
 
 
 def test_dashes_in_names_are_underscores():
-    def function(train_file: str) -> None:
-        assert train_file == "x"
-
-    cli.run(function, ["--train-file", "x"])
+    assert parse_flags(FolderFlags, ["--data-dir", "x"], about="").data_dir == "x"
 
 
 @pytest.mark.parametrize(
     "argv, said",
     [
         (["--path", "x", "--bogus", "1"], "--bogus"),
-        (["--path", "x", "--nmaes", "1"], "--names"),  # all known flags are shown where none begins alike
+        (["--path", "x", "--nmaes", "1"], "unknown flag --nmaes; did you mean --names?"),
+        (["--path", "x", "--zzzzz", "1"], "unknown flag --zzzzz; --help lists all flags"),
+        (["--path", "x", "--engine", "vllm"], "--engine vllm: expected one of tree, hf"),
+        (["--path", "x", "--rows", "few"], "--rows: expected int or True or False, got 'few'"),
         (["--path", "x", "--rat", "1"], "--rate"),
         ([], "--path"),
         (["--K", "4"], "--path"),
@@ -109,13 +136,7 @@ def test_wrong_flags_are_one_line_and_status_2(capsys, argv, said):
     "argv", [["a=b"], ["--data_dir", "a=b"], ["a=b", "--K", "3"], ["--K", "3", "--data-dir=a=b"]], ids=" ".join
 )
 def test_a_first_argument_without_a_name(argv):
-    got = {}
-
-    def function(data_dir: str, K: int = 3) -> None:
-        got.update(data_dir=data_dir, K=K)
-
-    cli.run(function, argv, positional="data_dir")
-    assert got == {"data_dir": "a=b", "K": 3}
+    assert parse_flags(FolderFlags, argv, "data_dir", "") == FolderFlags(data_dir="a=b", K=3)
 
 
 @pytest.mark.parametrize(
@@ -131,47 +152,146 @@ def test_a_first_argument_without_a_name(argv):
     ],
 )
 def test_other_arguments_without_a_name_are_refused(capsys, argv, said):
-    def function(data_dir: str, K: int = 3) -> None:
-        raise AssertionError
-
     with pytest.raises(SystemExit) as stop:
-        cli.run(function, argv, positional="data_dir")
+        parse_flags(FolderFlags, argv, "data_dir", "")
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
 
 
 def test_an_input_error_inside_the_command_is_one_line_too(capsys):
-    def function() -> None:
+    def command(flags):
         raise InputError("file.csv, line 3: broken")
 
     with pytest.raises(SystemExit) as stop:
-        cli.run(function, [])
+        run_command(command, FolderFlags(data_dir="x"))
     assert stop.value.code == 2 and capsys.readouterr().err == "error: file.csv, line 3: broken\n"
 
 
 def test_other_errors_keep_their_traceback():
-    def function() -> None:
-        raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
-        cli.run(function, [])
+        run_command(lambda flags: 1 / 0, FolderFlags(data_dir="x"))
+
+
+def test_choices_hold_for_flags_that_are_made_in_python():
+    with pytest.raises(InputError, match="--engine vllm: expected one of tree, hf"):
+        ToyFlags(path="x", engine="vllm")
+    with pytest.raises(InputError, match="--engine x: expected"):
+        replace(ToyFlags(path="x"), engine="x")
+
+
+# ------------------------------------------------------------------------------------------------------- files of flags
+def write_config(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_config_file_gives_values_that_flags_override(tmp_path):
+    first = write_config(
+        tmp_path / "a.yaml", "path: x\nK: 7\nrate: 1e-3\n'on': true\nsizes: [1, 2]\nnames: one\ndecay: null\n"
+    )
+    second = write_config(tmp_path / "b.yaml", "topk: 8\nrows: false\n")
+    given = call("--config", first)
+    assert given | {"engine": 0} == dict(
+        path="x", K=7, rate=1e-3, on=True, sizes=[1, 2], names=["one"], decay=None, rows=-1, engine=0, workers=0
+    )
+    assert call("--config", first, "--K", "9", "--path", "y") == given | {"K": 9, "path": "y"}
+    assert call("--config", f"{first},{second}") == given | {"K": 8, "rows": False}
+    assert call("--config", first, second)["K"] == 8
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("path: x\nrat: 3\n", "a.yaml: unknown flag --rat; did you mean --rate?"),
+        ("path: x\nK: four\n", "--K: expected int, got 'four'"),
+        ("path: {a: 1}\n", "a.yaml: path: expected a single value or a list of them"),
+        ("config: b.yaml\n", "a.yaml: config: expected"),
+        ("- path\n", "a.yaml: expected flags and their values"),
+        ("path: [1\n", "a.yaml, line 2: not valid YAML"),
+        ("K: 3\n", "missing flag: --path"),
+    ],
+)
+def test_wrong_config_files(tmp_path, capsys, text, said):
+    assert said in refusal(capsys, "--config", write_config(tmp_path / "a.yaml", text))
+
+
+def test_a_missing_config_file(capsys):
+    assert "--config: nowhere.yaml: no such file" in refusal(capsys, "--path", "x", "--config", "nowhere.yaml")
+
+
+# ----------------------------------------------------------------------------------------------------------------- help
+def test_help_names_every_flag_with_type_default_and_help():
+    text = format_help(ToyFlags, "Does it.")
+    assert text.startswith("Does it.\n\nA command with many kinds of flags:\n  --path TEXT")
+    assert text.index("A command with many kinds") < text.index("Repeatability:") < text.index("Every command:")
+    for said in (
+        "any text (required)",
+        "--K INT",
+        "a number (default: 3; also --topk)",
+        "--sizes INT,...",
+        "numbers (default: 256,256)",
+        "words (optional)",
+        "--rows INT|True|False",
+        "--engine tree|hf",
+        "no effect here: nothing is read in the background",
+        "seed of everything random (default: 42)",
+        "--config TEXT,...",
+    ):
+        assert said in text, said
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--path", "x", "--help"], ["--bogus", "-h"]])
+def test_help_goes_to_standard_output(capsys, argv):
+    with pytest.raises(SystemExit) as stop:
+        call(*argv)
+    printed = capsys.readouterr()
+    assert stop.value.code == 0 and "--engine tree|hf" in printed.out and printed.err == ""
+
+
+def test_a_command_answers_before_it_imports(tmp_path):
+    """What stands behind `parse_flags` is not reached for --help and for a wrong flag."""
+    script = tmp_path / "toy.py"
+    script.write_text(
+        '"""Does it."""\n'
+        "from dataclasses import dataclass\n"
+        "from minionerec.common.cli import Flags, flag, parse_flags, run_command\n"
+        "@dataclass\nclass Toy(Flags):\n    K: int = flag(50, 'length of the lists')\n"
+        "if __name__ == '__main__':\n    FLAGS = parse_flags(Toy)\n"
+        "print('slow imports')\n"
+        "if __name__ == '__main__':\n    run_command(print, FLAGS)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for argv, status, output in ((["--help"], 0, "length of the lists"), (["--k", "1"], 2, "did you mean --K?")):
+        done = subprocess.run([sys.executable, script, *argv], capture_output=True, text=True, env=environment)
+        assert done.returncode == status and output in done.stdout + done.stderr and "slow" not in done.stdout
+    done = subprocess.run([sys.executable, script, "--K", "4"], capture_output=True, text=True, env=environment)
+    assert done.stdout == "slow imports\nToy(K=4)\n" and done.returncode == 0
 
 
 # --------------------------------------------------------------------------------------------------------------- stages
+@dataclass
+class ToyStageFlags(StageFlags):
+    """Flags of a stage."""
+
+    rate: float = flag(0.1, "a number")
+    layers: list[int] = flag([1, 2], "numbers")
+    note: str | None = flag(None, "a text")
+
+
+@dataclass
+class NewerFlags(ToyStageFlags):
+    """The same command with a flag more."""
+
+    extra: int = flag(0, "newer than the record")
+
+
 @pytest.fixture
 def work(tmp_path):
     (tmp_path / "in.txt").write_text("input")
 
-    def stage(force=False, **settings):
-        made = Stage(
-            "toy",
-            {"rate": 0.1, "layers": [1, 2], "note": None, **settings},
-            [tmp_path / "in.txt"],
-            [tmp_path / "out"],
-            tmp_path / "toy.stage.json",
-            force,
-        )
-        return made
+    def stage(kind=ToyStageFlags, **flags):
+        return Stage("toy", kind(**flags), [tmp_path / "in.txt"], [tmp_path / "out"], tmp_path / "toy.stage.json")
 
     def finish(stage):
         (tmp_path / "out").write_text("output")
@@ -211,11 +331,25 @@ def test_what_changed_is_done_again_from_the_start(work, capsys, change):
     if change == "output":
         (folder / "out").unlink()
     capsys.readouterr()
-    again = stage(**{"setting": {"rate": 0.2}, "new setting": {"extra": 1}}.get(change, {}))
+    again = stage(**{"setting": {"rate": 0.2}, "new setting": {"kind": NewerFlags, "extra": 1}}.get(change, {}))
     assert not again.finished and not again.resuming
-    told = {"setting": "rate: 0.1 -> 0.2", "new setting": "extra: None -> 1", "input": "its input files", "output": ""}
+    told = {"setting": "rate: 0.1 -> 0.2", "new setting": "extra: 0 -> 1", "input": "its input files", "output": ""}
     assert told[change] in capsys.readouterr().out
     finish(again)
+
+
+def test_a_record_that_is_older_than_a_flag_counts_as_its_default(work):
+    _, stage, finish = work
+    finish(stage())
+    assert stage(kind=NewerFlags).finished
+    assert not stage(kind=NewerFlags, extra=2).finished
+
+
+def test_the_settings_are_written_as_a_file_that_config_reads(work):
+    folder, stage, _ = work
+    stage(kind=NewerFlags, rate=1e-5, layers=[3], extra=4)
+    again = parse_flags(NewerFlags, ["--config", str(folder / "toy.settings.yaml")], about="")
+    assert again == NewerFlags(rate=1e-5, layers=[3], extra=4)
 
 
 def test_an_input_of_equal_size_with_another_time_is_another_input(work):
@@ -228,7 +362,10 @@ def test_an_input_of_equal_size_with_another_time_is_another_input(work):
 def test_a_file_in_an_input_folder_counts(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("1")
-    make = lambda: Stage("toy", {}, [tmp_path / "model"], [], tmp_path / "toy.json")
+
+    def make():
+        return Stage("toy", StageFlags(), [tmp_path / "model"], [], tmp_path / "toy.stage.json")
+
     make().done()
     assert make().finished
     (tmp_path / "model" / "weights").write_text("12")
@@ -251,7 +388,7 @@ def test_a_stage_that_was_cut_off_is_resumed_and_its_time_counted(work):
 
 def test_a_missing_input_is_named_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match="nowhere.csv: no such file or folder"):
-        Stage("toy", {}, [tmp_path / "nowhere.csv"], [], tmp_path / "toy.json")
+        Stage("toy", StageFlags(), [tmp_path / "nowhere.csv"], [], tmp_path / "toy.json")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -350,16 +487,3 @@ def test_what_is_no_list_literal_is_refused_with_its_place(text, tmp_path, monke
     with pytest.raises(InputError, match=r"^x.csv, line 7, column ids: expected a list literal") as error:
         parse_list(text, "x.csv, line 7, column ids")
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
-
-
-def test_help_is_shown(tmp_path):
-    script = tmp_path / "toy.py"
-    script.write_text(
-        "import cli\n\ndef toy(path: str, K: int = 50) -> None:\n"
-        '    """Does it.\n\n    Args:\n        K: length of the lists.\n    """\n\ncli.run(toy)\n'
-    )
-    root = Path(cli.__file__).parent
-    shown = subprocess.run(
-        [sys.executable, script, "--help"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)}
-    )
-    assert shown.returncode == 0 and "length of the lists" in shown.stdout + shown.stderr

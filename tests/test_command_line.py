@@ -30,7 +30,10 @@ def assert_one_clear_line(status, errors, said):
 def flags(trained, tmp_path):
     """Complete and right flags of the scripts, and files that are wrong in one place."""
     paths = trained.paths
-    pick = lambda *names: {name: paths[name] for name in names}
+
+    def pick(*names):
+        return {name: paths[name] for name in names}
+
     lines = Path(paths["info_file"]).read_text().splitlines()
     index = json.loads(Path(paths["sid_index_path"]).read_text())
     (tmp_path / "less.index.json").write_text(json.dumps({item: index[item] for item in index if item != "7"}))
@@ -58,7 +61,7 @@ def flags(trained, tmp_path):
             "K": 10,
             "result_json_data": tmp_path / "test.json",
         },
-        "baselines.py": {**pick("train_file", "info_file", "test_data_path"), "output_dir": tmp_path / "floors"},
+        "baselines.py": {**pick("train_file", "info_file", "test_data_path"), "output_dir": tmp_path / "baselines"},
     }
 
 
@@ -68,9 +71,12 @@ def test_in_a_process_of_its_own(flags, tmp_path):
         ("evaluate.py", {**flags["evaluate.py"], "info_file": tmp_path / "unknown.txt"}),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    start = lambda case: subprocess.run(
-        [sys.executable, case[0], *arguments(case[1])], cwd=ROOT, capture_output=True, text=True, env=environment
-    )
+
+    def start(case):
+        return subprocess.run(
+            [sys.executable, case[0], *arguments(case[1])], cwd=ROOT, capture_output=True, text=True, env=environment
+        )
+
     with ThreadPoolExecutor(2) as pool:
         unknown_flag, unknown_token = pool.map(start, cases)
     assert_one_clear_line(unknown_flag.returncode, unknown_flag.stderr, ["unknown flag --bogus"])
@@ -84,7 +90,7 @@ def test_in_a_process_of_its_own(flags, tmp_path):
     [
         ("sft.py", "train_file", "nowhere.csv", ["nowhere.csv: no such file"]),
         ("sft.py", "num_epochs", "many", ["--num_epochs: expected int, got 'many'"]),
-        ("sft.py", "sid_index_path", "less.index.json", ["less.index.json: item 7 is missing", "train.csv, row "]),
+        ("sft.py", "sid_index_path", "less.index.json", ["less.index.json", "item 7 is not in", "train.csv, row "]),
         (
             "sft.py",
             "train_file",

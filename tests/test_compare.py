@@ -10,9 +10,9 @@ import pytest
 from tiny import make_dataset
 
 from baselines import baselines
-from minionerec.common.cli import run
+from minionerec.common.cli import parse_flags, run_command
 from minionerec.common.files import InputError, read_json, write_json
-from minionerec.common.records import Catalogue, count_popularity, read_rows
+from minionerec.common.records import Catalogue, read_rows
 from minionerec.evaluation.significance import (
     check_same_rows,
     compare_paired,
@@ -21,7 +21,8 @@ from minionerec.evaluation.significance import (
     mcnemar_test,
     sign_flip_test,
 )
-from scripts.compare import compare
+from minionerec.recommenders.settings import BaselinesFlags
+from scripts.compare import CompareFlags, compare
 
 
 # ---------------------------------------------------------------------------------------------------------------- tests
@@ -36,7 +37,8 @@ def exact_sign_flip(differences):
     """All 2**n choices of signs."""
     observed = abs(sum(differences))
     totals = [
-        abs(sum(s * d for s, d in zip(signs, differences))) for signs in product((-1, 1), repeat=len(differences))
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in product((-1, 1), repeat=len(differences))
     ]
     return sum(total >= observed - 1e-12 for total in totals) / len(totals)
 
@@ -91,7 +93,7 @@ def test_paired_interval_equals_drawing_pairs_of_rows():
     }
     drawn = random.Random(1)
     for key, gain in values.items():
-        differences = [gain(y) - gain(x) for x, y in zip(a.tolist(), b.tolist())]
+        differences = [gain(y) - gain(x) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
         assert result[key]["difference"] == pytest.approx(sum(differences) / 200)
         means = [sum(drawn.choices(differences, k=200)) / 200 for _ in range(4000)]
         low, high = np.percentile(means, [2.5, 97.5])
@@ -112,16 +114,16 @@ def row(user, item, sid, ranked, **more):
 
 def test_item_ranks_of_sids_and_of_items():
     """Items 1 and 2 share a SID; without predict_items the more popular 2 stands first."""
-    catalogue = Catalogue(["<x>", "<x>", "<y>"], ["", "", ""], [1, 2, 3])
+    catalogue = Catalogue(["<x>", "<x>", "<y>"], ["", "", ""], [1, 2, 3], {2: 5})
     rows = [
         row("u", 1, "<x>", ["<y>", "<x>"]),
         row("u", 1, "<x>", ["<x>", "<x>"], predict_items=[1, 2]),
         row("u", 2, "<x>", ["<x>", "<x>"], predict_items=[1, 2]),
         row("u", 3, "<y>", ["<x>"]),
     ]
-    assert compute_item_ranks(rows, catalogue, {2: 5}, "a.json", "info.txt").tolist() == [3, 1, 2, 0]
+    assert compute_item_ranks(rows, catalogue, "a.json", "info.txt").tolist() == [3, 1, 2, 0]
     with pytest.raises(InputError, match=r"a.json, row 2: item 3 with SID <x> is not in info.txt; is it the catalogue"):
-        compute_item_ranks([rows[0], row("u", 3, "<x>", [])], catalogue, {}, "a.json", "info.txt")
+        compute_item_ranks([rows[0], row("u", 3, "<x>", [])], catalogue, "a.json", "info.txt")
 
 
 def test_the_first_row_that_differs_is_named():
@@ -143,13 +145,14 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     paths = make_dataset(folder / "data", shared=True)
     flags = {key: paths[key] for key in ("train_file", "test_data_path", "info_file")}
-    baselines(**flags, output_dir=str(folder / "out"), K=20, shared_sids=True)
+    baselines(BaselinesFlags(**flags, output_dir=str(folder / "out"), K=20, shared_sids=True))
     return paths, folder / "out"
 
 
 def run_compare(data, a, b, **changes):
     paths, _ = data
-    compare(**{"a": str(a), "b": str(b), "info_file": paths["info_file"], "train_file": paths["train_file"], **changes})
+    files = {"a": str(a), "b": str(b), "info_file": paths["info_file"], "train_file": paths["train_file"]}
+    compare(CompareFlags(**{**files, **changes}))
 
 
 def test_the_command_on_the_baselines(data, tmp_path, capsys):
@@ -164,8 +167,8 @@ def test_the_command_on_the_baselines(data, tmp_path, capsys):
     for key, row in found["item"].items():
         assert (row["a"], row["b"]) == pytest.approx([result[key] for result in metrics], abs=1e-6)
     hits = [[r["item_id"] in r["predict_items"][:10] for r in read_json(path)] for path in (a, b)]
-    wins = sum(y and not x for x, y in zip(*hits))
-    losses = sum(x and not y for x, y in zip(*hits))
+    wins = sum(y and not x for x, y in zip(*hits, strict=True))
+    losses = sum(x and not y for x, y in zip(*hits, strict=True))
     ten = found["item"]["HR@10"]
     assert wins + losses > 0 and (ten["wins"], ten["losses"], ten["p"]) == (wins, losses, mcnemar_test(losses, wins))
     assert f"HR@10: {wins + losses} discordant rows (hit by one of the two): {wins} by b, {losses} by a" in printed
@@ -203,8 +206,8 @@ def test_models_with_other_sids(data, tmp_path):
         data, a, tmp_path / "b.json", shared_sids=True, info_file_b=str(info), output=str(tmp_path / "out.json")
     )
     catalogue = Catalogue([s.translate(rename) for s, _, _ in lines], [], [int(item) for _, _, item in lines])
-    counts = count_popularity(r.item_id for r in read_rows(paths["train_file"]))
-    ranks = compute_item_ranks(rows, catalogue, counts, "b.json", "info")
+    catalogue = catalogue.with_counts(read_rows(paths["train_file"]))
+    ranks = compute_item_ranks(rows, catalogue, "b.json", "info")
     hits = sum(0 < rank <= 10 for rank in ranks.tolist())
     assert read_json(tmp_path / "out.json")["item"]["HR@10"]["b"] == pytest.approx(hits / len(rows))
 
@@ -234,7 +237,7 @@ def test_wrong_input_is_one_line_and_status_2(data, tmp_path, capsys):
     files = [f"--info_file={paths['info_file']}", f"--train_file={paths['train_file']}"]
     models = [f"--a={folder / 'popularity.json'}", f"--b={tmp_path / 'b.json'}"]
     with pytest.raises(SystemExit) as status:
-        run(compare, [*models, *files, "--shared_sids", "True"])
+        run_command(compare, parse_flags(CompareFlags, [*models, *files, "--shared_sids", "True"]))
     said = capsys.readouterr().err
     assert status.value.code == 2 and said.startswith("error: row 1 differs: user") and said.count("\n") == 1
     write_json(tmp_path / "b.json", [{**r, "predict": []} for r in rows])

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,9 @@ from minionerec.common.records import (
     SID_TOKEN,
     Catalogue,
     Row,
-    check_rows_against_index,
+    check_index_against_info,
+    check_rows,
+    draw_rows,
     parse_list_cell,
     read_index,
     read_info,
@@ -57,8 +60,8 @@ def make_tokenizer(bos: bool = True, closes: bool = False, texts=("a few words",
 TOKENIZER = make_tokenizer()
 
 
-def encoder(prompts="compact", tokenizer=TOKENIZER):
-    return Encoder(tokenizer, load_prompts(prompts))
+def encoder(prompts="compact", tokenizer=TOKENIZER, cutoff_len=512):
+    return Encoder(tokenizer, load_prompts(prompts), cutoff_len)
 
 
 def make_row(history, target, user="U", titles=None):
@@ -118,7 +121,9 @@ NASTY = [
 @pytest.mark.parametrize("cell", [repr, json.dumps, lambda value: json.dumps(value, ensure_ascii=False)])
 def test_rows_round_trip_with_nasty_titles(tmp_path, cell):
     count = len(NASTY)
-    rows = [make_row([1, 2, 3], 4, titles=lambda item: NASTY[(item + shift) % count]) for shift in range(count)]
+    rows = [
+        make_row([1, 2, 3], 4, titles=lambda item, shift=shift: NASTY[(item + shift) % count]) for shift in range(count)
+    ]
     assert read_rows(write_rows(tmp_path / "x.csv", rows, cell=cell)) == rows
 
 
@@ -247,16 +252,41 @@ def test_an_index_of_mixed_depth_is_read(tmp_path):
     assert read_index(path) == {0: ("<a_1>", "<b_2>"), 7: ("<a_1>", "<b_2>", "<c_3>", "<d_4>")}
 
 
-def test_rows_must_agree_with_the_index():
-    index = {item: tuple(SID_TOKEN.findall(sid)) for item, sid in enumerate(SIDS)}
+def test_rows_must_agree_with_the_catalogue():
+    catalogue = Catalogue(SIDS, ["title"] * len(SIDS), list(range(len(SIDS))))
     rows = [make_row([1, 2], 3), make_row([1, 5], 4)]
-    check_rows_against_index(rows, index, "x.csv", "x.index.json")
+    check_rows(rows, catalogue, "x.csv", "info.txt")
+
+    def without(item):
+        kept = [other for other in catalogue.item_ids if other != item]
+        return Catalogue([SIDS[other] for other in kept], ["title"] * len(kept), kept)
+
     for item in (4, 5):  # a target, a history item
-        less = {key: value for key, value in index.items() if key != item}
-        with pytest.raises(InputError, match=rf"x.index.json: item {item} is missing \(x.csv, row 2 uses it\)"):
-            check_rows_against_index(rows, less, "x.csv", "x.index.json")
-    with pytest.raises(InputError, match=r"x.csv, row 1: item 2 has SID <a_2><b_2>, but x.index.json says <a_9>"):
-        check_rows_against_index(rows, {**index, 2: ("<a_9>",)}, "x.csv", "x.index.json")
+        with pytest.raises(InputError, match=rf"^x.csv, row 2: item {item} is not in info.txt"):
+            check_rows(rows, without(item), "x.csv", "info.txt")
+    check_rows(rows, without(5), "x.csv", "info.txt", history=False)
+    with pytest.raises(InputError, match=r"^x.csv, row 2: item 4 is not in info.txt"):
+        check_rows(rows, without(4), "x.csv", "info.txt", history=False)
+    other = Catalogue([*SIDS[:2], "<a_9>", *SIDS[3:]], catalogue.titles, catalogue.item_ids)
+    with pytest.raises(InputError, match=r"^x.csv, row 1: item 2 has SID <a_2><b_2>, but info.txt says <a_9>"):
+        check_rows(rows, other, "x.csv", "info.txt")
+
+
+def test_the_index_must_agree_with_the_info_file():
+    catalogue = Catalogue(SIDS, ["title"] * len(SIDS), list(range(len(SIDS))))
+    index = {item: tuple(SID_TOKEN.findall(sid)) for item, sid in enumerate(SIDS)}
+    check_index_against_info(index, catalogue, "x.index.json", "info.txt")
+    for change, said in (({3: ("<a_9>",)}, "item 3 has SID <a_9>, info.txt says"), ({4: ()}, "item 4 has SID none")):
+        with pytest.raises(InputError, match=f"^x.index.json: {said}"):
+            check_index_against_info(index | change, catalogue, "x.index.json", "info.txt")
+
+
+def test_random_rows_keep_their_order():
+    rows = [make_row([1], item) for item in range(2, 40)]
+    drawn = draw_rows(rows, 7, random.Random(3))
+    assert len(drawn) == 7 and [row.item_id for row in drawn] == sorted(row.item_id for row in drawn)
+    assert drawn == draw_rows(rows, 7, random.Random(3)) != draw_rows(rows, 7, random.Random(4))
+    assert draw_rows(rows, -1, random.Random(3)) == rows == draw_rows(rows, 99, random.Random(3))
 
 
 @pytest.mark.parametrize(
@@ -331,22 +361,22 @@ def test_targets_travel_in_the_row():
 # ------------------------------------------------------------------------------------------------------------- datasets
 def test_cutoff_drops_the_oldest_history_and_keeps_the_target():
     rows = [make_row([1, 2, 3, 4], 5), make_row([6], 7)]
-    whole = EvalSidDataset(rows, encoder(), cutoff_len=12)  # start + 4 x 2 + target of 2 + end
+    whole = EvalSidDataset(rows, encoder(cutoff_len=12))  # start + 4 x 2 + target of 2 + end
     assert whole[0].prompt == "".join(SIDS[1:5])
     for cutoff, kept in ((11, 3), (10, 3), (9, 2), (6, 1)):
-        cut = EvalSidDataset(rows, encoder(), cutoff_len=cutoff)
+        cut = EvalSidDataset(rows, encoder(cutoff_len=cutoff))
         assert cut[0].prompt == "".join(SIDS[5 - kept : 5])
         assert len(cut[0].prompt_ids) == 1 + 2 * kept and cut[0].target_ids == whole[0].target_ids
         assert cut[1] == whole[1]
     with pytest.raises(InputError, match="--cutoff_len 5: row 1 needs 6 tokens"):
-        EvalSidDataset(rows, encoder(), cutoff_len=5)
+        EvalSidDataset(rows, encoder(cutoff_len=5))
 
 
 def test_cutoff_on_worded_titles():
     row = make_row([1, 2, 3], 4, titles=lambda item: f"Title {item}")
     whole = TitleHistory2SidSFTDataset([row], encoder("worded"))[0]
     length = len(whole.prompt_ids) + len(whole.target_ids)
-    cut = TitleHistory2SidSFTDataset([row], encoder("worded"), cutoff_len=length - 1)[0]
+    cut = TitleHistory2SidSFTDataset([row], encoder("worded", cutoff_len=length - 1))[0]
     assert "Title 1" in whole.prompt and "Title 1" not in cut.prompt and "Title 2, Title 3" in cut.prompt
     assert cut.prompt == whole.prompt.replace("Title 1, ", "")
 
@@ -398,9 +428,9 @@ def test_cut_histories_of_a_group_share_one_prefix():
         for example in data:
             groups.setdefault(example.group, []).append(example)
         assert max(map(len, groups.values())) == 10
-        for group, examples in groups.items():
+        for examples in groups.values():
             assert len({e.user_id for e in examples}) == 1
-            for first, second in zip(examples, examples[1:]):
+            for first, second in pairwise(examples):
                 assert second.prompt_ids[: len(first.prompt_ids)] == first.prompt_ids
                 assert len(second.prompt_ids) == len(first.prompt_ids) + 2
         # Five pieces at most for 36 targets, however they fall; one tree for a short user.
@@ -409,7 +439,10 @@ def test_cut_histories_of_a_group_share_one_prefix():
 
 def test_cuts_are_a_function_of_seed_and_epoch():
     rows = cut_rows()
-    prompts = lambda data: [e.prompt for e in data]
+
+    def prompts(data):
+        return [e.prompt for e in data]
+
     first, second = (SidSFTDataset(rows, encoder(), cut_histories=True, seed=3) for _ in range(2))
     other_seed = SidSFTDataset(rows, encoder(), cut_histories=True, seed=4)
     start = prompts(first)
@@ -435,6 +468,8 @@ def test_the_toy_dataset_reads_back(tmp_path):
     paths = make_dataset(tmp_path, deep=True)
     index, catalogue = read_index(paths["sid_index_path"]), read_info(paths["info_file"])
     assert {len(tokens) for tokens in index.values()} == {3, 4}
-    assert dict(zip(catalogue.item_ids, catalogue.sids)) == {item: "".join(tokens) for item, tokens in index.items()}
+    assert dict(zip(catalogue.item_ids, catalogue.sids, strict=True)) == {
+        item: "".join(tokens) for item, tokens in index.items()
+    }
     for name in ("train_file", "eval_file", "test_data_path"):
-        check_rows_against_index(read_rows(paths[name]), index, paths[name], paths["sid_index_path"])
+        check_rows(read_rows(paths[name]), catalogue, paths[name], paths["info_file"])

@@ -12,19 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_process import recbole_data_process
 from data_process.interactions import (
-    k_core,
-    month_start,
-    next_item_samples,
+    SPLITTERS,
+    bound_window,
+    build_samples,
+    filter_k_core,
+    filter_window,
+    number_ids,
     read_inter,
-    remap,
     split_chronological,
     split_leave_one_out,
-    time_window,
-    window_bounds,
-    write_dataset,
+    start_of_month,
 )
+from data_process.recbole_data_process import process_recbole
+from data_process.settings import SPLIT_METHODS, RecboleFlags, SampleFlags
+from minionerec.common.cli import parse_flags
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_records
 
@@ -61,15 +63,15 @@ def slow_samples(log, max_history):
 @settings(deadline=None, max_examples=60)
 @given(logs, st.integers(0, 4), st.integers(0, 4))
 def test_k_core_equals_a_loop(log, user_k, item_k):
-    fast = k_core(frame(log), user_k, item_k)
+    fast = filter_k_core(frame(log), user_k, item_k)
     assert list(fast.itertuples(index=False, name=None)) == slow_k_core(log, user_k, item_k)
 
 
 @settings(deadline=None, max_examples=60)
 @given(logs, st.integers(1, 4))
 def test_samples_and_splits_equal_a_loop(log, max_history):
-    table, users, items = remap(frame(log))
-    samples = next_item_samples(table, max_history)
+    table, users, items = number_ids(frame(log))
+    samples = build_samples(table, max_history)
     fast = [
         (
             users[samples.user[i]],
@@ -96,8 +98,8 @@ def test_no_history_reaches_past_its_target_and_the_cut_is_in_time():
     random = np.random.default_rng(0)
     users, items = random.integers(0, 20, 400), random.integers(0, 50, 400)
     log = frame({"user": users, "item": items, "timestamp": random.random(400)})
-    table, _, _ = remap(log)
-    parts = split_chronological(next_item_samples(table, 10))
+    table, _, _ = number_ids(log)
+    parts = split_chronological(build_samples(table, 10))
     assert max(parts["train"]) < min(parts["valid"]) and max(parts["valid"]) < min(parts["test"])
     assert (np.diff(table["timestamp"]) >= 0).all()
 
@@ -106,28 +108,33 @@ def test_published_row_counts_follow_from_the_cut():
     """45,324 and 48,656 samples are the published Industrial and Office datasets."""
     for n, expected in ((45_324, (36_259, 4_532, 4_533)), (48_656, (38_924, 4_866, 4_866))):
         table = pd.DataFrame({"user": 0, "item": np.arange(n + 1), "timestamp": np.arange(n + 1)})
-        parts = split_chronological(next_item_samples(table, 10))
+        parts = split_chronological(build_samples(table, 10))
         assert tuple(len(part) for part in parts.values()) == expected
 
 
 def test_ids_are_numbered_by_first_appearance_in_time():
-    _, users, items = remap(frame([("b", "y", 5), ("a", "x", 1), ("b", "x", 1), ("c", "z", 9)]))
+    _, users, items = number_ids(frame([("b", "y", 5), ("a", "x", 1), ("b", "x", 1), ("c", "z", 9)]))
     assert users == ["a", "b", "c"] and items == ["x", "y", "z"]
 
 
+def window(st_year, st_month, ed_year, ed_month):
+    months = {"st_year": st_year, "st_month": st_month, "ed_year": ed_year, "ed_month": ed_month}
+    return SampleFlags(dataset="x", output_path="out", **months)
+
+
 def test_window_is_half_open_and_utc():
-    assert month_start(1970, 1) == 0 and month_start(2016, 10) == 1_475_280_000
-    start, end = window_bounds(2016, 10, 2016, 11)
+    assert start_of_month(1970, 1) == 0 and start_of_month(2016, 10) == 1_475_280_000
+    start, end = bound_window(window(2016, 10, 2016, 11))
     log = frame([(0, 0, start - 1), (0, 1, start), (0, 2, end - 1), (0, 3, end)])
-    assert time_window(log, start, end)["item"].tolist() == [1, 2]
-    assert time_window(log, None, end)["item"].tolist() == [0, 1, 2]
-    assert time_window(log, start, None)["item"].tolist() == [1, 2, 3]
+    assert filter_window(log, start, end)["item"].tolist() == [1, 2]
+    assert filter_window(log, None, end)["item"].tolist() == [0, 1, 2]
+    assert filter_window(log, start, None)["item"].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("bounds", [(2016, 13, 2017, 1), (2017, 1, 2016, 1), (2017, 1, 2017, 1), (None, 3, None, None)])
 def test_wrong_windows_are_refused(bounds):
     with pytest.raises(InputError):
-        window_bounds(*bounds)
+        bound_window(window(*bounds))
 
 
 ITEMS = """item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq
@@ -149,7 +156,7 @@ def write_atomic_files(folder: Path, inter: str | None = None, item: str = ITEMS
 
 def test_recbole_files_end_to_end(tmp_path, capsys):
     flags = write_atomic_files(tmp_path / "raw")
-    recbole_data_process.main(**flags)
+    process_recbole(RecboleFlags(**flags))
     out = tmp_path / "raw" / "out"
     items = read_item_records(out / "toy.item.json")
     by_title = {item["title"]: item for item in items.values()}
@@ -163,18 +170,18 @@ def test_recbole_files_end_to_end(tmp_path, capsys):
     assert len((out / "toy.user2id").read_text().splitlines()) == 5
 
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    recbole_data_process.main(**flags)
+    process_recbole(RecboleFlags(**flags))
     assert "already done" in capsys.readouterr().out
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    recbole_data_process.main(**flags, force=True)
+    process_recbole(RecboleFlags(**flags, force=True))
     assert before["toy.item.json"] != (out / "toy.item.json").stat().st_mtime_ns
-    recbole_data_process.main(**{**flags, "max_history": 2})
+    process_recbole(RecboleFlags(**{**flags, "max_history": 2}))
     assert max(len(history) for history in read_inter(out / "toy.train.inter", 3)[1]) == 2
 
 
 def test_filters_and_leave_one_out(tmp_path):
     flags = write_atomic_files(tmp_path / "raw")
-    recbole_data_process.main(**flags, split="leave_one_out", min_rating=2, st_year=1970, ed_year=1971)
+    process_recbole(RecboleFlags(**flags, split="leave_one_out", min_rating=2, st_year=1970, ed_year=1971))
     record = json.loads((tmp_path / "raw" / "out" / "toy.data_process.stage.json").read_text())
     assert record["results"]["interactions"] == 16 and record["results"]["test_rows"] == 4
     assert record["results"]["valid_rows"] == 4 and record["results"]["train_rows"] == 4
@@ -199,7 +206,7 @@ HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 )
 def test_bad_interactions_stop_with_one_line(tmp_path, inter, message):
     with pytest.raises(InputError, match="^[^\n]*$") as error:
-        recbole_data_process.main(**write_atomic_files(tmp_path / "raw", inter))
+        process_recbole(RecboleFlags(**write_atomic_files(tmp_path / "raw", inter)))
     assert message in str(error.value)
 
 
@@ -213,13 +220,13 @@ def test_bad_interactions_stop_with_one_line(tmp_path, inter, message):
 )
 def test_bad_items_stop_with_one_line(tmp_path, item, message):
     with pytest.raises(InputError) as error:
-        recbole_data_process.main(**write_atomic_files(tmp_path / "raw", item=item))
+        process_recbole(RecboleFlags(**write_atomic_files(tmp_path / "raw", item=item)))
     assert message in str(error.value)
 
 
 def test_interactions_without_a_titled_item_are_left_out(tmp_path):
     flags = write_atomic_files(tmp_path / "raw", item=ITEMS.replace("Toy  Story", ""))
-    recbole_data_process.main(**flags)
+    process_recbole(RecboleFlags(**flags))
     record = json.loads((tmp_path / "raw" / "out" / "toy.data_process.stage.json").read_text())
     assert record["results"]["items"] == 2 and record["results"]["without_title"] == 8
 
@@ -239,7 +246,9 @@ def test_files_do_not_depend_on_the_time_zone(tmp_path):
             cwd=Path(__file__).parent.parent,
             stdout=subprocess.DEVNULL,
         )
-        files = sorted(path for path in (folder / "out").iterdir() if not path.name.endswith("stage.json"))
+        files = sorted(
+            path for path in (folder / "out").iterdir() if not path.name.endswith((".stage.json", ".settings.yaml"))
+        )
         contents.append([path.read_bytes() for path in files])
     assert len(contents[0]) == 6 and contents[0] == contents[1] == contents[2]
 
@@ -283,6 +292,9 @@ def test_bad_item_files(tmp_path, content):
         read_item_records(path)
 
 
-def test_unknown_split(tmp_path):
-    with pytest.raises(InputError, match="--split random"):
-        write_dataset(frame([(0, 0, 0)]), {}, tmp_path, "x", "random", 10)
+def test_unknown_split(capsys):
+    assert tuple(SPLITTERS) == SPLIT_METHODS
+    flags = ["--dataset", "x", "--input_dir", "raw", "--output_path", "out", "--split", "random"]
+    with pytest.raises(SystemExit, match="2"):
+        parse_flags(RecboleFlags, flags)
+    assert "--split random: expected one of chronological, leave_one_out" in capsys.readouterr().err

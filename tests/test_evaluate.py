@@ -10,13 +10,16 @@ import pytest
 import torch
 from tiny import make_dataset, write_config
 
-import evaluate as module
+import evaluate as command
 from evaluate import evaluate
 from minionerec.common.files import InputError, read_json
 from minionerec.common.records import read_info, read_rows
+from minionerec.evaluation import predict
+from minionerec.evaluation.plot import draw_metrics
+from minionerec.evaluation.settings import EvaluateFlags
 from minionerec.language.models import load_model
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
-from scripts import report
+from minionerec.training.settings import SFTFlags
 from sft import sft
 
 
@@ -30,14 +33,14 @@ def run(trained, output, **changes):
         num_beams=20,
         K=10,
     )
-    evaluate(**{**flags, **changes})
+    evaluate(EvaluateFlags(**{**flags, **changes}))
     return read_json(output / "test.json"), read_json(output / "test.metrics.json")
 
 
 @pytest.fixture(autouse=True)
 def quick_picture(monkeypatch):
     """Drawing takes a second; one test draws."""
-    monkeypatch.setattr(module, "plot", lambda columns, path: Path(path).write_text(", ".join(columns)))
+    monkeypatch.setattr(command, "draw_metrics", lambda columns, path: Path(path).write_text(", ".join(columns)))
 
 
 def assert_same(found, expected, tolerance=1e-5):
@@ -55,15 +58,15 @@ def searched(monkeypatch):
     class Batches(list):
         limit = None
 
-    batches, rank_sids = Batches(), module.rank_sids
+    batches, rank_sids = Batches(), predict.rank_sids
 
-    def counting(model, trie, sid_of_sequence, examples, *args, **kwargs):
+    def counting(model, catalogue_trie, examples, *args, **kwargs):
         if len(batches) == batches.limit:
             raise RuntimeError("out of memory")
         batches.append(len(examples))
-        return rank_sids(model, trie, sid_of_sequence, examples, *args, **kwargs)
+        return rank_sids(model, catalogue_trie, examples, *args, **kwargs)
 
-    monkeypatch.setattr(module, "rank_sids", counting)
+    monkeypatch.setattr(predict, "rank_sids", counting)
     return batches
 
 
@@ -74,7 +77,7 @@ def naive_metrics(predictions, train, catalogue, k):
     for row in predictions:
         items = []
         for sid in row["predict"]:
-            owners = [item for item, own in zip(catalogue.item_ids, catalogue.sids) if own == sid]
+            owners = [item for item, own in zip(catalogue.item_ids, catalogue.sids, strict=True) if own == sid]
             items += sorted(owners, key=lambda item: (-counts[item], item))
         for place, (target, ranked) in enumerate(((row["output"], row["predict"]), (row["item_id"], items))):
             if target in ranked[:k]:
@@ -92,7 +95,7 @@ def assert_metrics(predictions, metrics, paths, shared=False):
 
 
 def test_end_to_end(trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, "plot", report.plot)
+    monkeypatch.setattr(command, "draw_metrics", draw_metrics)
     predictions, metrics = run(trained, tmp_path)
     printed = capsys.readouterr()
     rows = read_rows(trained.paths["test_data_path"])
@@ -113,7 +116,8 @@ def test_end_to_end(trained, tmp_path, capsys, monkeypatch):
     assert f"{metrics['item']['HR@10']:.4f}" in printed.out
     assert f"{len(rows)}/{len(rows)}" in printed.err and "row/s" in printed.err
 
-    files = [tmp_path / name for name in ("test.json", "test.metrics.json", "test.png", "test.stage.json")]
+    names = ("test.json", "test.metrics.json", "test.png", "test.stage.json", "test.settings.yaml")
+    files = [tmp_path / name for name in names]
     assert sorted(tmp_path.iterdir()) == sorted(files)
     assert files[2].read_bytes().startswith(b"\x89PNG")
     written = [path.stat().st_mtime_ns for path in files]
@@ -133,7 +137,7 @@ def test_the_list_is_the_exact_ranking(trained, tmp_path):
     for prediction in predictions:
         (prompt,) = encoder.prompt_ids([prediction["input"]])
         scores = {}
-        for sid, target in zip(sids, encoder.target_ids(sids)):
+        for sid, target in zip(sids, encoder.target_ids(sids), strict=True):
             with torch.no_grad():
                 log_probs = model.eval()(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
             scores[sid] = sum(log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(target))
@@ -157,13 +161,13 @@ def test_hf_generate_gives_the_same(trained, tmp_path):
         assert_same(found, expected, 1e-4)
 
 
-# -------------------------------------------------------------------------------------------------------------- resuming
+# ------------------------------------------------------------------------------------------------------------ resuming
 def cut_off(trained, output, searched, batches=2, **changes):
     """Let an evaluation in batches of 4 fail after some of them, and tear its last line as a kill would."""
     searched.limit = batches
     with pytest.raises(RuntimeError, match="out of memory"):
         run(trained, output, batch_size=4, **changes)
-    assert {path.name for path in output.iterdir()} == {"test.stage.json", "test.partial"}
+    assert {path.name for path in output.iterdir()} == {"test.stage.json", "test.settings.yaml", "test.partial"}
     with (output / "test.partial" / "rank0.jsonl").open("a") as file:
         file.write('{"rows": [0, 1], "resul')
     searched.limit = None
@@ -188,7 +192,7 @@ def test_a_run_that_only_has_to_write_its_result(trained, tmp_path, searched, mo
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "write_json", full)
+        patched.setattr(command, "write_json", full)
         with pytest.raises(OSError, match="disk full"):
             run(trained, tmp_path)
     predictions, _ = run(trained, tmp_path)
@@ -215,6 +219,8 @@ def test_a_sample_is_rows_of_the_file_in_its_order(trained, tmp_path):
     keys = [(p["user_id"], p["item_id"], p["input"]) for p in predictions]
     rows = [(r.user_id, r.item_id, "".join(r.history_sids)) for r in read_rows(trained.paths["test_data_path"])]
     assert metrics["rows"] == 7 and [row for row in rows if row in keys] == keys
+    other, _ = run(trained, tmp_path, sample=7, seed=1)
+    assert [p["input"] for p in other] != [p["input"] for p in predictions]
 
 
 def test_more_recommendations_than_items(trained, tmp_path):
@@ -227,16 +233,15 @@ def test_items_that_share_a_sid(tmp_path):
     """Only on request; then one of them counts at item level, the most popular first."""
     paths = make_dataset(tmp_path / "data", items=12, users=14, deep=True, shared=True)
     sft(
-        write_config(tmp_path),
-        paths["train_file"],
-        paths["eval_file"],
-        str(tmp_path / "sft"),
-        paths["sid_index_path"],
-        paths["item_meta_path"],
-        train_from_scratch=True,
-        batch_size=16,
-        num_epochs=1,
-        learning_rate=1e-2,
+        SFTFlags(
+            base_model=write_config(tmp_path),
+            **{name: paths[name] for name in ("train_file", "eval_file", "sid_index_path", "item_meta_path")},
+            output_dir=str(tmp_path / "sft"),
+            train_from_scratch=True,
+            batch_size=16,
+            num_epochs=1,
+            learning_rate=1e-2,
+        )
     )
     flags = dict(
         **{key: paths[key] for key in ("train_file", "info_file")},
@@ -247,14 +252,36 @@ def test_items_that_share_a_sid(tmp_path):
         K=10,
     )
     with pytest.raises(InputError, match=r"info.txt, line 3: SID .* belongs to the item of line 2 already"):
-        evaluate(**flags)
-    evaluate(**flags, shared_sids=True)
+        evaluate(EvaluateFlags(**flags))
+    evaluate(EvaluateFlags(**flags, shared_sids=True))
     predictions, metrics = read_json(tmp_path / "test.json"), read_json(tmp_path / "test.metrics.json")
     assert all(len(set(p["predict"])) == len(p["predict"]) == 10 for p in predictions)  # 12 items, 10 SIDs
     assert metrics["items_sharing_a_sid"] == 4 and metrics["illegal"] == 0
     assert {1, 2, 4, 7} & {p["item_id"] for p in predictions}
     assert_metrics(predictions, metrics, paths, shared=True)
     assert metrics["sid"]["HR@10"] == 1 and metrics["sid"]["NDCG@10"] > metrics["item"]["NDCG@10"]
+
+
+# ------------------------------------------------------------------------------------------- the published command line
+def test_without_a_train_file(trained, tmp_path, capsys):
+    """The lists are the same; one line says what is not known, and the metrics leave it out."""
+    complete = run(trained, tmp_path / "a")
+    capsys.readouterr()
+    predictions, metrics = run(trained, tmp_path / "b", train_file=None)
+    said = [line for line in capsys.readouterr().out.splitlines() if "no --train_file" in line]
+    assert said == [
+        "[evaluate] no --train_file: items that share a SID stand by id, metrics are not split by popularity"
+    ]
+    assert predictions == complete[0]
+    assert complete[1]["by"].pop("target_popularity") and metrics == complete[1]
+
+
+def test_lists_are_as_long_as_there_are_beams(trained, tmp_path):
+    """Without --K; and a K of 0, the published default, is no K."""
+    for K in (None, 0):
+        predictions, metrics = run(trained, tmp_path, K=K, num_beams=7, sample=2)
+        assert [len(row["predict"]) for row in predictions] == [7, 7] and "HR@5" in metrics["item"]
+    assert read_json(tmp_path / "test.stage.json")["settings"]["K"] == 7
 
 
 # ---------------------------------------------------------------------------------------------------------- wrong input
@@ -267,8 +294,10 @@ def test_longer_lists_than_beams(trained, tmp_path):
     "changes, said",
     [
         ({"engine": "vllm"}, "--engine vllm: expected one of tree, hf"),
-        ({"engine": "hf", "num_beams": 1, "K": 1}, "--engine hf: .* for hf --num_beams of 2 or more"),
+        ({"engine": "hf", "num_beams": 1, "K": 1}, "--engine hf: needs --num_beams of 2 or more"),
         ({"batch_size": 0}, "--batch_size 0: must be at least 1"),
+        ({"num_beams": 0}, "--num_beams 0: must be at least 1"),
+        ({"K": -1}, "--K -1: must be at least 1"),
     ],
 )
 def test_flags_that_cannot_be(trained, tmp_path, changes, said):
@@ -298,7 +327,10 @@ def test_a_target_that_is_not_in_the_catalogue(trained, tmp_path):
     row = read_rows(trained.paths["test_data_path"])[0]
     lines = Path(trained.paths["info_file"]).read_text().splitlines()
     (tmp_path / "info.txt").write_text("\n".join(line for line in lines if not line.endswith(f"\t{row.item_id}")))
-    said = rf"test.csv, row 1: item {row.item_id} with SID {row.sid} is not in .*info.txt"
+    with pytest.raises(InputError, match=rf"test.csv, row 1: item {row.item_id} is not in .*info.txt"):
+        run(trained, tmp_path, info_file=str(tmp_path / "info.txt"))
+    (tmp_path / "info.txt").write_text("\n".join(line.replace(row.sid + "\t", "<x_1>\t") for line in lines))
+    said = rf"test.csv, row 1: item {row.item_id} has SID {row.sid}, but .*info.txt says <x_1>"
     with pytest.raises(InputError, match=said):
         run(trained, tmp_path, info_file=str(tmp_path / "info.txt"))
 
@@ -333,7 +365,8 @@ def test_seen_items_are_left_out_and_others_take_their_place(trained, tmp_path):
     assert metrics["seen_in_top_10"] == 0 and metrics["short_lists"] == 0
     for row, ours, whole in zip(rows, found, complete, strict=True):
         assert ours["predict"] == [sid for sid in whole["predict"] if sid not in row.history_sids][:10]
-    assert any(set(row.history_sids) & set(whole["predict"][:10]) for row, whole in zip(rows, complete))
+    pairs = zip(rows, complete, strict=True)
+    assert any(set(row.history_sids) & set(whole["predict"][:10]) for row, whole in pairs)
 
 
 def test_only_items_of_a_file_are_found(trained, tmp_path):
@@ -344,7 +377,7 @@ def test_only_items_of_a_file_are_found(trained, tmp_path):
     items = len(catalogue.sids)
     plain, _ = run(trained, tmp_path / "a", num_beams=items, K=items)
     found, _ = run(trained, tmp_path / "b", num_beams=items, only_items=str(wanted))
-    allowed = {sid for sid, item in zip(catalogue.sids, catalogue.item_ids) if item in chosen}
+    allowed = {catalogue.sid_of[item] for item in chosen}
     for ours, whole in zip(found, plain, strict=True):
         assert ours["predict"] == [sid for sid in whole["predict"] if sid in allowed][:10]
     wanted.write_text("3\nseven\n")

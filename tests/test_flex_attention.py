@@ -1,4 +1,4 @@
-"""flex_attention sees what sdpa sees. Its backward pass needs a CUDA device, so that on a CPU only the forward is run."""
+"""flex_attention sees what sdpa sees. Its backward pass needs a CUDA device: on a CPU only the forward is run."""
 
 import copy
 import random
@@ -8,9 +8,9 @@ import torch
 from tiny import make_dataset, random_catalogue, random_examples, random_prompts, tiny_model, write_config
 from torch.nn.attention.flex_attention import create_mask
 
+from minionerec.common.cli import parse_flags
 from minionerec.common.files import InputError
 from minionerec.language.adapters import train_token_rows
-from minionerec.language.models import check_attention
 from minionerec.search.beam_search import beam_search
 from minionerec.search.prefix_tree import (
     TreeBatch,
@@ -21,6 +21,7 @@ from minionerec.search.prefix_tree import (
     compute_tree_log_probs,
 )
 from minionerec.search.trie import SidTrie
+from minionerec.training.settings import SFTFlags
 from minionerec.training.sft_trainer import TreeBatches
 from sft import sft
 
@@ -62,9 +63,9 @@ def test_the_block_mask_is_the_mask_of_the_trees(seed):
 
 def test_the_block_mask_of_left_padded_and_long_rows():
     lengths = torch.tensor([300, 7, 129])
-    real = torch.arange(300) >= 300 - lengths[:, None]
-    own = torch.eye(300, dtype=torch.bool)
-    assert_same_pairs((torch.ones(300, 300, dtype=torch.bool).tril() & real[:, None] | own)[:, None])
+    is_token = torch.arange(300) >= 300 - lengths[:, None]
+    itself = torch.eye(300, dtype=torch.bool)
+    assert_same_pairs((torch.ones(300, 300, dtype=torch.bool).tril() & is_token[:, None] | itself)[:, None])
     assert_same_pairs((torch.arange(300) < lengths[:, None])[:, None, None].expand(-1, -1, 40, -1))
 
 
@@ -99,7 +100,7 @@ def test_losses_and_gradients_equal_those_of_sdpa(kind, checkpointing, autocast)
                 losses[-1].backward()
             tolerance = 3e-2 if autocast else 1e-5
             torch.testing.assert_close(losses[1], losses[0], atol=tolerance, rtol=tolerance)
-            for (name, ours), theirs in zip(flex.named_parameters(), model.parameters()):
+            for (name, ours), theirs in zip(flex.named_parameters(), model.parameters(), strict=True):
                 scale = theirs.grad.norm().clamp(min=1e-6)
                 assert (ours.grad - theirs.grad).norm() / scale < (0.1 if autocast else 1e-4), name
 
@@ -120,12 +121,15 @@ def test_a_search_runs_with_sdpa_and_gives_flex_attention_back(wrapped):
     assert flex.config._attn_implementation == "flex_attention"
 
 
-def test_what_the_attentions_take():
+def test_what_the_attentions_take(capsys):
     flex = with_flex(tiny_model("llama", 20, attention_dropout=0.1))
     with pytest.raises(ValueError, match="attention_dropout 0.1: flex_attention has no dropout"):
         check_tree_attention(flex)
-    with pytest.raises(InputError, match="--attention eager: expected one of sdpa, flex_attention"):
-        check_attention("eager")
+    required = ["base_model", "train_file", "eval_file", "sid_index_path", "item_meta_path", "output_dir"]
+    with pytest.raises(SystemExit) as stopped:
+        parse_flags(SFTFlags, [*(f"--{name}=x" for name in required), "--attention", "eager"])
+    assert stopped.value.code == 2
+    assert "--attention eager: expected one of sdpa, flex_attention" in capsys.readouterr().err
     visible = torch.ones(1, 1, 2, 2, dtype=torch.bool).tril()
     assert build_attention_mask(tiny_model("llama", 20), visible) is visible
 
@@ -134,7 +138,13 @@ def test_without_a_cuda_device_training_stops_before_anything_is_read(tmp_path, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     paths = make_dataset(tmp_path / "data")
     names = ("train_file", "eval_file", "sid_index_path", "item_meta_path")
-    flags = {name: paths[name] for name in names} | {"train_from_scratch": True, "attention": "flex_attention"}
+    flags = SFTFlags(
+        base_model=write_config(tmp_path),
+        output_dir=str(tmp_path / "out"),
+        train_from_scratch=True,
+        attention="flex_attention",
+        **{name: paths[name] for name in names},
+    )
     with pytest.raises(InputError, match="--attention flex_attention: trains on a CUDA device only"):
-        sft(base_model=write_config(tmp_path), output_dir=str(tmp_path / "out"), **flags)
+        sft(flags)
     assert not (tmp_path / "out").exists()

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from minionerec.common.embeddings import save_embeddings, side_file_path
 from minionerec.common.files import InputError, read_json
-from rq import generate_indices
+from rq.generate_indices import generate_indices
 from rq.index.collisions import (
     STEPS,
-    Repair,
     add_extra_level,
-    collision_rate,
+    compute_collision_rate,
     find_colliding_rows,
     make_sid_tokens,
     move_to_free_codes,
     resolve_collisions,
-    sinkhorn_repair,
+    spread_by_sinkhorn,
 )
 from rq.models.rqvae import RQVAE
+from rq.settings import IndexFlags, RepairFlags
 
 
 @st.composite
@@ -45,7 +45,7 @@ def lookup(distances):
 def test_collision_figures_equal_dictionary_counts(table):
     codes, _ = table
     counts = Counter(map(tuple, codes.tolist()))
-    assert collision_rate(codes) == 1 - len(counts) / len(codes)
+    assert compute_collision_rate(codes) == 1 - len(counts) / len(codes)
     assert find_colliding_rows(codes).tolist() == [i for i, row in enumerate(codes.tolist()) if counts[tuple(row)] > 1]
 
 
@@ -54,7 +54,7 @@ def test_collision_figures_equal_dictionary_counts(table):
 def test_no_two_items_share_a_sid_after_deduplication(table, rounds):
     codes, distances = table
     original = codes.copy()
-    repaired, done = sinkhorn_repair(codes, lookup(distances), 0.01, 10, rounds)
+    repaired, done = spread_by_sinkhorn(codes, lookup(distances), 0.01, 10, rounds)
     moved_codes, moved = move_to_free_codes(repaired, lookup(distances))
     extra = add_extra_level(moved_codes)
     sids = [tuple(tokens) for tokens in make_sid_tokens(moved_codes, extra)]
@@ -112,19 +112,20 @@ def test_sinkhorn_repair_tells_apart_what_it_can_and_stops_when_stuck():
     random = np.random.default_rng(0)
     distances = torch.tensor(random.random((12, 16)))
     codes = np.zeros((12, 3), dtype=np.int64)
-    repaired, _ = sinkhorn_repair(codes, lookup(distances), 0.003, 100, 20)
-    assert collision_rate(repaired) < 0.2
+    repaired, _ = spread_by_sinkhorn(codes, lookup(distances), 0.003, 100, 20)
+    assert compute_collision_rate(repaired) < 0.2
     same = torch.ones(5, 16) * torch.arange(16)
-    stuck, rounds = sinkhorn_repair(codes[:5], lookup(same), 0.003, 50, 20)
-    assert collision_rate(stuck) == 0.8 and rounds <= 2
-    assert sinkhorn_repair(np.arange(5)[:, None], lookup(same), 0.003, 50, 20)[1] == 0
+    stuck, rounds = spread_by_sinkhorn(codes[:5], lookup(same), 0.003, 50, 20)
+    assert compute_collision_rate(stuck) == 0.8 and rounds <= 2
+    assert spread_by_sinkhorn(np.arange(5)[:, None], lookup(same), 0.003, 50, 20)[1] == 0
 
 
 @settings(deadline=None, max_examples=80)
 @given(tables(), st.sampled_from(STEPS))
 def test_every_choice_keeps_prefixes_and_reports_what_it_did(table, steps):
     codes, distances = table
-    resolved, extra, counts = resolve_collisions(codes, lookup(distances), Repair(steps, iterations=10, rounds=2))
+    flags = RepairFlags(collisions=steps, sk_iters=10, repair_rounds=2)
+    resolved, extra, counts = resolve_collisions(codes, lookup(distances), flags)
     assert np.array_equal(resolved[:, :-1], codes[:, :-1])
     alone = np.setdiff1d(np.arange(len(codes)), find_colliding_rows(codes))
     if steps == ["none"]:
@@ -134,7 +135,7 @@ def test_every_choice_keeps_prefixes_and_reports_what_it_did(table, steps):
     if steps == ["nearest_free"]:
         assert np.array_equal(resolved[alone], codes[alone])
     sids = Counter(map(tuple, make_sid_tokens(resolved, extra)))
-    assert counts["collision_rate_before"] == pytest.approx(collision_rate(codes), abs=1e-6)
+    assert counts["collision_rate_before"] == pytest.approx(compute_collision_rate(codes), abs=1e-6)
     assert counts["collision_rate_after"] == pytest.approx(1 - len(sids) / len(codes), abs=1e-6)
     assert counts["items_sharing_a_sid"] == sum(n for n in sids.values() if n > 1)
     if steps[-1] in ("nearest_free", "extra_token"):
@@ -169,37 +170,37 @@ def make(folder, n=50, dim=6, ids=None, copies=1):
 
 def test_command_without_repair_gives_the_models_own_codes(tmp_path):
     flags, model, array = make(tmp_path)
-    generate_indices.main(**flags, collisions=["none"], batch_size=7)
+    generate_indices(IndexFlags(**flags, collisions=["none"], batch_size=7))
     codes = model.eval().get_indices(torch.from_numpy(array), use_sk=False).numpy()
     index = read_json(flags["output_file"])
     assert list(index) == [str(i) for i in range(50)]
     assert list(index.values()) == make_sid_tokens(codes)
     results = json.loads((tmp_path / "toy.index.stage.json").read_text())["results"]
-    assert results["collision_rate_after"] == pytest.approx(collision_rate(codes), abs=1e-6)
+    assert results["collision_rate_after"] == pytest.approx(compute_collision_rate(codes), abs=1e-6)
 
 
 @pytest.mark.parametrize("copies", [1, 10])
 def test_command_gives_every_item_its_own_sid(tmp_path, capsys, copies):
     flags, _, _ = make(tmp_path, copies=copies)
-    generate_indices.main(**flags)
+    generate_indices(IndexFlags(**flags))
     index = read_json(flags["output_file"])
     assert len({tuple(tokens) for tokens in index.values()}) == len(index) == 50
     assert "collision_rate_after         0.0" in capsys.readouterr().out
     first = (tmp_path / "toy.index.json").read_bytes()
-    generate_indices.main(**flags)
+    generate_indices(IndexFlags(**flags))
     assert "already done" in capsys.readouterr().out
-    generate_indices.main(**flags, force=True)
+    generate_indices(IndexFlags(**flags, force=True))
     assert (tmp_path / "toy.index.json").read_bytes() == first
 
 
 def test_rows_in_another_order_are_matched_by_id(tmp_path):
     ids = [str(i) for i in range(50)]
     flags, _, array = make(tmp_path, ids=ids)
-    generate_indices.main(**flags, collisions=["none"])
+    generate_indices(IndexFlags(**flags, collisions=["none"]))
     straight = read_json(flags["output_file"])
     order = np.random.default_rng(1).permutation(50)
     save_embeddings(flags["data_path"], array[order], [ids[i] for i in order], "x", ["title"])
-    generate_indices.main(**flags, collisions=["none"])
+    generate_indices(IndexFlags(**flags, collisions=["none"]))
     shuffled = read_json(flags["output_file"])
     assert shuffled == straight and list(shuffled) == ids
 
@@ -207,15 +208,23 @@ def test_rows_in_another_order_are_matched_by_id(tmp_path):
 def test_wrong_inputs_stop(tmp_path):
     flags, _, array = make(tmp_path)
     with pytest.raises(InputError, match="--sk_epsilon"):
-        generate_indices.main(**flags, sk_epsilon=0.0)
+        generate_indices(IndexFlags(**flags, sk_epsilon=0.0))
     for steps in (["best"], ["none", "sinkhorn"], ["nearest_free", "sinkhorn"]):
         with pytest.raises(InputError, match=f"--collisions {','.join(steps)}: expected one"):
-            generate_indices.main(**flags, collisions=steps)
+            generate_indices(IndexFlags(**flags, collisions=steps))
     with pytest.raises(InputError, match="none.pth"):
-        generate_indices.main(**{**flags, "ckpt_path": str(tmp_path / "none.pth")})
+        generate_indices(IndexFlags(**{**flags, "ckpt_path": str(tmp_path / "none.pth")}))
     save_embeddings(flags["data_path"], array[:, :3], [str(i) for i in range(50)], "x", ["title"])
     with pytest.raises(InputError, match="3 columns, but .* was trained on 6"):
-        generate_indices.main(**flags)
+        generate_indices(IndexFlags(**flags))
     side_file_path(flags["data_path"]).unlink()
     with pytest.raises(InputError, match="no such file"):
-        generate_indices.main(**flags)
+        generate_indices(IndexFlags(**flags))
+
+
+def test_the_index_stands_beside_the_embeddings_unless_named(tmp_path):
+    flags, _, _ = make(tmp_path)
+    generate_indices(IndexFlags(**{**flags, "output_file": None}))
+    assert len(read_json(tmp_path / "toy.index.json")) == 50
+    with pytest.raises(InputError, match="--append_to: needs --output_file"):
+        generate_indices(IndexFlags(**{**flags, "output_file": None}, append_to=str(tmp_path / "toy.index.json")))

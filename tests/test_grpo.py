@@ -9,16 +9,19 @@ import torch
 from tiny import END, random_catalogue, random_prompts, tiny_model
 
 from minionerec.common.files import InputError
+from minionerec.common.settings import AdapterFlags
 from minionerec.language.adapters import add_lora
+from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
 from minionerec.search.trie import SidTrie
+from minionerec.training.groups import StepSampler
 from minionerec.training.grpo_loss import CLIP, LOSSES
-from minionerec.training.rewards import REWARDS, NamedReward
-from minionerec_trainer import GroupTrainer, RLConfig, StepSampler
+from minionerec.training.rewards import PLAIN_REWARDS, NamedReward
+from minionerec_trainer import GroupTrainer, RLConfig
 
 
 def term(name, weight=1.0):
-    return NamedReward(name, weight, lambda completions, example: REWARDS[name](completions, example.sid))
+    return NamedReward(name, weight, lambda completions, example: PLAIN_REWARDS[name](completions, example.sid))
 
 
 def make_trainer(tmp_path, kind="qwen3", lora=False, reward=None, generations=6, prompts=5, seed=0, **config):
@@ -30,14 +33,16 @@ def make_trainer(tmp_path, kind="qwen3", lora=False, reward=None, generations=6,
     model = tiny_model(kind, 30, seed)
     reference = tiny_model(kind, 30, seed + 1).requires_grad_(False)
     if lora:
-        model, reference = add_lora(model, list(range(2, 20)), rank=4), None
+        model, reference = add_lora(model, list(range(2, 20)), AdapterFlags(lora=True, lora_rank=4)), None
         with torch.no_grad():  # B starts at zero, and the policy would be its own base
-            for name, parameter in model.named_parameters():
+            for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)) / 10)
     examples = [
         Example("", prompt, sequences[target], "", "", names[target], target)
-        for prompt, target in zip(random_prompts(rng, prompts, 30), rng.choices(range(len(sequences)), k=prompts))
+        for prompt, target in zip(
+            random_prompts(rng, prompts, 30), rng.choices(range(len(sequences)), k=prompts), strict=True
+        )
     ]
     loss = config.get("loss_type", "grpo")
     settings = dict(
@@ -53,8 +58,7 @@ def make_trainer(tmp_path, kind="qwen3", lora=False, reward=None, generations=6,
         model=model,
         reference=reference if settings["beta"] else None,
         train_dataset=examples,
-        trie=trie,
-        sid_of_sequence=names,
+        catalogue_trie=CatalogueTrie(trie, names),
         rewards=[term(reward or "ranking")],
         pad_token_id=0,
         args=RLConfig(
@@ -73,10 +77,12 @@ def make_trainer(tmp_path, kind="qwen3", lora=False, reward=None, generations=6,
 def with_hits_and_misses(trainer, examples, monkeypatch):
     """The examples with targets chosen so that one group lacks its target and the others have it; the groups, fixed."""
     groups = trainer.rollout(examples)
-    missing = next(number for number in range(len(trainer.sid_of_sequence)) if number not in groups[0])
+    missing = next(number for number in range(len(trainer.catalogue_trie.sids)) if number not in groups[0])
     targets = [missing] + [group[2] for group in groups[1:]]
     monkeypatch.setattr(trainer, "rollout", lambda _: groups)
-    return [replace(example, sid=trainer.sid_of_sequence[t]) for example, t in zip(examples, targets)], groups
+    return [
+        replace(example, sid=trainer.catalogue_trie.sids[t]) for example, t in zip(examples, targets, strict=True)
+    ], groups
 
 
 def token_log_probs(trainer, model, example, completion, legal=False):
@@ -101,14 +107,14 @@ def slow_loss(trainer, examples, groups, old_model=None, legal=False):
     longest = max(map(len, trainer.completion_tokens))
     reference = trainer.reference
     total = torch.zeros(())
-    for example, group in zip(examples, groups):
-        rewards = trainer.rewards[0]([trainer.sid_of_sequence[number] for number in group], example)
+    for example, group in zip(examples, groups, strict=True):
+        rewards = trainer.rewards[0]([trainer.catalogue_trie.sids[number] for number in group], example)
         mean = sum(rewards) / len(rewards)
         spread = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
         silent = max(rewards) - min(rewards) < 1e-12
         if silent and args.mask_all_zero:
             continue
-        for number, reward in zip(group, rewards):
+        for number, reward in zip(group, rewards, strict=True):
             advantage = 0.0 if silent else reward - mean
             if args.loss_type != "dr_grpo":
                 advantage /= spread + 1e-4
@@ -125,7 +131,7 @@ def slow_loss(trainer, examples, groups, old_model=None, legal=False):
             if args.loss_type == "gspo":
                 ratio = (policy - old).mean().exp().expand(len(completion))
             bounded = ratio.clamp(1 - args.epsilon, 1 + args.epsilon_high)
-            losses = [-min(r * advantage, c * advantage) for r, c in zip(ratio, bounded)]
+            losses = [-min(r * advantage, c * advantage) for r, c in zip(ratio, bounded, strict=True)]
             if beta:
                 losses = [
                     loss + beta * ((b - p).exp() - (b - p) - 1) for loss, b, p in zip(losses, base, policy, strict=True)
@@ -158,7 +164,7 @@ def assert_same(trainer, ours, theirs):
 
 # ---------------------------------------------------------------------------------------------------- against the twin
 @pytest.mark.parametrize("beta", [0.0, 0.5])
-@pytest.mark.parametrize("reward", sorted(REWARDS))
+@pytest.mark.parametrize("reward", sorted(PLAIN_REWARDS))
 @pytest.mark.parametrize("mask", [False, True])
 def test_loss_and_gradients_equal_separate_rows(tmp_path, monkeypatch, beta, reward, mask):
     trainer, examples = make_trainer(tmp_path, beta=beta, reward=reward, mask_all_zero=mask)
@@ -202,7 +208,10 @@ def test_sampled_rollouts_are_trained_on_as_drawn_and_at_their_temperature(tmp_p
     assert trainer.temperature == 1.7
     groups = trainer.rollout(examples)
     assert any(len(set(group)) < len(group) for group in groups)  # independent draws repeat themselves
-    examples = [replace(example, sid=trainer.sid_of_sequence[group[0]]) for example, group in zip(examples, groups)]
+    examples = [
+        replace(example, sid=trainer.catalogue_trie.sids[group[0]])
+        for example, group in zip(examples, groups, strict=True)
+    ]
     monkeypatch.setattr(trainer, "rollout", lambda _: groups)
     assert_same(trainer, step_loss(trainer, examples), slow_loss(trainer, examples, groups))
 
@@ -210,7 +219,7 @@ def test_sampled_rollouts_are_trained_on_as_drawn_and_at_their_temperature(tmp_p
 def test_a_catalogue_smaller_than_a_group(tmp_path):
     trainer, examples = make_trainer(tmp_path, generations=50, prompts=2)
     groups = trainer.rollout(examples)
-    assert {len(group) for group in groups} == {len(trainer.sid_of_sequence)}
+    assert {len(group) for group in groups} == {len(trainer.catalogue_trie.sids)}
     assert_same(trainer, step_loss(trainer, examples), slow_loss(trainer, examples, groups))
 
 
@@ -256,10 +265,10 @@ def test_rewards_are_weighted_sums_and_each_is_logged(tmp_path):
     groups = trainer.rollout(examples)
     totals = trainer.reward_groups(examples, groups)
     hits = 0
-    for example, group, total in zip(examples, groups, totals):
-        sids = [trainer.sid_of_sequence[number] for number in group]
-        hits += sum(REWARDS["rule"](sids, example.sid)) / len(sids)
-        parts = zip(REWARDS["rule"](sids, example.sid), REWARDS["prefix"](sids, example.sid))
+    for example, group, total in zip(examples, groups, totals, strict=True):
+        sids = [trainer.catalogue_trie.sids[number] for number in group]
+        hits += sum(PLAIN_REWARDS["rule"](sids, example.sid)) / len(sids)
+        parts = zip(PLAIN_REWARDS["rule"](sids, example.sid), PLAIN_REWARDS["prefix"](sids, example.sid), strict=True)
         assert total == pytest.approx([2 * first - 0.5 * second for first, second in parts])
     assert trainer._sums["reward_rule"].tolist() == pytest.approx([hits, len(examples)])
 
@@ -283,7 +292,7 @@ def test_the_sampler_repeats_steps(size, step, repeats):
 
 def parts_of(trainer, examples):
     """What the trainer was made from."""
-    names = ("model", "reference", "args", "trie", "sid_of_sequence", "rewards", "pad_token_id")
+    names = ("model", "reference", "args", "catalogue_trie", "rewards", "pad_token_id")
     return {name: getattr(trainer, name) for name in names} | {"train_dataset": examples}
 
 
@@ -303,7 +312,7 @@ def test_completions_are_items_and_end_with_the_end_token(tmp_path, beams):
         for number in group:
             tokens = trainer.completion_tokens[number]
             assert tokens[-1] == END and END not in tokens[:-1]
-            assert trainer.sid_of_sequence[number] == "".join(f"<{token}>" for token in tokens[:-1])
+            assert trainer.catalogue_trie.sids[number] == "".join(f"<{token}>" for token in tokens[:-1])
 
 
 def test_rollouts_leave_no_gradient_and_no_mode_behind(tmp_path):

@@ -37,24 +37,24 @@ def test_equals_the_tree_search(kind, seed):
     model.generation_config.update(**BAD_HABITS)
     prompts, num_beams = random_prompts(rng, rng.randint(1, 5), vocab_size), rng.choice([2, 5, 16, 50])
     length_penalty = rng.choice([0.0, 0.0, 1.0, -0.5, 6.0])
-    found = hf_beam_search(model, trie, prompts, num_beams, END, length_penalty)
-    expected = beam_search(model, trie, prompts, num_beams, length_penalty)
-    assert torch.equal(found.sequence, expected.sequence)
-    torch.testing.assert_close(found.score, expected.score, atol=1e-4, rtol=0)
+    textbook = hf_beam_search(model, trie, prompts, num_beams, END, length_penalty)
+    expected = beam_search(model, trie, prompts, num_beams, length_penalty=length_penalty)
+    assert torch.equal(textbook.sequence, expected.sequence)
+    torch.testing.assert_close(textbook.score, expected.score, atol=1e-4, rtol=0)
 
 
 def test_the_model_is_left_as_it_was(monkeypatch):
     model = tiny_model("qwen3", 40, attention_dropout=0.5).train()
     model.generation_config.update(**BAD_HABITS)
-    own, before = model.generation_config, model.generation_config.to_dict()
+    config, before = model.generation_config, model.generation_config.to_dict()
     trie = SidTrie(random_catalogue(random.Random(1), 40, 3, 8, 40, False))
     first, second = (hf_beam_search(model, trie, [[3, 4], [5]], 8, END) for _ in range(2))
     assert torch.equal(first.score, second.score)  # no dropout inside
-    assert model.training and model.generation_config is own and own.to_dict() == before
+    assert model.training and model.generation_config is config and config.to_dict() == before
     monkeypatch.setattr(SidTrie, "mask", None)
     with pytest.raises(TypeError):
         hf_beam_search(model, trie, [[3]], 2, END)
-    assert model.training and model.generation_config is own
+    assert model.training and model.generation_config is config
 
 
 def test_left_padding():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from minionerec.common.records import count_popularity, group_items_by_sid
+from minionerec.common.records import Catalogue, Row
 from minionerec.evaluation.metrics import (
     CUTOFFS,
     GAINS,
@@ -19,7 +19,6 @@ from minionerec.evaluation.metrics import (
     format_metrics,
     hit_ratio,
     measure_by_bucket,
-    mrr,
     name_buckets,
     ndcg,
     score_predictions,
@@ -28,6 +27,14 @@ from minionerec.evaluation.metrics import (
 )
 
 RANKS = [1, 3, None, 11]
+
+
+def mean_reciprocal(ranks, k):
+    return compute_row_gains("MRR", to_rank_array(ranks), k).mean()
+
+
+def catalogue_of(sids, item_ids, counts):
+    return Catalogue(list(sids), [""] * len(sids), list(item_ids), counts)
 
 
 # ------------------------------------------------------------------------------------------------------- single ranks
@@ -44,13 +51,13 @@ RANKS = [1, 3, None, 11]
 def test_hit_ratio_ndcg_and_mrr(k, hits, gain, reciprocal):
     assert hit_ratio(RANKS, k) == hits
     assert ndcg(RANKS, k) == pytest.approx(gain)
-    assert mrr(RANKS, k) == pytest.approx(reciprocal)
+    assert mean_reciprocal(RANKS, k) == pytest.approx(reciprocal)
 
 
 def test_values_by_hand():
     assert [round(ndcg([rank], 10), 4) for rank in (1, 2, 3, 4, 10)] == [1.0, 0.6309, 0.5, 0.4307, 0.2891]
-    assert [round(mrr([rank], 10), 4) for rank in (1, 2, 3, 4, 10)] == [1.0, 0.5, 0.3333, 0.25, 0.1]
-    for metric in (hit_ratio, ndcg, mrr):
+    assert [round(mean_reciprocal([rank], 10), 4) for rank in (1, 2, 3, 4, 10)] == [1.0, 0.5, 0.3333, 0.25, 0.1]
+    for metric in (hit_ratio, ndcg, mean_reciprocal):
         assert metric([11], 10) == metric([None], 10) == 0
 
 
@@ -60,7 +67,8 @@ def test_rank_of():
 
 
 def test_popularity():
-    assert count_popularity([4, 2, 4, 4]) == {4: 3, 2: 1}
+    rows = [Row("u", (), (), (), "", item, "") for item in (4, 2, 4, 4)]
+    assert catalogue_of(["x"], [4], {}).with_counts(rows).counts == {4: 3, 2: 1}
 
 
 # ---------------------------------------------------------------------------------------------- items that share a SID
@@ -68,8 +76,9 @@ SIDS, ITEMS = ["x", "x", "y", "x", "z"], [5, 2, 9, 7, 1]
 
 
 def test_items_that_share_a_sid_stand_by_popularity_then_id():
-    assert group_items_by_sid(SIDS, ITEMS, {7: 3, 2: 1, 5: 1}) == {"x": [7, 2, 5], "y": [9], "z": [1]}
-    assert group_items_by_sid(SIDS, ITEMS, {})["x"] == [2, 5, 7]
+    counted = catalogue_of(SIDS, ITEMS, {7: 3, 2: 1, 5: 1})
+    assert counted.items_of_sid == {"x": [7, 2, 5], "y": [9], "z": [1]}
+    assert catalogue_of(SIDS, ITEMS, {}).items_of_sid["x"] == [2, 5, 7]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +94,7 @@ def test_items_that_share_a_sid_stand_by_popularity_then_id():
     ],
 )
 def test_item_rank(item, ranked, rank):
-    assert find_item_rank(item, ranked, group_items_by_sid(SIDS, ITEMS, {7: 3, 2: 1, 5: 1})) == rank
+    assert find_item_rank(item, ranked, catalogue_of(SIDS, ITEMS, {7: 3, 2: 1, 5: 1}).items_of_sid) == rank
 
 
 def gain_by_hand(name, rank, k):
@@ -97,13 +106,14 @@ def gain_by_hand(name, rank, k):
 @pytest.mark.parametrize("ranked", [["x", "y", "z"], ["y", "x"], ["bad", "z", "y", "x"], ["y", "z"], ["x", "x", "z"]])
 def test_expected_gain_is_the_mean_over_all_orders_of_the_items_that_share_a_sid(ranked):
     owners = {"x": [5, 2, 7], "y": [9, 3], "z": [1]}
-    sids, item_ids = zip(*((sid, item) for sid, items in owners.items() for item in items))
-    orders = [dict(zip(owners, order)) for order in product(*map(permutations, owners.values()))]
+    sids, item_ids = zip(*((sid, item) for sid, items in owners.items() for item in items), strict=True)
+    catalogue = catalogue_of(sids, item_ids, {2: 4, 3: 1})
+    orders = [dict(zip(owners, order, strict=True)) for order in product(*map(permutations, owners.values()))]
     assert len(orders) == 12
     for sid, items in owners.items():
         for target in items:
             rows = predictions((sid, target, ranked))
-            expected = score_predictions(rows, sids, item_ids, {2: 4, 3: 1}, 5, [[]])["item_expected"]
+            expected = score_predictions(rows, catalogue, 5, [[]])["item_expected"]
             for name, k in product(GAINS, (1, 3, 5)):
                 gains = [gain_by_hand(name, find_item_rank(target, ranked, order), k) for order in orders]
                 assert expected[f"{name}@{k}"] == pytest.approx(sum(gains) / len(gains), abs=1e-6)
@@ -141,9 +151,7 @@ def test_score_predictions_by_hand():
         predictions(
             ("x", 2, ["x", "y", "z"]), ("y", 9, ["x", "y", "bad"]), ("z", 1, ["y", "y"]), ("y", 9, ["y"]), ("z", 1, [])
         ),
-        SIDS,
-        ITEMS,
-        {7: 3, 2: 1, 5: 1},
+        catalogue_of(SIDS, ITEMS, {7: 3, 2: 1, 5: 1}),
         3,
         [["y"], ["x"], [], ["z", "z"], ["x"]],
     )
@@ -192,24 +200,26 @@ def naive_list(ranked, sids, item_ids, counts):
     """Item ids, None for a SID outside the catalogue."""
     out = []
     for sid in ranked:
-        owners = [item for item, own in zip(item_ids, sids) if own == sid]
+        owners = [item for item, own in zip(item_ids, sids, strict=True) if own == sid]
         out += sorted(owners, key=lambda item: (-counts.get(item, 0), item)) or [None]
     return out
 
 
 def naive_mean(lists, targets, name, k):
-    ranks = [ranked.index(target) + 1 if target in ranked else None for ranked, target in zip(lists, targets)]
+    ranks = [
+        ranked.index(target) + 1 if target in ranked else None for ranked, target in zip(lists, targets, strict=True)
+    ]
     return pytest.approx(sum(gain_by_hand(name, rank, k) for rank in ranks) / len(ranks), abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_score_predictions_equals_its_naive_twin(seed):
     rows, sids, item_ids, counts, histories = random_case(seed)
-    scores = score_predictions(rows, sids, item_ids, counts, 20, histories)
+    scores = score_predictions(rows, catalogue_of(sids, item_ids, counts), 20, histories)
     targets = [row["item_id"] for row in rows]
     sid_lists = [row["predict"] for row in rows]
     lists = [naive_list(ranked, sids, item_ids, counts) for ranked in sid_lists]
-    kept = [[sid for sid in row["predict"] if sid not in history] for row, history in zip(rows, histories)]
+    kept = [[sid for sid in row["predict"] if sid not in history] for row, history in zip(rows, histories, strict=True)]
     unseen = [naive_list(ranked, sids, item_ids, counts) for ranked in kept]
     shown = [k for k in CUTOFFS if k <= 20]
     assert set(scores["item"]) == set(scores["sid"]) == {f"{name}@{k}" for name in GAINS for k in shown}
@@ -223,7 +233,7 @@ def test_score_predictions_equals_its_naive_twin(seed):
     for k in (10, 20):
         covered = sum(any(item in ranked[:k] for ranked in lists) for item in item_ids)
         assert scores[f"coverage@{k}"] == pytest.approx(covered / 40)
-    seen = [sid in history for row, history in zip(rows, histories) for sid in row["predict"][:10]]
+    seen = [sid in history for row, history in zip(rows, histories, strict=True) for sid in row["predict"][:10]]
     assert scores["seen_in_top_10"] == sum(seen) > 0
     assert scores["seen_in_top_10_share"] == pytest.approx(sum(seen) / len(seen), abs=1e-6)
     assert scores["illegal"] == sum(sid not in sids for row in rows for sid in row["predict"]) > 0
@@ -247,16 +257,16 @@ def assert_bucket(bucket, inside, lists, targets):
 
 
 def test_a_list_as_long_as_the_catalogue_is_not_short():
-    scores = score_predictions(
-        predictions(("x", 2, ["x", "y", "z"]), ("x", 2, ["x", "y"])), SIDS, ITEMS, {}, 50, [[], []]
-    )
+    rows = predictions(("x", 2, ["x", "y", "z"]), ("x", 2, ["x", "y"]))
+    scores = score_predictions(rows, catalogue_of(SIDS, ITEMS, {}), 50, [[], []])
+    assert set(scores["by"]) == {"history_length"}  # popularity is not known
     assert scores["short_lists"] == 1 and scores["illegal"] == scores["duplicates"] == 0
     assert scores["coverage@10"] == scores["coverage@50"] == 1
 
 
 def test_coverage_counts_the_places_of_items_not_of_sids():
     """The three items of x fill the list of 3; y does not stand in it, though its SID is the second of three."""
-    scores = score_predictions(predictions(("x", 2, ["x", "y", "z"])), SIDS, ITEMS, {}, 3, [[]])
+    scores = score_predictions(predictions(("x", 2, ["x", "y", "z"])), catalogue_of(SIDS, ITEMS, {}), 3, [[]])
     assert scores["coverage@3"] == 3 / 5
 
 
@@ -313,17 +323,21 @@ def test_columns_share_their_resamples():
 
 def test_the_result_holds_the_interval_of_hr_and_ndcg():
     rows, sids, item_ids, counts, histories = random_case(7, rows=300)
-    scores = score_predictions(rows, sids, item_ids, counts, 20, histories)
+    catalogue = catalogue_of(sids, item_ids, counts)
+    scores = score_predictions(rows, catalogue, 20, histories)
     assert set(scores["item_interval_95"]) == {"HR@10", "NDCG@10"}
     lists = [naive_list(row["predict"], sids, item_ids, counts) for row in rows]
-    ranks = [ranked.index(row["item_id"]) + 1 if row["item_id"] in ranked else None for ranked, row in zip(lists, rows)]
+    ranks = [
+        ranked.index(row["item_id"]) + 1 if row["item_id"] in ranked else None
+        for ranked, row in zip(lists, rows, strict=True)
+    ]
     values = np.array([[gain_by_hand(name, rank, 10) for name in ("HR", "NDCG")] for rank in ranks])
     slow = naive_bootstrap(values, 2000, seed=0)
     for column, key in enumerate(("HR@10", "NDCG@10")):
         low, high = slow[:, column]
         assert scores["item_interval_95"][key] == pytest.approx([low, high], abs=0.15 * (high - low))
         assert low < scores["item"][key] < high
-    assert score_predictions(rows, sids, item_ids, counts, 20, histories) == scores  # the seed is fixed
+    assert score_predictions(rows, catalogue, 20, histories) == scores  # the seed is fixed
 
 
 # ------------------------------------------------------------------------------------------------------------- table

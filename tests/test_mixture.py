@@ -16,16 +16,18 @@ from evaluate import evaluate
 from minionerec.common.files import InputError, read_json
 from minionerec.common.items import read_descriptions, read_preferences
 from minionerec.common.records import Catalogue
+from minionerec.evaluation.settings import EvaluateFlags
 from minionerec.language.examples import TaskMixture
 from minionerec.language.prompts import load_prompts
 from minionerec.search.prefix_tree import build_prefix_tree
 from minionerec.training.callbacks import EpochSetter
+from minionerec.training.settings import RLFlags, SFTFlags
 from minionerec.training.sft_trainer import TreeBatches
 from rl import rl
 from sft import sft
 
 
-# ---------------------------------------------------------------------------------------------------- choice and weights
+# --------------------------------------------------------------------------------------------------- choice and weights
 def test_tasks_and_weights_are_read():
     worded, compact = load_prompts("worded"), load_prompts("compact")
     # The default does not follow the templates: the worded set has eleven.
@@ -47,15 +49,15 @@ def test_tasks_and_weights_are_read():
 @pytest.mark.parametrize(
     "tasks, known, files, said",
     [
-        (["next_sid", "next"], TASKS, {}, "unknown task 'next'; known: next_sid, similar_sid, next_title"),
-        (["next_title"], RL_TASKS, {}, "unknown task 'next_title'; known: next_sid, title_history2sid"),
-        (["next_sid", "next_sid:2"], TASKS, {}, "next_sid stands there twice; write next_sid:2"),
-        (["next_sid:0"], TASKS, {}, "--tasks next_sid:0: expected TASK or TASK:WEIGHT with a positive number"),
-        (["next_sid:-1"], TASKS, {}, "expected TASK or TASK:WEIGHT"),
-        (["next_sid:"], TASKS, {}, "expected TASK or TASK:WEIGHT"),
-        (["next_sid:half"], TASKS, {}, "expected TASK or TASK:WEIGHT"),
-        (["next_sid:nan"], TASKS, {}, "expected TASK or TASK:WEIGHT"),
-        (["next_sid:inf"], TASKS, {}, "expected TASK or TASK:WEIGHT"),
+        (["next_sid", "next"], TASKS, {}, "--tasks next: expected one of next_sid, similar_sid, next_title"),
+        (["next_title"], RL_TASKS, {}, "--tasks next_title: expected one of next_sid, title_history2sid"),
+        (["next_sid", "next_sid:2"], TASKS, {}, "next_sid is given twice; write next_sid:2"),
+        (["next_sid:0"], TASKS, {}, "--tasks next_sid:0: expected NAME or NAME:WEIGHT with a positive number"),
+        (["next_sid:-1"], TASKS, {}, "expected NAME or NAME:WEIGHT"),
+        (["next_sid:"], TASKS, {}, "expected NAME or NAME:WEIGHT"),
+        (["next_sid:half"], TASKS, {}, "expected NAME or NAME:WEIGHT"),
+        (["next_sid:nan"], TASKS, {}, "expected NAME or NAME:WEIGHT"),
+        (["next_sid:inf"], TASKS, {}, "expected NAME or NAME:WEIGHT"),
         (["preference2sid"], TASKS, {"preference_file": None}, "--tasks: preference2sid needs --preference_file"),
         (["description2sid"], RL_TASKS, {"item_meta_path": None}, "description2sid needs --item_meta_path"),
         (
@@ -84,7 +86,7 @@ def test_a_set_without_a_default_task_needs_names(tmp_path):
 @pytest.mark.parametrize("weight", [0.001, 0.3, 0.5, 1, 1.25, 2, 3.7])
 def test_a_weight_is_a_fixed_number_of_examples(weight):
     inputs = random_inputs(21)
-    mixture = build_mixture({"next_sid": 1, "title2sid": weight}, inputs, encoder("worded"), 512)
+    mixture = build_mixture({"next_sid": 1, "title2sid": weight}, inputs, encoder("worded"))
     rows, items = len(inputs.rows), len(SIDS)
     expected = max(1, round(weight * items))
     seen = []
@@ -99,10 +101,10 @@ def test_a_weight_is_a_fixed_number_of_examples(weight):
         seen.append([example.item_id for example in examples[rows:]])
         assert seen[-1] == sorted(seen[-1])
     assert (len(set(map(tuple, seen))) == 1) == (expected % items == 0)
-    again = build_mixture({"next_sid": 1, "title2sid": weight}, inputs, encoder("worded"), 512)
+    again = build_mixture({"next_sid": 1, "title2sid": weight}, inputs, encoder("worded"))
     again.set_epoch(3)  # as after resuming
     assert [again[index].item_id for index in range(rows, len(again))] == seen[3]
-    other = build_mixture({"next_sid": 1, "title2sid": weight}, replace(inputs, seed=1), encoder("worded"), 512)
+    other = build_mixture({"next_sid": 1, "title2sid": weight}, replace(inputs, seed=1), encoder("worded"))
     other.set_epoch(3)
     assert ([other[index].item_id for index in range(rows, len(other))] == seen[3]) == (expected % items == 0)
 
@@ -112,7 +114,7 @@ def test_every_step_of_an_epoch_stays_as_large_and_every_part_is_told_the_epoch(
     rows = [row for user in "ABC" for row in timeline(user, list(range(25)))]
     inputs = TaskInputs(rows, Catalogue(SIDS, [f"Item {n}" for n in range(40)], list(range(40))), cut_histories=True)
     coder = encoder("worded")
-    mixture = build_mixture({"next_sid": 2, "title_history2sid": 0.5, "title2sid": 0.25}, inputs, coder, 512)
+    mixture = build_mixture({"next_sid": 2, "title_history2sid": 0.5, "title2sid": 0.25}, inputs, coder)
     batches = TreeBatches([mixture], 32, 2, coder.pad_token_id, seed=1)
     expected = SidSFTDataset(rows, coder, cut_histories=True)
     plans = []
@@ -141,12 +143,12 @@ def test_a_task_without_examples_is_an_error():
         ("preference2sid", "preference2sid has no example \\(left out: 1 without preference"),
     ):
         with pytest.raises(InputError, match=said):
-            build_mixture({"next_sid": 1, task: 1}, inputs, encoder("worded"), 512)
+            build_mixture({"next_sid": 1, task: 1}, inputs, encoder("worded"))
 
 
 def test_the_report_says_what_was_left_out():
     inputs = TaskInputs([make_row([1], 2)], Catalogue(SIDS[:4], ["Same", "Same", "", "Own"], [0, 1, 2, 3]))
-    mixture = build_mixture({"next_sid": 1, "title2sid": 0.5}, inputs, encoder("worded"), 512)
+    mixture = build_mixture({"next_sid": 1, "title2sid": 0.5}, inputs, encoder("worded"))
     assert mixture.report() == [
         "next_sid x 1: 1 examples",
         "title2sid x 0.5: 1 examples, 2 left out sharing its title, 1 left out without title",
@@ -208,13 +210,13 @@ def test_a_missing_preference_file_is_named_with_its_flag(tmp_path):
 def test_descriptions_must_cover_the_items(tmp_path):
     path = tmp_path / "toy.item.json"
     path.write_text('{"0": {"title": "A", "description": "About A"}, "1": {"title": "B", "description": null}, "2": 3}')
-    assert read_descriptions(path, [1, 0]) == {0: "About A", 1: ""}
+    assert read_descriptions(path, [1, 0], "info.txt") == {0: "About A", 1: ""}
     for item in (2, 3):
-        with pytest.raises(InputError, match=f"toy.item.json: item {item} is missing"):
-            read_descriptions(path, [0, item])
+        with pytest.raises(InputError, match=f"toy.item.json: item {item} of info.txt is missing"):
+            read_descriptions(path, [0, item], "info.txt")
     path.write_text("[]")
-    with pytest.raises(InputError, match="item 0 is missing"):
-        read_descriptions(path, [0])
+    with pytest.raises(InputError, match="toy.item.json: expected an object of items"):
+        read_descriptions(path, [0], "info.txt")
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
@@ -243,7 +245,7 @@ def train(toy, output, **changes):
     _, paths = toy
     flags = {key: paths[key] for key in ("train_file", "eval_file", "sid_index_path", "item_meta_path")}
     flags |= {"base_model": paths["config"], "train_from_scratch": True, "batch_size": 16, "num_epochs": 2}
-    sft(**{**flags, "output_dir": str(output), **changes})
+    sft(SFTFlags(**{**flags, "output_dir": str(output), **changes}))
     return str(output / "final_checkpoint")
 
 
@@ -263,15 +265,17 @@ def test_all_tasks_from_sft_to_evaluation(toy, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(TaskMixture, "set_epoch", lambda self, epoch: epochs.append(epoch) or set_epoch(self, epoch))
     flags = {key: paths[key] for key in ("train_file", "eval_file", "info_file", "item_meta_path", "preference_file")}
     rl(
-        checkpoint,
-        **flags,
-        output_dir=str(tmp_path / "rl"),
-        tasks=["next_sid:0.1", "description2sid", "preference2sid:0.1"],
-        num_generations=4,
-        train_batch_size=16,
-        num_train_epochs=2,
-        test_during_training=False,
-        beta=0.0,
+        RLFlags(
+            model_path=checkpoint,
+            **flags,
+            output_dir=str(tmp_path / "rl"),
+            tasks=["next_sid:0.1", "description2sid", "preference2sid:0.1"],
+            num_generations=4,
+            train_batch_size=16,
+            num_train_epochs=2,
+            test_during_training=False,
+            beta=0.0,
+        )
     )
     said = capsys.readouterr().out
     assert "[rl] description2sid x 1: 15 examples, 5 left out without description" in said
@@ -279,27 +283,32 @@ def test_all_tasks_from_sft_to_evaluation(toy, tmp_path, capsys, monkeypatch):
 
     for name, category, prompts in (("own", None, None), ("named", "Toys", str(paths["prompts"]))):
         evaluate(
-            str(tmp_path / "rl" / "final_checkpoint"),
-            **{key: paths[key] for key in ("train_file", "info_file", "test_data_path")},
-            result_json_data=str(tmp_path / f"{name}.json"),
-            num_beams=5,
-            K=5,
-            prompts=prompts,
-            category=category,
+            EvaluateFlags(
+                base_model=str(tmp_path / "rl" / "final_checkpoint"),
+                **{key: paths[key] for key in ("train_file", "info_file", "test_data_path")},
+                result_json_data=str(tmp_path / f"{name}.json"),
+                num_beams=5,
+                K=5,
+                prompts=prompts,
+                category=category,
+            )
         )
     own, named = (read_json(tmp_path / f"{name}.json") for name in ("own", "named"))
     assert own == named and own[0]["input"].startswith("Toys: <a_")
 
 
 def test_the_trainer_tells_the_mixture_the_epoch():
-    mixture = build_mixture({"title2sid": 0.5}, random_inputs(2), encoder("worded"), 512)
-    items = lambda: [mixture[index].item_id for index in range(len(mixture))]
+    mixture = build_mixture({"title2sid": 0.5}, random_inputs(2), encoder("worded"))
+
+    def items():
+        return [mixture[index].item_id for index in range(len(mixture))]
+
     expected = []
     for epoch in range(3):
         mixture.set_epoch(epoch)
         expected.append(items())
     # Before the first epoch, as the second begins, and in the middle of the third, where a resumed run may start.
-    for epoch, found in zip((None, 1.0, 2.5), expected):
+    for epoch, found in zip((None, 1.0, 2.5), expected, strict=True):
         loader, state = SimpleNamespace(dataset=mixture), SimpleNamespace(epoch=epoch)
         EpochSetter().on_epoch_begin(None, state, None, train_dataloader=loader)
         assert items() == found
@@ -317,12 +326,12 @@ def test_a_set_without_next_sid_is_validated_on_its_own_tasks(toy, tmp_path):
     [
         ({"tasks": ["preference2sid"], "prompts": "worded"}, "--tasks: preference2sid needs --preference_file"),
         ({"prompts": "worded", "preference_file": "p.json"}, "--preference_file: no chosen task needs it"),
-        ({"tasks": ["next_sid:x"]}, "--tasks next_sid:x: expected TASK or TASK:WEIGHT"),
+        ({"tasks": ["next_sid:x"]}, "--tasks next_sid:x: expected NAME or NAME:WEIGHT"),
         ({"tasks": ["history2preference"], "prompts": "worded", "preference_file": "nowhere.json"}, "nowhere.json"),
     ],
 )
 def test_wrong_flags_of_sft(toy, tmp_path, changes, said, monkeypatch):
-    monkeypatch.setattr("sft.model_from_config", lambda *_: pytest.fail("a model was made"))
+    monkeypatch.setattr("sft.build_model_from_config", lambda *_: pytest.fail("a model was made"))
     with pytest.raises(InputError) as error:
         train(toy, tmp_path / "sft", **changes)
     assert said in str(error.value)

@@ -48,6 +48,7 @@ def test_half_written_checkpoints_are_not_resumed(tmp_path):
 
 def test_the_index_is_read_by_its_full_name(tmp_path):
     """Trap 10: a name with several dots is neither cut nor looked for elsewhere, and a missing one is an error."""
+    from minionerec.training.settings import SFTFlags
     from sft import sft
 
     paths = make_dataset(tmp_path)
@@ -63,8 +64,8 @@ def test_the_index_is_read_by_its_full_name(tmp_path):
         micro_batch_size=64,
         num_epochs=1,
     )
-    sft(**arguments, sid_index_path=str(dotted), output_dir=str(tmp_path / "out"))
+    sft(SFTFlags(**arguments, sid_index_path=str(dotted), output_dir=str(tmp_path / "out")))
     assert (tmp_path / "out" / "final_checkpoint" / "model.safetensors").is_file()
     dotted.unlink()
     with pytest.raises(InputError, match="toy.v2.10-2018.index.json"):
-        sft(**arguments, sid_index_path=str(dotted), output_dir=str(tmp_path / "other"))
+        sft(SFTFlags(**arguments, sid_index_path=str(dotted), output_dir=str(tmp_path / "other")))

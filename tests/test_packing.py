@@ -33,20 +33,20 @@ def gradients(model, batches):
         loss = -(compute_tree_log_probs(model, batch) * batch.label_weight).sum()
         loss.backward()
         total, labels = total + loss.item(), labels + batch.label_weight.sum().item()
-    return total / labels, {name: weight.grad / labels for name, weight in model.named_parameters()}
+    return total / labels, {name: parameter.grad / labels for name, parameter in model.named_parameters()}
 
 
-def slow(model, examples):
-    """One ordinary forward pass per row."""
+def separate_gradients(model, examples):
+    """The slow twin of `gradients`: one ordinary forward pass per row."""
     model = copy.deepcopy(model)
     total, labels = 0.0, 0
     for example in examples:
         log_probs = model(torch.tensor([example.prompt_ids + example.target_ids])).logits[0].log_softmax(-1)
-        places = range(len(example.prompt_ids) - 1, len(example.prompt_ids) - 1 + len(example.target_ids))
-        total = total - sum(log_probs[place, token] for place, token in zip(places, example.target_ids))
+        before = enumerate(example.target_ids, len(example.prompt_ids) - 1)  # the position that predicts each token
+        total = total - sum(log_probs[position, token] for position, token in before)
         labels += len(example.target_ids)
     (total / labels).backward()
-    return total.item() / labels, {name: weight.grad for name, weight in model.named_parameters()}
+    return total.item() / labels, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
@@ -54,7 +54,7 @@ def slow(model, examples):
 def test_every_packing_gives_the_loss_and_gradients_of_separate_rows(kind, checkpointing):
     examples = random_examples(random.Random(kind), 40, 7)
     model = tiny_model(kind, 40)
-    expected_loss, expected = slow(model, examples)
+    expected_loss, expected = separate_gradients(model, examples)
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.train()
@@ -69,9 +69,9 @@ def test_every_packing_gives_the_loss_and_gradients_of_separate_rows(kind, check
         assert len(batches) == micro_batches
         if packing == "tree" and tree_tokens == 4000:
             assert all(len(batches[index]["input_ids"]) == 1 for index in range(micro_batches))
-        loss, found = gradients(model, batches)
+        loss, packed = gradients(model, batches)
         assert loss == pytest.approx(expected_loss, abs=1e-5)
-        for name, gradient in found.items():
+        for name, gradient in packed.items():
             assert (gradient - expected[name]).abs().max() < 1e-5, (packing, tree_tokens, name)
 
 

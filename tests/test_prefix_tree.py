@@ -1,3 +1,5 @@
+"""Prefix trees: every prefix once, and logits, losses and gradients of the separate rows."""
+
 import copy
 import random
 
@@ -39,9 +41,9 @@ def test_tree_holds_every_prefix_once_in_depth_first_order(seed):
     assert len(tree.tokens) == len(prefixes)
     prefix_of = {}
     for row, sequence in enumerate(sequences):
-        for place in range(len(sequence)):
-            prefix_of.setdefault(tree.node[row, place], tuple(sequence[: place + 1]))
-            assert prefix_of[tree.node[row, place]] == tuple(sequence[: place + 1])
+        for depth in range(len(sequence)):
+            prefix_of.setdefault(tree.node[row, depth], tuple(sequence[: depth + 1]))
+            assert prefix_of[tree.node[row, depth]] == tuple(sequence[: depth + 1])
         assert (tree.node[row, len(sequence) :] == -1).all()
     assert set(prefix_of.values()) == prefixes
     mask = build_tree_mask(torch.from_numpy(tree.end)[None])[0, 0]
@@ -53,12 +55,12 @@ def test_tree_holds_every_prefix_once_in_depth_first_order(seed):
 
 def separate_log_probs(model, groups):
     """The slow twin: one forward per row."""
-    found = []
+    values = []
     for rows in groups:
         for prompt, target in rows:
-            logits = model(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
-            found += [logits[len(prompt) - 1 + i, token] for i, token in enumerate(target)]
-    return torch.stack(found)
+            log_probs = model(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
+            values += [log_probs[len(prompt) - 1 + i, token] for i, token in enumerate(target)]
+    return torch.stack(values)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
@@ -79,7 +81,7 @@ def test_losses_and_gradients_equal_separate_rows(kind, checkpointing, attention
     weights = torch.rand(len(ours), generator=torch.Generator().manual_seed(0))
     (ours * weights).sum().backward()
     (theirs * weights).sum().backward()
-    for (name, first), second in zip(tree_model.named_parameters(), row_model.parameters()):
+    for (name, first), second in zip(tree_model.named_parameters(), row_model.parameters(), strict=True):
         scale = second.grad.abs().max().clamp(min=1e-8)
         assert (first.grad - second.grad).abs().max() / scale < 1e-5, name
 

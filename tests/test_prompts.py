@@ -21,7 +21,7 @@ from minionerec.language.prompts import (
 def write_set(path, **tasks):
     """A YAML file with one set; a task is (prompt, target), a setting any other value."""
     chosen = {
-        name: dict(zip(("prompt", "target"), value)) if isinstance(value, tuple) else value
+        name: dict(zip(("prompt", "target"), value, strict=True)) if isinstance(value, tuple) else value
         for name, value in tasks.items()
     }
     path.write_text(yaml.safe_dump({"mine": chosen}, allow_unicode=True), encoding="utf-8")

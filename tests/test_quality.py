@@ -14,13 +14,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minionerec.common.cli import run
+from minionerec.common.cli import parse_flags, run_command
 from minionerec.common.embeddings import save_embeddings
 from minionerec.common.files import InputError, read_json, write_json
-from rq import quality
+from rq.index import quality_figures, quality_report
 from rq.index.collisions import make_sid_tokens
+from rq.index.quality_figures import measure_quality
 from rq.index.quality_plot import format_quality
-from rq.quality import measure, report_files, write_report
+from rq.index.quality_report import list_report_files, write_report
+from rq.quality import report_quality
+from rq.settings import QualityFlags
 
 
 def approximately(value):
@@ -35,7 +38,7 @@ def same(report, expected):
             same(report[key], value)
     elif isinstance(expected, list):
         assert len(report) == len(expected)
-        for one, other in zip(report, expected):
+        for one, other in zip(report, expected, strict=True):
             same(one, other)
     else:
         assert report == (approximately(expected) if isinstance(expected, float) else expected)
@@ -43,7 +46,7 @@ def same(report, expected):
 
 def cosine(one, other):
     lengths = math.sqrt(sum(a * a for a in one)) * math.sqrt(sum(b * b for b in other))
-    return sum(a * b for a, b in zip(one, other)) / lengths if lengths else 0.0
+    return sum(a * b for a, b in zip(one, other, strict=True)) / lengths if lengths else 0.0
 
 
 def mean(values):
@@ -58,12 +61,12 @@ def spread(values):
 
 def buckets(keys, end=""):
     sizes = Counter(keys)
-    alone = sum(sizes[key] == 1 for key in keys)
+    unique = sum(sizes[key] == 1 for key in keys)
     return {
         f"distinct_sids{end}": len(sizes),
         f"collision_rate{end}": 1.0 - len(sizes) / len(keys),
-        f"items_with_unique_sid{end}": alone,
-        f"items_sharing_a_sid{end}": len(keys) - alone,
+        f"items_with_unique_sid{end}": unique,
+        f"items_sharing_a_sid{end}": len(keys) - unique,
         f"largest_bucket{end}": max(sizes.values()),
     }
 
@@ -72,15 +75,15 @@ def twin(sids, array, sizes=None, neighbours=10):
     """The report of all items (no sampling), written down from its definition."""
     n, rows, items = len(sids), array.astype(float).tolist(), range(len(sids))
     levels = len(sizes) if sizes else min(map(len, sids))
-    known, sizes = sizes is not None, list(sizes or [])
+    sizes_known, sizes = sizes is not None, list(sizes or [])
     for level in range(len(sizes), levels):
         sizes.append(1 + max(int(re.search(r"\d+", sid[level])[0]) for sid in sids))
     near = {
         i: sorted((j for j in items if j != i), key=lambda j: -cosine(rows[i], rows[j]))[:neighbours] for i in items
     }
-    centre = [mean(column) for column in zip(*rows)]
+    centre = [mean(column) for column in zip(*rows, strict=True)]
     residuals = [list(row) for row in rows]
-    total = sum((value - c) ** 2 for row in rows for value, c in zip(row, centre))
+    total = sum((value - c) ** 2 for row in rows for value, c in zip(row, centre, strict=True))
     per_level = []
     for level in range(levels):
         usage = Counter(sid[level] for sid in sids)
@@ -88,13 +91,13 @@ def twin(sids, array, sizes=None, neighbours=10):
         bits = -sum(c / n * math.log2(c / n) for c in counts if c)
         prefix = [tuple(sid[: level + 1]) for sid in sids]
         children = defaultdict(set)
-        for sid, beginning in zip(sids, prefix):
+        for sid, beginning in zip(sids, prefix, strict=True):
             children[beginning].update(sid[level + 1 : level + 2])
         for token in usage:
             members = [i for i in items if sids[i][level] == token]
             vector = [mean(residuals[i][d] for i in members) for d in range(len(centre))]
             for i in members:
-                residuals[i] = [value - v for value, v in zip(residuals[i], vector)]
+                residuals[i] = [value - v for value, v in zip(residuals[i], vector, strict=True)]
         error = sum(value**2 for row in residuals for value in row)
         agreement = mean(float(prefix[i] == prefix[j]) for i in items for j in near[i])
         chance = mean(float(a == b) for a, b in permutations(prefix, 2))
@@ -124,7 +127,7 @@ def twin(sids, array, sizes=None, neighbours=10):
         "items": n,
         "levels": levels,
         "codebook_sizes": sizes,
-        "codebook_sizes_known": known,
+        "codebook_sizes_known": sizes_known,
         **buckets([tuple(sid) for sid in sids]),
         "items_with_extra_token": sum(len(sid) > levels for sid in sids),
         **buckets([tuple(sid[:levels]) for sid in sids], "_without_extra"),
@@ -160,8 +163,8 @@ def test_every_figure_equals_its_definition(index, neighbours, entries):
     sids, array, sizes = index
     before = array.copy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality, "BLOCK_ENTRIES", entries)  # blocks of a few rows, and one block of all
-        report = measure(sids, array, sizes, neighbours)
+        patch.setattr(quality_figures, "BLOCK_ENTRIES", entries)  # blocks of a few rows, and one block of all
+        report = measure_quality(sids, array, codebook_sizes=sizes, neighbours=neighbours)
     same(report, twin(sids, array, sizes, neighbours))
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert np.array_equal(array, before)
@@ -178,7 +181,7 @@ def clusters(n=600, count=6, dim=16):
 
 def test_even_use_and_a_single_code():
     codes = np.stack([np.arange(64) % 8, np.zeros(64, int)], axis=1)
-    report = measure(make_sid_tokens(codes), clusters(64)[1], [8, 32])
+    report = measure_quality(make_sid_tokens(codes), clusters(64)[1], codebook_sizes=[8, 32])
     first, second = report["per_level"]
     assert first["entropy_bits"] == 3 and first["perplexity"] == 8 and first["gini"] == 0 and first["dead_codes"] == 0
     assert second["entropy_bits"] == 0 and second["perplexity"] == 1 and second["dead_codes"] == 31
@@ -190,8 +193,8 @@ def test_even_use_and_a_single_code():
 def test_good_codes_can_be_told_from_random_ones():
     label, array = clusters()
     random = np.random.default_rng(2)
-    good = measure(make_sid_tokens(label[:, None]), array)["per_level"][0]
-    bad = measure(make_sid_tokens(random.permutation(label)[:, None]), array)["per_level"][0]
+    good = measure_quality(make_sid_tokens(label[:, None]), array)["per_level"][0]
+    bad = measure_quality(make_sid_tokens(random.permutation(label)[:, None]), array)["per_level"][0]
     assert good["neighbour_agreement"] == 1 and good["lift"] == approximately(1 / good["random_agreement"])
     assert bad["lift"] == pytest.approx(1, abs=0.15) and bad["random_agreement"] == good["random_agreement"]
     assert good["cosine_within_prefix"] > 0.8 and bad["cosine_within_prefix"] < 0.2
@@ -203,10 +206,10 @@ def test_error_falls_with_each_level_and_is_zero_for_a_code_per_item():
     array = random.standard_normal((200, 6)).astype(np.float32) + 1000
     errors = [
         level["reconstruction_error"]
-        for level in measure(make_sid_tokens(random.integers(9, size=(200, 5))), array)["per_level"]
+        for level in measure_quality(make_sid_tokens(random.integers(9, size=(200, 5))), array)["per_level"]
     ]
     assert 1 > errors[0] and all(one > other for one, other in pairwise(errors))
-    assert measure(make_sid_tokens(np.arange(200)[:, None]), array)["reconstruction_error"] == 0
+    assert measure_quality(make_sid_tokens(np.arange(200)[:, None]), array)["reconstruction_error"] == 0
 
 
 def test_another_order_of_rows_gives_the_same_report():
@@ -215,13 +218,16 @@ def test_another_order_of_rows_gives_the_same_report():
         np.stack([label, np.random.default_rng(4).integers(5, size=300)], axis=1), np.arange(300) - 290
     )
     order = np.random.default_rng(5).permutation(300)
-    same(measure([sids[row] for row in order], array[order]), measure(sids, array))
+    same(measure_quality([sids[row] for row in order], array[order]), measure_quality(sids, array))
 
 
 def test_a_sample_is_seeded_and_close_to_all():
     label, array = clusters(800, 40, 3)
     sids = make_sid_tokens(label[:, None])
-    agreement = lambda **options: measure(sids, array, **options)["per_level"][0]["neighbour_agreement"]
+
+    def agreement(**options):
+        return measure_quality(sids, array, **options)["per_level"][0]["neighbour_agreement"]
+
     every, part = agreement(sample=800), agreement(sample=200)
     assert 0.2 < every < 0.98 and part == pytest.approx(every, abs=0.1)
     assert part == agreement(sample=200) != agreement(sample=200, seed=1)
@@ -229,7 +235,7 @@ def test_a_sample_is_seeded_and_close_to_all():
 
 @pytest.mark.parametrize("n, value", [(1, 0.0), (1, 0.1), (2, 0.0), (50, 0.0), (50, 0.1)])
 def test_items_that_are_all_equal(n, value):
-    report = measure([["<a_3>", "<b_0>"]] * n, np.full((n, 7), value, np.float32))
+    report = measure_quality([["<a_3>", "<b_0>"]] * n, np.full((n, 7), value, np.float32))
     last = report["per_level"][1]
     assert report["reconstruction_error"] == 0 and report["largest_bucket"] == n
     if n == 1:
@@ -243,7 +249,7 @@ def test_items_that_are_all_equal(n, value):
 def test_zero_rows_have_cosine_zero_and_are_near_nothing():
     array = np.eye(4, dtype=np.float32)[[0, 0, 1, 1]]
     array = np.concatenate([array, np.zeros((1, 4), np.float32)])
-    report = measure([["<a_0>"], ["<a_0>"], ["<a_1>"], ["<a_1>"], ["<a_1>"]], array, neighbours=1)
+    report = measure_quality([["<a_0>"], ["<a_0>"], ["<a_1>"], ["<a_1>"], ["<a_1>"]], array, neighbours=1)
     level = report["per_level"][0]
     # The zero row is as near to all others; the lowest, of another code, is its neighbour.
     assert level["neighbour_agreement"] == approximately(4 / 5)
@@ -252,9 +258,9 @@ def test_zero_rows_have_cosine_zero_and_are_near_nothing():
 
 def test_tokens_without_numbers_and_with_huge_ones():
     array = np.eye(3, dtype=np.float32)
-    report = measure([["<red>"], ["<green>"], ["<red>"]], array)
+    report = measure_quality([["<red>"], ["<green>"], ["<red>"]], array)
     assert report["codebook_sizes"] == [2] and not report["codebook_sizes_known"] and report["largest_bucket"] == 2
-    level = measure([["<a_999999999999>"], ["<a_1>"], ["<a_2>"]], array)["per_level"][0]
+    level = measure_quality([["<a_999999999999>"], ["<a_1>"], ["<a_2>"]], array)["per_level"][0]
     assert level["dead_codes"] == 10**12 - 3 and level["gini"] == 1
 
 
@@ -272,7 +278,7 @@ def test_tokens_without_numbers_and_with_huge_ones():
 )
 def test_wrong_input(sids, options, said):
     with pytest.raises(InputError, match=re.escape(said)) as error:
-        measure(sids, np.ones((1, 2), np.float32), **options)
+        measure_quality(sids, np.ones((1, 2), np.float32), **options)
     assert "\n" not in str(error.value)
 
 
@@ -282,7 +288,7 @@ def test_written_report_and_page(tmp_path, n, levels):
     extra = np.where(np.arange(n) % 9, -1, np.arange(n))
     sids = make_sid_tokens(np.stack([label] * levels, axis=1), extra)
     report = write_report(tmp_path / "x.index", sids, array, [6] * levels, codebook_error=0.25)
-    figures, page = report_files(tmp_path / "x.index")
+    figures, page = list_report_files(tmp_path / "x.index")
     assert (figures.name, page.name) == ("x.index.quality.json", "x.index.quality.png")
     assert read_json(figures) == report and report["codebook_reconstruction_error"] == 0.25
     content = page.read_bytes()
@@ -293,8 +299,8 @@ def test_written_report_and_page(tmp_path, n, levels):
 
 def test_table_holds_every_report_and_fits_120_columns():
     label, array = clusters(200)
-    shallow = measure(make_sid_tokens(label[:, None]), array)
-    deep = measure(make_sid_tokens(np.stack([label] * 4, axis=1)), array, [256] * 4)
+    shallow = measure_quality(make_sid_tokens(label[:, None]), array)
+    deep = measure_quality(make_sid_tokens(np.stack([label] * 4, axis=1)), array, codebook_sizes=[256] * 4)
     reports = {f"method {number}": deep if number % 2 else shallow for number in range(6)}
     text = format_quality(reports)
     lines = text.splitlines()
@@ -304,13 +310,17 @@ def test_table_holds_every_report_and_fits_120_columns():
     row = next(line.split() for line in lines if line.startswith("4") and "method 3" in line)
     assert row[:6] == ["4", "method", "3", "6", "256", "250"]
     long = format_quality({"a/" * 40 + "x.index.json": deep})
-    assert long.startswith("[1] a/") and "\n[1]  " in long and "not known" in text and "not known" not in long
+    assert long.startswith("[1] a/") and "\n[1]  " in long and "unknown" in text and "unknown" not in long
 
 
 @pytest.fixture
 def no_page(monkeypatch):
     """A page takes a second to draw; where it is not looked at, a file that says whose it is will do."""
-    monkeypatch.setattr(quality, "plot", lambda report, sids, array, path, title: path.write_text(title))
+    monkeypatch.setattr(quality_report, "draw_quality", lambda report, sids, array, path, title: path.write_text(title))
+
+
+def run_quality(arguments):
+    run_command(report_quality, parse_flags(QualityFlags, arguments))
 
 
 def make(folder, n=40):
@@ -325,17 +335,17 @@ def make(folder, n=40):
 
 def test_command_matches_rows_by_id_and_prints_again_when_finished(tmp_path, capsys):
     flags, sids, array = make(tmp_path)
-    run(quality.main, flags + ["--neighbours", "3"])
-    expected = measure(sids, array, neighbours=3)
+    run_quality(flags + ["--neighbours", "3"])
+    expected = measure_quality(sids, array, neighbours=3)
     assert read_json(tmp_path / "toy.index.quality.json") == expected
     first = capsys.readouterr().out
     printed = format_quality({str(tmp_path / "toy.index.json"): expected})
     assert first.endswith(printed + "\n")
     page = (tmp_path / "toy.index.quality.png").read_bytes()
-    run(quality.main, flags + ["--neighbours", "3"])
+    run_quality(flags + ["--neighbours", "3"])
     again = capsys.readouterr().out
     assert "already done" in again and again.endswith(printed + "\n")
-    run(quality.main, flags + ["--neighbours", "3", "--force", "True"])
+    run_quality(flags + ["--neighbours", "3", "--force", "True"])
     assert "already done" not in capsys.readouterr().out
     assert (tmp_path / "toy.index.quality.png").read_bytes() == page
     assert read_json(tmp_path / "toy.index.quality.stage.json")["status"] == "done"
@@ -345,10 +355,10 @@ def test_several_indexes_side_by_side(tmp_path, capsys, no_page):
     flags, sids, array = make(tmp_path)
     write_json(tmp_path / "flat.index.json", {str(item): [f"<a_{item}>"] for item in range(40)})
     flags[1] += f",{tmp_path / 'flat.index.json'}"
-    run(quality.main, flags)
+    run_quality(flags)
     both = {
-        flags[1].split(",")[0]: measure(sids, array),
-        flags[1].split(",")[1]: measure([[f"<a_{i}>"] for i in range(40)], array),
+        flags[1].split(",")[0]: measure_quality(sids, array),
+        flags[1].split(",")[1]: measure_quality([[f"<a_{i}>"] for i in range(40)], array),
     }
     assert capsys.readouterr().out.endswith(format_quality(both) + "\n")
     assert read_json(tmp_path / "flat.index.quality.json")["collision_rate"] == 0
@@ -359,21 +369,21 @@ def test_what_the_method_knew_is_kept_while_it_holds(tmp_path, capsys, no_page):
     flags, sids, array = make(tmp_path)
     stem = tmp_path / "toy.index"
     write_report(stem, sids, array, [16, 32], codebook_error=0.5)
-    run(quality.main, flags)
-    kept = read_json(report_files(stem)[0])
+    run_quality(flags)
+    kept = read_json(list_report_files(stem)[0])
     assert kept["codebook_sizes"] == [16, 32] and kept["codebook_sizes_known"]
     assert kept["codebook_reconstruction_error"] == 0.5 and "from the report" in capsys.readouterr().out
     save_embeddings(tmp_path / "other.emb-x-td.npy", array[:, :3], [str(item) for item in range(40)], "x", ["title"])
-    run(quality.main, [*flags[:2], "--emb", str(tmp_path / "other.emb-x-td.npy")])
-    other = read_json(report_files(stem)[0])
+    run_quality([*flags[:2], "--emb", str(tmp_path / "other.emb-x-td.npy")])
+    other = read_json(list_report_files(stem)[0])
     assert other["codebook_sizes"] == [16, 32] and other["codebook_reconstruction_error"] is None
-    run(quality.main, [*flags, "--codebook_sizes", "8,8"])
-    assert read_json(report_files(stem)[0])["codebook_sizes"] == [8, 8]
-    written = report_files(stem)[0].stat().st_mtime_ns
+    run_quality([*flags, "--codebook_sizes", "8,8"])
+    assert read_json(list_report_files(stem)[0])["codebook_sizes"] == [8, 8]
+    written = list_report_files(stem)[0].stat().st_mtime_ns
     write_json(tmp_path / "toy.index.json", {str(item): ["<a_0>", f"<b_{item}>"] for item in range(40)})
     os.utime(tmp_path / "toy.index.json", ns=(written + 1, written + 1))  # clocks of files can be coarse
-    run(quality.main, flags)
-    assert read_json(report_files(stem)[0])["codebook_sizes"] == [1, 40]
+    run_quality(flags)
+    assert read_json(list_report_files(stem)[0])["codebook_sizes"] == [1, 40]
 
 
 def test_command_line_errors_are_one_line(tmp_path, capfd, monkeypatch):
@@ -403,7 +413,7 @@ def test_command_line_errors_are_one_line(tmp_path, capfd, monkeypatch):
     ]
     for arguments, said in cases:
         with pytest.raises(SystemExit) as stop:
-            run(quality.main, arguments)
+            run_quality(arguments)
         errors = capfd.readouterr().err
         assert stop.value.code == 2 and said in errors and len(errors.strip().splitlines()) == 1
         assert not list(tmp_path.glob("*.quality.json"))

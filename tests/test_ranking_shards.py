@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from minionerec.common.files import InputError
-from minionerec.evaluation import shards as ranking_shards
+from minionerec.evaluation import shards
 from minionerec.evaluation.shards import prepare_folder, read_finished, work_in_shards
 
 
@@ -16,7 +16,7 @@ def run(monkeypatch, folder, lengths, processes=1, batch_size=4, resuming=True, 
     """(results on every rank, batches of rows done by every rank); the result of row r with length n is [r, n]."""
     barrier = threading.Barrier(processes)
     local = threading.local()
-    monkeypatch.setattr(ranking_shards, "process_state", lambda: local.state)
+    monkeypatch.setattr(shards, "process_state", lambda: local.state)
     results, done = [None] * processes, [[] for _ in range(processes)]
     ticks = []
 
@@ -125,6 +125,6 @@ def test_a_file_that_is_something_else(tmp_path, line):
 
 def test_a_disk_that_is_not_shared(monkeypatch, tmp_path):
     alone = SimpleNamespace(process_index=0, num_processes=2, is_main_process=True, wait_for_everyone=lambda: None)
-    monkeypatch.setattr(ranking_shards, "process_state", lambda: alone)
+    monkeypatch.setattr(shards, "process_state", lambda: alone)
     with pytest.raises(InputError, match="4 rows of other processes are not there; all processes must share this disk"):
         work_in_shards(lambda rows: rows, [1] * 8, 4, tmp_path, lambda: None)

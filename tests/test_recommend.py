@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from minionerec.common.cli import run
+from minionerec.common.cli import parse_flags, run_command
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, read_info, read_rows
+from minionerec.evaluation.settings import RecommendFlags
 from minionerec.language.models import load_model
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
-from recommend import find_item, find_latest_history, recommend, split_titles
+from recommend import History, find_item, find_latest_history, recommend, split_titles
 
 CATALOGUE = Catalogue(
     ["<a_1>", "<a_2>", "<a_3>", "<a_3>", "<a_4>", "<a_5>"],
@@ -27,7 +28,7 @@ LINE = re.compile(r"^ *(\d+) +(-[\d.]+) +([\d.]+)%  (\S+) +(.*)$")
 def ask(trained, capsys, **flags):
     """([(rank, log-probability, probability, SID, title)], what was printed) of a call of recommend."""
     capsys.readouterr()
-    recommend(trained.checkpoint, trained.paths["info_file"], **flags)
+    recommend(RecommendFlags(base_model=trained.checkpoint, info_file=trained.paths["info_file"], **flags))
     printed = capsys.readouterr().out
     found = [match.groups() for match in map(LINE.match, printed.splitlines()) if match]
     return [(int(r), float(s), float(p) / 100, sid, title) for r, s, p, sid, title in found], printed
@@ -43,7 +44,7 @@ def exact(trained):
     def scores(history):
         (prompt,) = encoder.prompt_ids(["".join(history)])
         result = {}
-        for sid, target in zip(sids, encoder.target_ids(sids)):
+        for sid, target in zip(sids, encoder.target_ids(sids), strict=True):
             with torch.no_grad():
                 log_probs = model.eval()(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
             result[sid] = sum(log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(target))
@@ -113,15 +114,18 @@ def test_items_that_share_a_sid_stand_under_one_rank(trained, tmp_path, capsys):
     targets = [row.item_id for row in read_rows(trained.paths["train_file"])]
     rare, frequent = next((a, b) for b in range(30) for a in range(b) if targets.count(a) < targets.count(b))
     shared = catalogue.sids[5]
-    others = enumerate((sid, title) for sid, title in zip(catalogue.sids, catalogue.titles) if sid != shared)
+    others = enumerate(
+        (sid, title) for sid, title in zip(catalogue.sids, catalogue.titles, strict=True) if sid != shared
+    )
     lines = [f"{sid}\t{title}\t{1000 + place}" for place, (sid, title) in others]
     lines += [f"{shared}\tfrequent one\t{frequent}", f"{shared}\trare one\t{rare}"]
     (tmp_path / "info.txt").write_text("\n".join(lines) + "\n")
-    flags = {"titles": "number 4,", "num_beams": 30, "top": 30}
+    flags = {"base_model": trained.checkpoint, "info_file": str(tmp_path / "info.txt")}
+    flags |= {"titles": "number 4,", "num_beams": 30, "top": 30}
 
     def shown(**more):
         capsys.readouterr()
-        recommend(trained.checkpoint, str(tmp_path / "info.txt"), **flags, **more, shared_sids=True)
+        recommend(RecommendFlags(**flags, **more, shared_sids=True))
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 2 + 29 + 2  # 30 ranks, one of them two lines
         place = next(place for place, line in enumerate(lines) if shared in line)
@@ -132,7 +136,7 @@ def test_items_that_share_a_sid_stand_under_one_rank(trained, tmp_path, capsys):
     assert shown(train_file=trained.paths["train_file"]) == ["frequent one", "rare one"]
     assert shown() == ["rare one", "frequent one"]
     with pytest.raises(InputError, match="belongs to the item of line"):
-        recommend(trained.checkpoint, str(tmp_path / "info.txt"), **flags)
+        recommend(RecommendFlags(**flags))
 
 
 def test_a_dialogue(trained, capsys, monkeypatch):
@@ -217,10 +221,8 @@ def test_the_latest_row_of_a_user(trained):
     rows = read_rows(path)
     for user in ("U0", "U7"):
         last = [row for row in rows if row.user_id == user][-1]
-        assert find_latest_history(rows, user, path) == (
-            [*last.history_sids, last.sid],
-            [*last.history_titles, last.title],
-        )
+        expected = History([*last.history_sids, last.sid], [*last.history_titles, last.title])
+        assert find_latest_history(rows, user, path) == expected
     with pytest.raises(
         InputError, match="--user_id nobody: .*train.csv has no row of this user; the first one there is U0"
     ):
@@ -244,7 +246,7 @@ def test_the_latest_row_of_a_user(trained):
 def test_flags_that_cannot_be(trained, flags, said):
     """All of it is found before a model is loaded."""
     with pytest.raises(InputError, match=said):
-        recommend("no model", trained.paths["info_file"], **flags)
+        recommend(RecommendFlags(base_model="no model", info_file=trained.paths["info_file"], **flags))
 
 
 def test_a_history_that_the_model_does_not_know(trained, tmp_path):
@@ -253,18 +255,20 @@ def test_a_history_that_the_model_does_not_know(trained, tmp_path):
     (tmp_path / "test.csv").write_text("\n".join([text[0], text[1].replace(row.sid, "<z_1>")]) + "\n")
     with pytest.raises(InputError, match="does not know the SID token <z_1>"):
         recommend(
-            trained.checkpoint,
-            trained.paths["info_file"],
-            history_file=str(tmp_path / "test.csv"),
-            user_id=row.user_id,
+            RecommendFlags(
+                base_model=trained.checkpoint,
+                info_file=trained.paths["info_file"],
+                history_file=str(tmp_path / "test.csv"),
+                user_id=row.user_id,
+            )
         )
 
 
 def test_on_the_command_line(trained, capsys):
     paths = trained.paths
     argv = ["--base_model", trained.checkpoint, "--info_file", paths["info_file"], "--shared_sids", "--top", "2"]
-    run(recommend, [*argv, "--titles", "number 5,; number 6,"])
+    run_command(recommend, parse_flags(RecommendFlags, [*argv, "--titles", "number 5,; number 6,"]))
     assert len(capsys.readouterr().out.splitlines()) == 4
     with pytest.raises(SystemExit):
-        run(recommend, [*argv, "--titles", "number"])
+        run_command(recommend, parse_flags(RecommendFlags, [*argv, "--titles", "number"]))
     assert capsys.readouterr().err.startswith("error: 30 items have 'number' in their title")

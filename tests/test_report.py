@@ -11,14 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from minionerec.common.files import InputError, read_json, write_json
+from minionerec.common.records import Catalogue
 from minionerec.evaluation.metrics import score_predictions
 from minionerec.evaluation.plot import draw_metrics
-from scripts.report import report
+from scripts.report import ReportFlags, report
 
 SIDS = [f"<{item}>" for item in range(60)]
 
 
-def results(seed=0, longest=50, rows=120):
+def results(seed=0, longest=50, rows=120, counted=True):
     """Metrics of random lists; every seed has the same test rows, and the first of them are those of fewer rows."""
     split, model = random.Random(99), random.Random(seed)
     predictions, histories = [], []
@@ -29,8 +30,9 @@ def results(seed=0, longest=50, rows=120):
             ranked = list(dict.fromkeys([*ranked[: model.randrange(5)], SIDS[target], *ranked]))[:longest]
         predictions.append({"output": SIDS[target], "item_id": target, "predict": ranked})
         histories.append(split.sample(SIDS, split.randint(1, 9)))
-    counts = {item: item // 2 for item in range(60)}
-    return score_predictions(predictions, SIDS, list(range(60)), counts, longest, histories)
+    counts = {item: item // 2 for item in range(60)} if counted else {}
+    catalogue = Catalogue(SIDS, [""] * 60, list(range(60)), counts)
+    return score_predictions(predictions, catalogue, longest, histories)
 
 
 @pytest.fixture
@@ -56,9 +58,9 @@ def test_the_page_shows_the_figures(tmp_path, drawn, models):
     assert [path.name for path in tmp_path.iterdir()] == ["page.png"]  # nothing temporary is left
 
     curves = [(x, y) for axes, x, y, _ in drawn["plot"] if axes is drawn["plot"][0][0]][:models]
-    for (x, y), result in zip(curves, columns.values()):
+    for (x, y), result in zip(curves, columns.values(), strict=True):
         assert x == [1, 3, 5, 10, 20, 50] and y == [result["item"][f"HR@{k}"] for k in x]
-    for (_, x, y, (half, *_)), result in zip(drawn["errorbar"], columns.values()):
+    for (_, x, y, (half, *_)), result in zip(drawn["errorbar"], columns.values(), strict=True):
         assert 7 < x[0] < 13
         assert [y[0] - half, y[0] + half] == pytest.approx(result["item_interval_95"]["HR@10"])
     assert len(drawn["errorbar"]) == models
@@ -96,6 +98,15 @@ def test_test_splits_of_other_sizes_show_both(tmp_path, drawn):
     assert any(" to " in label for label in labels)
 
 
+def test_a_model_without_counts_leaves_its_bars_out(tmp_path, drawn):
+    draw_metrics({"a": results(counted=False)}, tmp_path / "page.png")
+    assert drawn["bar"][-1][0].get_title() == "HR@10 by popularity of the target: it was not counted"
+    drawn["bar"].clear()
+    draw_metrics({"a": results(counted=False), "b": results(1)}, tmp_path / "page.png")
+    heights = [heights for _, _, heights, _ in drawn["bar"][-2:]]
+    assert not any(heights[0]) and heights[1] == [b["HR@10"] for b in results(1)["by"]["target_popularity"].values()]
+
+
 def test_the_name_must_be_that_of_a_picture(tmp_path):
     metrics = tmp_path / "test.metrics.json"
     metrics.write_text("{}")
@@ -106,13 +117,13 @@ def test_the_name_must_be_that_of_a_picture(tmp_path):
 
 def test_a_failure_leaves_the_old_page(tmp_path):
     (tmp_path / "page.png").write_bytes(b"old")
-    with pytest.raises(KeyError):
-        draw_metrics({"a": {**results(), "by": {}}}, tmp_path / "page.png")
+    with pytest.raises(AttributeError):
+        draw_metrics({"a": {**results(), "by": None}}, tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_importing_it_does_not_load_matplotlib():
-    code = "import sys, report; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, scripts.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False).returncode == 0
 
 
@@ -121,12 +132,13 @@ def test_the_command(tmp_path, capsys):
     files = [tmp_path / model / "test.metrics.json" for model in ("sft", "rl")]
     for seed, path in enumerate(files):
         write_json(path, results(seed))
-    report([str(path) for path in files], str(tmp_path / "page.png"))
+    flags = {"metrics": [str(path) for path in files], "output": str(tmp_path / "page.png")}
+    report(ReportFlags(**flags))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["sft/test", "rl/test"]
     assert f"{read_json(files[1])['item']['HR@10']:.4f}" in lines[2]
     assert lines[3] == f"-> {tmp_path / 'page.png'}" and imread(tmp_path / "page.png").shape[0] == 1200
-    report([str(path) for path in files], str(tmp_path / "page.png"), names=["one", "two"])
+    report(ReportFlags(**flags, names=["one", "two"]))
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["one", "two"]
 
 
@@ -146,8 +158,8 @@ def test_wrong_input(tmp_path):
         ([str(tmp_path / "none.json")], None, r"--metrics: .*none.json: no such file"),
     ]:
         with pytest.raises(InputError, match=message):
-            report(files, page, names)
+            report(ReportFlags(metrics=files, output=page, names=names))
     write_json(old, [1])
     with pytest.raises(InputError, match="old.metrics.json: expected a metrics file of evaluate.py with sid"):
-        report([old], page)
+        report(ReportFlags(metrics=[old], output=page))
     assert not (tmp_path / "page.png").exists()

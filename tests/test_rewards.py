@@ -12,8 +12,9 @@ from minionerec.common.records import Catalogue, Row
 from minionerec.language.examples import Example
 from minionerec.recommenders.networks import build_network, save_network
 from minionerec.training.rewards import (
-    REWARDS,
+    PLAIN_REWARDS,
     NamedReward,
+    RewardInputs,
     build_likelihood_reward,
     build_rewards,
     build_semantic_reward,
@@ -42,7 +43,9 @@ W = [1, 1 / math.log2(3), 1 / 2, 1 / math.log2(5)]  # 1 / log2(rank + 1)
 def test_rewards(completions, target, hits, penalties):
     assert rule(completions, target) == hits
     assert ranking_only(completions, target) == pytest.approx(penalties)
-    assert ranking(completions, target) == pytest.approx([hit + penalty for hit, penalty in zip(hits, penalties)])
+    assert ranking(completions, target) == pytest.approx(
+        [hit + penalty for hit, penalty in zip(hits, penalties, strict=True)]
+    )
 
 
 def test_rank_penalty_in_numbers():
@@ -66,7 +69,7 @@ def test_prefix(completion, target, share):
 
 
 def test_the_registry_names_them():
-    assert REWARDS == {"rule": rule, "ranking": ranking, "ranking_only": ranking_only, "prefix": prefix}
+    assert PLAIN_REWARDS == {"rule": rule, "ranking": ranking, "ranking_only": ranking_only, "prefix": prefix}
 
 
 # ------------------------------------------------------------------------------------------- rewards that need a file
@@ -114,18 +117,23 @@ def test_transitions_without_the_rows_own():
     reward = build_transitions_reward(train, CATALOGUE)
     assert reward(["<a>", "<b>", "<c>"], example(6, "<b>", (5,))) == [0, 1, 1]  # 6: 2 - 1, against 7: 1
     assert reward(["<b>", "<c>"], example(5, "<a>", (5,))) == [1, 0.5]  # a row that is not among them
-    # Newest first: 7 -> 9 counts 1, 5 -> 6 and 5 -> 7 half of 2 and of 1; without the row's own, 9 is left with nothing.
+    # Newest first: 7 -> 9 counts 1, 5 -> 6 and 5 -> 7 half of 2 and of 1; without the row's own, 9 is left with
+    # nothing.
     assert reward(["<b>", "<c>"], example(6, "<b>", (5, 7))) == pytest.approx([0, 1])
     assert reward(["<b>", "<c>"], example(9, "<c>", (5, 7))) == pytest.approx([1, 0.5])
     # The same item twice in the history: both places count the row's own transition.
     assert reward(["<b>", "<c>"], example(7, "<c>", (5, 5))) == pytest.approx([1, 0])
 
 
+def inputs(catalogue=CATALOGUE, **files):
+    return RewardInputs(catalogue, [], "cpu", files)
+
+
 def test_content_likes_like_titles():
     catalogue = Catalogue(
         ["<a>", "<b>", "<c>"], ["steel pipe clamp", "steel pipe valve", "blue garden hose"], [0, 1, 2]
     )
-    (term,) = build_rewards(["content"], catalogue, [])
+    (term,) = build_rewards(["content"], inputs(catalogue))
     assert term(["<b>", "<c>"], Example("", [1], [2], "", "u", "<c>", 2, "", (0,))) == [1, 0]
 
 
@@ -149,11 +157,7 @@ def files(tmp_path):
 def test_terms_with_weights_and_files(files):
     terms = build_rewards(
         ["rule:2", "semantic", "sasrec:-0.5", "module"],
-        CATALOGUE,
-        [],
-        ada_path=str(files / "x.npy"),
-        cf_path=str(files / "cf"),
-        reward_module=f"{files / 'own.py'}:liked",
+        inputs(ada_path=str(files / "x.npy"), cf_path=str(files / "cf"), reward_module=f"{files / 'own.py'}:liked"),
     )
     assert [(term.name, term.weight) for term in terms] == [
         ("rule", 2),
@@ -173,13 +177,14 @@ def test_terms_with_weights_and_files(files):
         (
             ["rank"],
             {},
-            "--reward_type rank: expected one of rule, ranking, ranking_only, prefix, semantic, content, transitions, sasrec, module",
+            "--reward_type rank: expected one of rule, ranking, ranking_only, prefix, semantic, content, transitions, "
+            "sasrec, module",
         ),
-        (["rule", "rule:2"], {}, "--reward_type: rule stands there twice"),
+        (["rule", "rule:2"], {}, "--reward_type: rule is given twice"),
         (["rule:x"], {}, "--reward_type rule:x: expected NAME or NAME:WEIGHT"),
         (["rule:0"], {}, "--reward_type rule:0"),
         (["rule:nan"], {}, "--reward_type rule:nan"),
-        ([], {}, "--reward_type: name a reward"),
+        ([], {}, "--reward_type: expected one or more of rule"),
         (["semantic"], {}, "--reward_type semantic: needs --ada_path"),
         (["sasrec"], {}, "--reward_type sasrec: needs --cf_path"),
         (["module"], {}, "--reward_type module: needs --reward_module"),
@@ -195,16 +200,16 @@ def test_terms_with_weights_and_files(files):
 def test_terms_that_are_refused(files, monkeypatch, terms, given, said):
     monkeypatch.chdir(files)
     with pytest.raises(InputError) as error:
-        build_rewards(terms, CATALOGUE, [], **given)
+        build_rewards(terms, inputs(**given))
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_files_of_another_catalogue(files):
     other = Catalogue(["<a>", "<b>"], ["A", "B"], [5, 8])
     with pytest.raises(InputError, match="has no row for item 8"):
-        build_rewards(["semantic"], other, [], ada_path=str(files / "x.npy"))
+        build_rewards(["semantic"], inputs(other, ada_path=str(files / "x.npy")))
     with pytest.raises(InputError, match="its items are not those of the info file"):
-        build_rewards(["sasrec"], other, [], cf_path=str(files / "cf"))
+        build_rewards(["sasrec"], inputs(other, cf_path=str(files / "cf")))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +221,7 @@ def test_files_of_another_catalogue(files):
     ],
 )
 def test_a_users_function_that_goes_wrong(files, name, said):
-    (term,) = build_rewards(["module"], CATALOGUE, [], reward_module=f"{files / 'own.py'}:{name}")
+    (term,) = build_rewards(["module"], inputs(reward_module=f"{files / 'own.py'}:{name}"))
     with pytest.raises(InputError, match=said):
         term(["<a>", "<c>"], example(6, "<b>"))
 

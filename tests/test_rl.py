@@ -1,5 +1,6 @@
 """rl.py from the command's side: whole runs for every reward, loss and option, resuming, what is kept, wrong input."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from minionerec.common.records import read_rows
 from minionerec.evaluation import ranking
 from minionerec.language.models import load_model
 from minionerec.language.prompts import load_prompts
-from minionerec.training.rewards import REWARDS
+from minionerec.training.rewards import PLAIN_REWARDS, REWARDS, Reward
+from minionerec.training.settings import RLFlags, SFTFlags
 from minionerec_trainer import GroupTrainer
 from rl import rl
 from sft import sft
@@ -39,7 +41,7 @@ def run(trained, output, **changes):
         eval_batch_size=80,
         test_during_training=False,
     )
-    rl(**{**flags, **changes})
+    rl(RLFlags(**{**flags, **changes}))
     return output
 
 
@@ -53,7 +55,7 @@ def difference(first, second):
 
 
 @pytest.mark.parametrize("beams", [True, False])
-@pytest.mark.parametrize("reward", sorted(REWARDS))
+@pytest.mark.parametrize("reward", sorted(PLAIN_REWARDS))
 def test_a_few_steps_with_every_reward(trained, tmp_path, reward, beams):
     output = run(trained, tmp_path / "rl", reward_type=[reward], beam_search=beams, temperature=1.5, add_gt=True)
     final = output / "final_checkpoint"
@@ -93,7 +95,7 @@ def test_validation_keeps_the_best_weights_the_start_included(trained, tmp_path,
     monkeypatch.setattr(ranking, "rank_sids", noting_the_weights)
     monkeypatch.setattr(ranking, "hit_ratio", lambda ranks, k: next(values))
     output = run(trained, tmp_path / "rl", test_during_training=True, eval_step=1, add_gt=True)
-    assert len(measured) == 4 and all(difference(first, second) > 0 for first, second in zip(measured, measured[1:]))
+    assert len(measured) == 4 and all(difference(first, second) > 0 for first, second in pairwise(measured))
     assert difference(weights(output / "final_checkpoint"), measured[best]) == 0
     results = read_json(output / "rl.stage.json")["results"]
     assert results["validation HR@10 at start"] == course[0] and results["validation HR@10 best"] == max(course[1:])
@@ -105,7 +107,7 @@ def test_a_run_shorter_than_the_validation_interval(trained, tmp_path):
 
 
 def test_masked_silent_groups_change_nothing(trained, tmp_path, monkeypatch):
-    monkeypatch.setitem(REWARDS, "rule", lambda completions, target: [1.0] * len(completions))
+    monkeypatch.setitem(REWARDS, "rule", Reward(lambda inputs: lambda completions, example: [1.0] * len(completions)))
     output = run(trained, tmp_path / "rl", reward_type=["rule"], mask_all_zero=True, beta=0.5)
     assert difference(weights(output / "final_checkpoint"), weights(trained.checkpoint)) == 0
 
@@ -221,7 +223,9 @@ def test_what_is_logged(trained, tmp_path, capsys):
 
 
 def killed_and_resumed(trained, tmp_path, monkeypatch, **flags):
-    """(weights of a whole run, weights of one that was killed at its first checkpoint and run again, steps of the latter)."""
+    """(weights of a whole run, weights of one that was killed at its first checkpoint and run again, steps of the
+    latter).
+    """
     expected = weights(run(trained, tmp_path / "whole", **flags) / "final_checkpoint")
     assert difference(expected, weights(trained.checkpoint)) > 1e-5
     save = GroupTrainer._save_checkpoint
@@ -235,7 +239,10 @@ def killed_and_resumed(trained, tmp_path, monkeypatch, **flags):
         with pytest.raises(KeyboardInterrupt):
             run(trained, tmp_path / "killed", **flags)
     steps, step = [], GroupTrainer.training_step
-    counted = lambda self, *args, **kw: steps.append(0) or step(self, *args, **kw)
+
+    def counted(self, *args, **kw):
+        return steps.append(0) or step(self, *args, **kw)
+
     with monkeypatch.context() as patch:
         patch.setattr(GroupTrainer, "training_step", counted)
         resumed = run(trained, tmp_path / "killed", **flags)
@@ -269,18 +276,17 @@ def test_a_killed_run_with_several_updates_a_rollout_goes_on(trained, tmp_path, 
 def test_all_tasks_of_a_worded_model(trained, tmp_path, capsys):
     paths = trained.paths
     sft(
-        str(trained.folder / "tiny.json"),
-        paths["train_file"],
-        paths["eval_file"],
-        str(tmp_path / "sft"),
-        paths["sid_index_path"],
-        paths["item_meta_path"],
-        train_from_scratch=True,
-        prompts="worded",
-        sample=16,
-        eval_sample=4,
-        batch_size=32,
-        num_epochs=1,
+        SFTFlags(
+            base_model=str(trained.folder / "tiny.json"),
+            **{name: paths[name] for name in ("train_file", "eval_file", "sid_index_path", "item_meta_path")},
+            output_dir=str(tmp_path / "sft"),
+            train_from_scratch=True,
+            prompts="worded",
+            sample=16,
+            eval_sample=4,
+            batch_size=32,
+            num_epochs=1,
+        )
     )
     run(trained, tmp_path / "rl", model_path=str(tmp_path / "sft" / "final_checkpoint"), sample_train=8, max_steps=2)
     assert " 46 prompts, " in capsys.readouterr().out  # 8 histories of SIDs, 8 of titles, 30 items by their title
@@ -305,7 +311,7 @@ def test_all_tasks_of_a_worded_model(trained, tmp_path, capsys):
         (dict(train_batch_size=0), "--train_batch_size 0: must be a multiple"),
         (dict(eval_batch_size=9), "--eval_batch_size 9: must hold at least test_beam 10"),
         (dict(temperature=0.0), "--temperature 0.0: must be positive"),
-        (dict(tasks=["sid2title"]), "--tasks: unknown task 'sid2title'"),
+        (dict(tasks=["sid2title"]), "--tasks sid2title: expected one of next_sid"),
         (dict(tasks=["title2sid"]), "has no task 'title2sid'"),
         (dict(train_file="nowhere.csv"), "nowhere.csv: no such file"),
     ],
@@ -322,10 +328,11 @@ def test_a_target_outside_the_catalogue(trained, tmp_path, flag):
     (tmp_path / "first.csv").write_text("\n".join(lines[:2]) + "\n")
     (tmp_path / "both.csv").write_text("\n".join(lines[:3]) + "\n")
     sid = lines[2].rsplit(",", 1)[1]
+    item = read_rows(tmp_path / "both.csv")[1].item_id
     info = Path(trained.paths["info_file"]).read_text().splitlines()
     (tmp_path / "info.txt").write_text("\n".join(line for line in info if not line.startswith(f"{sid}\t")))
     files = dict.fromkeys(("train_file", "eval_file"), str(tmp_path / "first.csv")) | {flag: str(tmp_path / "both.csv")}
-    with pytest.raises(InputError, match=rf"both.csv, row 2: SID {sid} is not in .*info.txt"):
+    with pytest.raises(InputError, match=rf"both.csv, row 2: item {item} is not in .*info.txt"):
         run(trained, tmp_path / "rl", info_file=str(tmp_path / "info.txt"), **files)
 
 

@@ -51,8 +51,8 @@ def world():
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_beam_groups_are_the_search_in_any_batches(world, batch_size):
     model, trie, prompts = world
-    groups = roll_out(model, trie, prompts, [0] * 7, 8, batch_size)
-    for prompt, group in zip(prompts, groups):
+    groups = roll_out(model, trie, prompts, targets=[0] * 7, count=8, batch_size=batch_size)
+    for prompt, group in zip(prompts, groups, strict=True):
         assert group == beam_search(model, trie, [prompt], 8).sequence[0].tolist()
 
 
@@ -60,10 +60,12 @@ def test_beam_groups_are_the_search_in_any_batches(world, batch_size):
 def test_targets_are_put_in_the_last_place_of_groups_that_lack_them(world, beams):
     model, trie, prompts = world
     targets = list(range(7))
-    plain = roll_out(model, trie, prompts, targets, 5, 4, beams, seed="x")
-    helped = roll_out(model, trie, prompts, targets, 5, 4, beams, add_target=True, seed="x")
-    assert any(target not in group for target, group in zip(targets, plain))
-    for target, before, after in zip(targets, plain, helped):
+    plain = roll_out(model, trie, prompts, targets=targets, count=5, batch_size=4, beams=beams, seed="x")
+    helped = roll_out(
+        model, trie, prompts, targets=targets, count=5, batch_size=4, beams=beams, add_target=True, seed="x"
+    )
+    assert any(target not in group for target, group in zip(targets, plain, strict=True))
+    for target, before, after in zip(targets, plain, helped, strict=True):
         assert after == (before if target in before else [*before[:-1], target])
 
 
@@ -71,11 +73,11 @@ def test_targets_are_put_in_the_last_place_of_groups_that_lack_them(world, beams
 def test_dynamic_sampling_chooses_from_half_as_many_again(world, beams):
     model, trie, prompts = world
     targets = [beam_search(model, trie, [prompt], 9).sequence[0, 7].item() for prompt in prompts]  # of rank 8
-    wide = roll_out(model, trie, prompts, targets, 9, 4, beams, seed="x")
-    chosen = roll_out(model, trie, prompts, targets, 6, 4, beams, dynamic=True, seed="x")
-    assert chosen == [keep_diverse(group, target, 6) for group, target in zip(wide, targets)]
+    wide = roll_out(model, trie, prompts, targets=targets, count=9, batch_size=4, beams=beams, seed="x")
+    chosen = roll_out(model, trie, prompts, targets=targets, count=6, batch_size=4, beams=beams, dynamic=True, seed="x")
+    assert chosen == [keep_diverse(group, target, 6) for group, target in zip(wide, targets, strict=True)]
     if beams:
-        assert all(target in group for target, group in zip(targets, chosen))
+        assert all(target in group for target, group in zip(targets, chosen, strict=True))
 
 
 def test_legal_tokens_against_a_dictionary_of_prefixes(world):
@@ -83,7 +85,7 @@ def test_legal_tokens_against_a_dictionary_of_prefixes(world):
     sequences = trie.sequences()
     matrix = torch.from_numpy(pad_sequences(sequences)[0])
     table = find_legal_tokens(trie, matrix)
-    for sequence, row in zip(sequences, table.tolist()):
+    for sequence, row in zip(sequences, table.tolist(), strict=True):
         for place, found in enumerate(row):
             allowed = {s[place] for s in sequences if s[:place] == sequence[:place]} if place < len(sequence) else set()
             assert {token for token in found if token >= 0} == allowed

@@ -9,20 +9,31 @@ import torch
 
 from minionerec.common.embeddings import save_embeddings
 from minionerec.common.files import InputError, read_json
-from rq import generate_indices, generate_indices_plus, rqkmeans_constrained, rqkmeans_faiss, rqkmeans_plus, rqvae
+from rq.generate_indices import generate_indices
+from rq.generate_indices_plus import generate_indices_plus
 from rq.index.codebook import (
     compute_reconstruction_error,
     load_checkpoint,
     load_codebooks,
+    load_frozen_model,
     load_items,
-    load_model,
     quantise,
 )
 from rq.kmeans.residual import expand_level_sizes, residual_kmeans
 from rq.models.rqkmeans import RQKMeans, RQKMeansPlus
 from rq.models.rqvae import RQVAE
-from rq.rqkmeans_constrained import min_cost_flow_kmeans
-from rq.rqkmeans_faiss import faiss_kmeans, uniform_mapping
+from rq.rqkmeans_constrained import make_rqkmeans_constrained, min_cost_flow_kmeans
+from rq.rqkmeans_faiss import faiss_kmeans, make_rqkmeans_faiss, map_uniformly
+from rq.rqkmeans_plus import train_rqkmeans_plus
+from rq.rqvae import train_rqvae
+from rq.settings import (
+    IndexFlags,
+    IndexPlusFlags,
+    RQKMeansConstrainedFlags,
+    RQKMeansFaissFlags,
+    RQKMeansPlusFlags,
+    RQVAEFlags,
+)
 from rq.trainer import BEST_LOSS
 
 
@@ -40,18 +51,18 @@ def save(folder, array, ids=None):
 
 
 COMMANDS = {
-    "faiss": (rqkmeans_faiss.main, {}),
-    "uniform": (rqkmeans_faiss.main, {"uniform": True}),
-    "balanced": (rqkmeans_constrained.main, {}),
-    "min_cost_flow": (rqkmeans_constrained.main, {"engine": "min_cost_flow"}),
+    "faiss": (make_rqkmeans_faiss, RQKMeansFaissFlags, {}),
+    "uniform": (make_rqkmeans_faiss, RQKMeansFaissFlags, {"uniform": True}),
+    "balanced": (make_rqkmeans_constrained, RQKMeansConstrainedFlags, {}),
+    "min_cost_flow": (make_rqkmeans_constrained, RQKMeansConstrainedFlags, {"engine": "min_cost_flow"}),
 }
 
 
 def command(kind, folder, array, ids=None, **flags):
-    main, own = COMMANDS[kind]
+    make, flags_class, options = COMMANDS[kind]
     output = folder / f"{kind}.index.json"
-    flags = {"codebook_size": [7, 5, 4], "iterations": 20, "device": "cpu", **own, **flags}
-    main(data_path=save(folder, array, ids), output_file=str(output), **flags)
+    flags = {"codebook_size": [7, 5, 4], "iterations": 20, "device": "cpu", **options, **flags}
+    make(flags_class(data_path=save(folder, array, ids), output_file=str(output), **flags))
     return output
 
 
@@ -63,8 +74,8 @@ def test_levels_equal_a_loop():
         assert size == len(books[level])
         return books[level], torch.cdist(residual, books[level]).argmin(1)
 
-    found, codes = residual_kmeans(x, [4, 3, 5], nearest)
-    assert all(torch.equal(a, b) for a, b in zip(found, books))
+    codebooks, codes = residual_kmeans(x, [4, 3, 5], nearest)
+    assert all(torch.equal(a, b) for a, b in zip(codebooks, books, strict=True))
     for row in range(len(x)):
         left = x[row].clone()
         for level, book in enumerate(books):
@@ -73,7 +84,7 @@ def test_levels_equal_a_loop():
             left -= book[codes[row, level]]
     model = RQKMeans(books).eval()
     assert np.array_equal(quantise(model, x.numpy(), 50), codes)
-    decoded = torch.stack([sum(book[code] for book, code in zip(books, row)) for row in codes.tolist()])
+    decoded = torch.stack([sum(book[code] for book, code in zip(books, row, strict=True)) for row in codes.tolist()])
     slow = float((decoded - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum())
     assert compute_reconstruction_error(model, x.numpy(), codes, 50) == pytest.approx(slow, rel=1e-5)
 
@@ -102,7 +113,7 @@ def test_uniform_mapping_is_balanced_cheap_and_refits_the_centres():
 
     x = torch.from_numpy(mixture(60))
     given = torch.from_numpy(mixture(12, seed=5))
-    centres, labels = uniform_mapping(x, given)
+    centres, labels = map_uniformly(x, given)
     assert torch.bincount(labels, minlength=12).tolist() == [5] * 12
     torch.testing.assert_close(centres, torch.stack([x[labels == k].mean(0) for k in range(12)]))
     costs = torch.cdist(x, given).square().double().numpy()
@@ -214,9 +225,8 @@ def test_wrong_embeddings_and_names_stop(tmp_path):
     with pytest.raises(InputError, match="119 item ids for the 120 rows"):
         command("balanced", tmp_path, mixture(), [str(i) for i in range(119)])
     with pytest.raises(InputError, match="--output_file .*: expected a name such as NAME.index.json"):
-        rqkmeans_faiss.main(data_path=save(tmp_path, mixture()), output_file=str(tmp_path / "index"), codebook_size=[4])
-    with pytest.raises(InputError, match="--engine magic: expected one of balanced, min_cost_flow"):
-        command("balanced", tmp_path, mixture(), engine="magic")
+        flags = {"output_file": str(tmp_path / "index"), "codebook_size": [4]}
+        make_rqkmeans_faiss(RQKMeansFaissFlags(data_path=save(tmp_path, mixture()), **flags))
 
 
 def plus(folder, array, **flags):
@@ -224,9 +234,8 @@ def plus(folder, array, **flags):
     if not codebooks.exists():
         command("faiss", folder, array)
     flags = {"epochs": 30, "eval_step": 10, "warmup_epochs": 2, "lr": 1e-3, "layers": [8], "device": "cpu", **flags}
-    rqkmeans_plus.main(
-        data_path=save(folder, array), pretrained_codebook_path=str(codebooks), ckpt_dir=str(folder / "plus"), **flags
-    )
+    flags |= {"data_path": save(folder, array), "ckpt_dir": str(folder / "plus")}
+    train_rqkmeans_plus(RQKMeansPlusFlags(pretrained_codebook_path=str(codebooks), **flags))
     return folder / "plus"
 
 
@@ -251,26 +260,31 @@ def test_plus_starts_as_the_kmeans_run():
 def test_plus_learns_saves_and_gives_an_index(tmp_path):
     array = mixture()
     folder = plus(tmp_path, array)
-    kmeans = load_model(tmp_path / "faiss.index.codebooks.npz")
-    model = load_model(folder / BEST_LOSS)
+    kmeans = load_frozen_model(tmp_path / "faiss.index.codebooks.npz")
+    model = load_frozen_model(folder / BEST_LOSS)
     assert isinstance(model, RQKMeansPlus) and isinstance(kmeans, RQKMeans)
     before = compute_reconstruction_error(kmeans, array, quantise(kmeans, array, 50), 50)
     assert compute_reconstruction_error(model, array, quantise(model, array, 50), 50) < before
     flags = {"ckpt_path": str(folder / BEST_LOSS), "data_path": str(tmp_path / "toy.emb-x-td.npy"), "device": "cpu"}
-    generate_indices_plus.main(**flags, output_file=str(tmp_path / "plus.index.json"))
-    generate_indices.main(**flags, output_file=str(tmp_path / "same.index.json"))
+    generate_indices_plus(IndexPlusFlags(**flags, output_file=str(tmp_path / "plus.index.json")))
+    generate_indices(IndexFlags(**flags, output_file=str(tmp_path / "same.index.json")))
     assert (tmp_path / "plus.index.json").read_bytes() == (tmp_path / "same.index.json").read_bytes()
     assert len(set(map(tuple, read_json(tmp_path / "plus.index.json").values()))) == 120
     assert (tmp_path / "plus.index.quality.json").is_file() and (tmp_path / "plus.index.quality.png").is_file()
     flags["ckpt_path"] = str(tmp_path / "faiss.index.codebooks.npz")
     with pytest.raises(InputError, match="not a checkpoint of RQKMeansPlus; use rq.generate_indices"):
-        generate_indices_plus.main(**flags, output_file=str(tmp_path / "none.index.json"))
+        generate_indices_plus(IndexPlusFlags(**flags, output_file=str(tmp_path / "none.index.json")))
 
 
 def test_plus_refuses_codebooks_that_do_not_fit(tmp_path):
     command("faiss", tmp_path, mixture())
     with pytest.raises(InputError, match="codes of width 6, but the embeddings of .* have 5 columns"):
         plus(tmp_path, mixture(dim=5))
+    with pytest.raises(InputError, match="--num_emb_list 7,5: .*faiss.index.codebooks.npz has 7,5,4 codes per level"):
+        plus(tmp_path, mixture(), num_emb_list=[7, 5])
+    with pytest.raises(InputError, match="--e_dim 8: the codes of .* have width 6"):
+        plus(tmp_path, mixture(), e_dim=8)
+    plus(tmp_path, mixture(), num_emb_list=[7, 5, 4], e_dim=6, epochs=2)
     path = tmp_path / "faiss.index.codebooks.npz"
     for content, message in (
         ({"codebook_0": np.zeros((2, 3)), "codebook_2": np.zeros((2, 3))}, "codebook_1 cannot be read"),
@@ -294,21 +308,22 @@ def test_published_checkpoints_load(tmp_path):
     assert names <= set(model.state_dict())
     published = {"args": argparse.Namespace(lr=1e-3, layers=[9, 7]), "epoch": 3, "state_dict": model.state_dict()}
     torch.save({**published, "best_loss": 0.1, "best_collision_rate": 0.2, "optimizer": {}}, tmp_path / "p.pth")
-    loaded = load_model(tmp_path / "p.pth")
+    loaded = load_frozen_model(tmp_path / "p.pth")
     x = torch.from_numpy(mixture())
     assert torch.equal(loaded.get_indices(x), model.eval().get_indices(x))
     torch.testing.assert_close(loaded(x)[0], model(x)[0])
     torch.save({**published, "state_dict": {"other": torch.zeros(2)}}, tmp_path / "p.pth")
     with pytest.raises(InputError, match="p.pth: not a checkpoint of this trainer"):
-        load_model(tmp_path / "p.pth")
+        load_frozen_model(tmp_path / "p.pth")
 
 
 def test_rqvae_with_one_item_and_equal_items(tmp_path):
     for array in (mixture(1), np.ones((20, 4), dtype=np.float32)):
         flags = {"num_emb_list": [4, 3], "layers": [8], "e_dim": 4, "epochs": 4, "eval_step": 2, "device": "cpu"}
         path = save(tmp_path, array)
-        rqvae.main(data_path=path, ckpt_dir=str(tmp_path / "ck"), revive_every=1, **flags)
+        train_rqvae(RQVAEFlags(data_path=path, ckpt_dir=str(tmp_path / "ck"), revive_every=1, **flags))
         assert load_checkpoint(tmp_path / "ck" / BEST_LOSS)["epoch"] > 0
         output = tmp_path / "vae.index.json"
-        generate_indices.main(ckpt_path=str(tmp_path / "ck" / BEST_LOSS), data_path=path, output_file=str(output))
+        checkpoint = str(tmp_path / "ck" / BEST_LOSS)
+        generate_indices(IndexFlags(ckpt_path=checkpoint, data_path=path, output_file=str(output)))
         assert len(set(map(tuple, read_json(output).values()))) == len(array)

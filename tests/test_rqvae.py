@@ -9,15 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minionerec.common.cli import parse_flags
 from minionerec.common.embeddings import save_embeddings
 from minionerec.common.files import InputError
-from rq import rqvae
-from rq.index.codebook import load_checkpoint, load_model
+from rq.index.codebook import load_checkpoint, load_frozen_model
 from rq.models.layers import MLPLayers
 from rq.models.rq import ResidualVectorQuantizer
 from rq.models.rqvae import RQVAE
 from rq.models.vq import VectorQuantizer, kmeans_centres, sinkhorn, squared_distances
-from rq.trainer import Trainer, TrainerSettings
+from rq.rqvae import train_rqvae
+from rq.settings import RQVAEFlags, TrainerFlags
+from rq.trainer import Trainer
 
 
 def clusters(n=60, dim=8, groups=6, seed=0):
@@ -73,7 +75,7 @@ def test_fewer_points_than_codes_go_to_their_nearest_codes_apart():
 def test_sinkhorn_solves_stacked_problems_apart_and_stands_tiny_epsilon():
     distances = torch.rand(4, 6, 3, generator=torch.Generator().manual_seed(0))
     together = sinkhorn(distances, 0.01, 30)
-    for problem, plan in zip(distances, together):
+    for problem, plan in zip(distances, together, strict=True):
         torch.testing.assert_close(sinkhorn(problem, 0.01, 30), plan)
     extreme = sinkhorn(torch.rand(64, 256) * 1e6, 0.003, 50)
     torch.testing.assert_close(extreme.sum(1), torch.full((64,), 1 / 256, dtype=torch.float64))
@@ -191,7 +193,7 @@ def build(folder, seed=1, dropout=0.2, **settings):
     model = RQVAE(8, [6, 4], e_dim=4, layers=[16], dropout_prob=dropout)
     defaults = {"epochs": 12, "batch_size": 16, "eval_step": 4, "warmup_epochs": 2, "lr": 3e-3}
     settings = {**defaults, "lr_scheduler_type": "cosine", **settings}
-    return Trainer(model, TrainerSettings(ckpt_dir=str(folder), **settings))
+    return Trainer(model, TrainerFlags(ckpt_dir=str(folder), **settings))
 
 
 class Killed(Exception):
@@ -219,7 +221,8 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, learner):
     again = build(tmp_path / "cut", seed=99, learner=learner, revive_every=3)
     assert again.resume() and again.epoch == 8
     assert again.fit(data) == results
-    for (name, one), (_, other) in zip(whole.model.state_dict().items(), again.model.state_dict().items()):
+    ends = zip(whole.model.state_dict().items(), again.model.state_dict().items(), strict=True)
+    for (name, one), (_, other) in ends:
         assert torch.equal(one, other), name
     assert ticks == [4, 8]
     for name in ("best_loss_model.pth", "best_collision_model.pth"):
@@ -240,10 +243,10 @@ def test_only_the_newest_checkpoints_stay_and_the_best_model_loads(tmp_path):
     names = sorted(path.name for path in tmp_path.iterdir())
     best = ["best_collision_model.pth", "best_loss_model.pth"]
     assert names == [*best, "checkpoint_00000012.pth", "checkpoint_00000014.pth", "final_model.pth"]
-    final = load_model(tmp_path / "final_model.pth").state_dict()
+    final = load_frozen_model(tmp_path / "final_model.pth").state_dict()
     assert all(torch.equal(tensor, final[name]) for name, tensor in trainer.model.state_dict().items())
     assert load_checkpoint(tmp_path / "best_loss_model.pth")["loss"] == best_loss
-    model = load_model(tmp_path / "best_collision_model.pth")
+    model = load_frozen_model(tmp_path / "best_collision_model.pth")
     codes = [tuple(row) for row in model.get_indices(clusters()).tolist()]
     assert best_collision == pytest.approx(1 - len(set(codes)) / len(codes))
     assert trainer._valid_epoch(clusters()) == pytest.approx(
@@ -301,7 +304,7 @@ def test_dead_codes_go_to_where_the_fit_is_worst():
     before = [layer.embedding.weight.clone() for layer in quantiser.vq_layers]
     dead = [sorted(codes.tolist()) for codes in quantiser.revive(x, torch.Generator().manual_seed(0))]
     assert dead[0] == [2, 5] and 4 in dead[1]
-    for layer, old, codes in zip(quantiser.vq_layers, before, dead):
+    for layer, old, codes in zip(quantiser.vq_layers, before, dead, strict=True):
         changed = (layer.embedding.weight != old).any(1).nonzero()[:, 0].tolist()
         assert changed == codes
     # Revived codes of the first level are rows of x, each nearest to its own row at least.
@@ -323,7 +326,8 @@ def test_revival_raises_usage_and_forgets_the_optimisers_state(tmp_path):
     def used(**settings):
         torch.manual_seed(3)
         model = RQVAE(8, [32, 16], e_dim=4, layers=[16], kmeans_init=False)
-        trainer = Trainer(model, TrainerSettings(str(tmp_path), epochs=30, eval_step=30, warmup_epochs=0, **settings))
+        flags = TrainerFlags(ckpt_dir=str(tmp_path), epochs=30, eval_step=30, warmup_epochs=0, **settings)
+        trainer = Trainer(model, flags)
         trainer.fit(data)
         codes = model.eval().get_indices(data)
         return len(codes[:, 0].unique()) + len(codes[:, 1].unique()), trainer
@@ -345,7 +349,7 @@ def test_bfloat16_autocast_trains_with_float32_codes_and_weights(tmp_path):
     for bf16 in (False, True):
         trainer = build(tmp_path / str(bf16), dropout=0.0, bf16=bf16)
         seen = []
-        trainer.model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+        trainer.model.encoder.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output.dtype))
         trainer.fit(data)
         losses[bf16] = trainer.best_loss
         assert (torch.bfloat16 in seen) == bf16
@@ -358,7 +362,6 @@ def test_bfloat16_autocast_trains_with_float32_codes_and_weights(tmp_path):
     [
         {"learner": "lion"},
         {"revive_every": -1},
-        {"lr_scheduler_type": "step"},
         {"epochs": 0},
         {"batch_size": 0},
         {"eval_step": 0},
@@ -404,7 +407,7 @@ def command(folder, **changes):
         "warmup_epochs": 1,
         "device": "cpu",
     }
-    rqvae.main(**{**flags, **changes})
+    train_rqvae(RQVAEFlags(**{**flags, **changes}))
 
 
 def test_command_runs_once_redoes_on_force_and_resumes(tmp_path, capsys, monkeypatch):
@@ -440,7 +443,6 @@ def test_command_runs_once_redoes_on_force_and_resumes(tmp_path, capsys, monkeyp
     [
         ({"sk_epsilons": [0.0]}, "--sk_epsilons: expected 2 numbers"),
         ({"num_emb_list": [0, 4]}, "--num_emb_list"),
-        ({"loss_type": "huber"}, "--loss_type huber"),
         ({"dropout_prob": 1.0}, "--dropout_prob"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"bn": True, "batch_size": 59}, "--bn"),
@@ -451,3 +453,16 @@ def test_command_refuses_wrong_flags(tmp_path, wrong, message):
     with pytest.raises(InputError) as error:
         command(tmp_path, **wrong)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ("--lr_scheduler_type step", "--lr_scheduler_type step: expected one of constant, linear, cosine"),
+        ("--loss_type huber", "--loss_type huber: expected one of mse, l1"),
+    ],
+)
+def test_command_line_refuses_what_is_no_choice(capsys, wrong, message):
+    with pytest.raises(SystemExit, match="2"):
+        parse_flags(RQVAEFlags, ["--data_path", "x.npy", "--ckpt_dir", "ck", *wrong.split()])
+    assert capsys.readouterr().err == f"error: {message}\n"

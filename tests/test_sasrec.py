@@ -25,6 +25,7 @@ from minionerec.recommenders.network_training import (
     train_network,
 )
 from minionerec.recommenders.networks import build_network, load_network, save_network
+from minionerec.recommenders.settings import SASRecFlags
 from sasrec import sasrec
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +57,7 @@ def test_a_later_item_changes_no_earlier_state(model):
     network = tiny(model)
     columns = torch.tensor([[1, 4, 0, 6], [1, 4, 5, 2]])
     with torch.no_grad():
-        first, second = network.states(columns)
+        first, second = network.compute_states(columns)
     assert torch.allclose(first[:2], second[:2], atol=1e-6)
     assert (first[2] - second[2]).abs().max() > 1e-3
 
@@ -66,20 +67,20 @@ def test_scores_do_not_depend_on_the_batch(model):
     """Nor on whether the network was left in training mode, nor on items older than max_history."""
     network = tiny(model, dropout=0.5)
     histories = [[7], [3, 11, 5, 2], [19, 7], [2, 8, 3], [11, 4, 2, 19, 7, 3]]
-    together = network.train().scores(histories)
+    together = network.train().score_histories(histories)
     assert network.training and together.shape == (5, len(ITEMS))
-    for history, scores in zip(histories, together):
-        assert torch.allclose(network.scores([history])[0], scores, atol=1e-5)
+    for history, scores in zip(histories, together, strict=True):
+        assert torch.allclose(network.score_histories([history])[0], scores, atol=1e-5)
     assert torch.allclose(together.exp().sum(dim=1), torch.ones(5), atol=1e-5)
-    assert torch.allclose(network.scores([[2, 19, 7, 3]])[0], together[4], atol=1e-5)
-    assert not torch.allclose(network.scores([[19, 2, 7, 3]])[0], together[4], atol=1e-3)  # order counts
+    assert torch.allclose(network.score_histories([[2, 19, 7, 3]])[0], together[4], atol=1e-5)
+    assert not torch.allclose(network.score_histories([[19, 2, 7, 3]])[0], together[4], atol=1e-3)  # order counts
 
 
 def test_scores_refuse_what_they_cannot_rank():
     with pytest.raises(ValueError, match="item 6 is not in the catalogue"):
-        tiny("sasrec").scores([[7, 6], [9]])
+        tiny("sasrec").score_histories([[7, 6], [9]])
     with pytest.raises(ValueError, match="a history is empty"):
-        tiny("sasrec").scores([[7], []])
+        tiny("sasrec").score_histories([[7], []])
 
 
 def test_rows_folded_by_hand():
@@ -110,7 +111,7 @@ def test_folded_loss_equals_the_loss_of_single_rows(model, seed):
     expected = 0.0
     for r in rows:
         columns = torch.tensor([[ITEMS.index(item) for item in r.history_ids[-4:]]])
-        logits = network.states(columns)[0, -1] @ network.embedding.weight.T
+        logits = network.compute_states(columns)[0, -1] @ network.embedding.weight.T
         expected = expected - logits.log_softmax(0)[ITEMS.index(r.item_id)] / len(rows)
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
@@ -134,9 +135,16 @@ def test_random_batches_hold_every_sequence_once():
     assert len(draw_batches(sequences, 10_000)) == 1
 
 
+def train(network, rows, validate=None, **changes):
+    """`train_network` on rows, which also choose the epoch."""
+    validate = validate or (lambda: command.validate(network, rows))
+    sequences = fold_histories(rows, 4)
+    return train_network(network, sequences, validate, learning_rate=1e-2, weight_decay=0.0, **changes)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_it_learns_a_deterministic_transition(model):
-    follows = dict(zip(ITEMS, ITEMS[1:] + ITEMS[:1]))
+    follows = dict(zip(ITEMS, ITEMS[1:] + ITEMS[:1], strict=True))
     rows = []
     for item in ITEMS:
         timeline = [item]
@@ -144,7 +152,7 @@ def test_it_learns_a_deterministic_transition(model):
             timeline.append(follows[timeline[-1]])
             rows.append(row(timeline[:-1], timeline[-1]))
     network = tiny(model, num_layers=1)
-    epochs = train_network(network, fold_histories(rows, 4), rows, 60, 4, 1e-2, 0.0, patience=60)
+    epochs = train(network, rows, num_epochs=60, batch_size=4, patience=60)
     assert [ranked[0] for ranked in rank_with_network(network, rows, 3)[0]] == [r.item_id for r in rows]
     assert epochs[-1]["loss"] < 0.1 < epochs[0]["loss"]
 
@@ -152,25 +160,25 @@ def test_it_learns_a_deterministic_transition(model):
 def test_ranking_and_validation_against_a_full_sort():
     network, rows = tiny("sasrec"), random_rows(1)
     items, scores = rank_with_network(network, rows, 5)
-    for r, ranked, values in zip(rows, items, scores):
-        every = dict(zip(ITEMS, network.scores([r.history_ids])[0].tolist()))
+    for r, ranked, values in zip(rows, items, scores, strict=True):
+        every = dict(zip(ITEMS, network.score_histories([r.history_ids])[0].tolist(), strict=True))
         assert ranked == sorted(ITEMS, key=lambda item: -every[item])[:5]
         assert values == pytest.approx([every[item] for item in ranked], abs=1e-5)
     assert [sorted(ranked) for ranked in rank_with_network(network, rows[:2], 50)[0]] == [sorted(ITEMS)] * 2
-    ranks = [find_rank(r.item_id, ranked) for r, ranked in zip(rows, rank_with_network(network, rows, 8)[0])]
+    rankings = rank_with_network(network, rows, 8)[0]
+    ranks = [find_rank(r.item_id, ranked) for r, ranked in zip(rows, rankings, strict=True)]
     assert command.validate(network, rows) == {"HR@10": 1.0, "NDCG@10": pytest.approx(ndcg(ranks, 10))}
 
 
-def test_the_best_epoch_is_kept_and_patience_ends_training(monkeypatch):
+def test_the_best_epoch_is_kept_and_patience_ends_training():
     seen = []
 
-    def scripted(model, rows):
-        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+    def scripted():
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
         return {"HR@10": 0.0, "NDCG@10": [0.1, 0.3, 0.2, 0.3, 0.9][len(seen) - 1]}
 
-    monkeypatch.setattr(command, "validate", scripted)
     network, rows = tiny("gru4rec"), random_rows(2)
-    epochs = train_network(network, fold_histories(rows, 4), rows, 9, 8, 1e-2, 0.0, patience=2)
+    epochs = train(network, rows, scripted, num_epochs=9, batch_size=8, patience=2)
     assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3, 4]  # epoch 4 only equals the best one
     for name, value in network.state_dict().items():
         assert torch.equal(value, seen[1][name]) and not torch.equal(value, seen[3][name]), name
@@ -182,7 +190,7 @@ def test_reading_back_gives_equal_scores(tmp_path, model):
     save_network(network, tmp_path / "model")
     again = load_network(tmp_path / "model")
     assert again.item_ids == ITEMS and not again.training
-    assert torch.equal(again.scores([[7, 3], [5]]), network.scores([[7, 3], [5]]))
+    assert torch.equal(again.score_histories([[7, 3], [5]]), network.score_histories([[7, 3], [5]]))
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -223,7 +231,7 @@ def test_the_command(tmp_path, data, model, capsys):
     """The files hang together, the same seed gives the same files, and a finished run is not done again."""
     short = {"model": model, "num_epochs": 3, "hidden_size": 16, "K": 20}
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
-        sasrec(**data, **short, output_dir=str(tmp_path / name), seed=seed)
+        sasrec(SASRecFlags(**data, **short, output_dir=str(tmp_path / name), seed=seed))
     one, again, other = ((tmp_path / name / "test.json").read_text() for name in ("one", "again", "other"))
     assert one == again != other
     assert (tmp_path / "one/epochs.json").read_text() == (tmp_path / "again/epochs.json").read_text()
@@ -231,17 +239,16 @@ def test_the_command(tmp_path, data, model, capsys):
     output = tmp_path / "one"
     predictions, metrics = read_json(output / "test.json"), read_json(output / "test.metrics.json")
     test, catalogue = read_rows(data["test_data_path"]), read_info(data["info_file"], shared_sids=True)
-    sid_of = dict(zip(catalogue.item_ids, catalogue.sids))
     network = load_network(output / "model")
     assert (
         network.item_ids == catalogue.item_ids and network.settings["num_layers"] == {"sasrec": 2, "gru4rec": 1}[model]
     )
     for prediction, r in zip(predictions, test, strict=True):
         assert (prediction["user_id"], prediction["item_id"], prediction["output"]) == (r.user_id, r.item_id, r.sid)
-        scores = dict(zip(network.item_ids, network.scores([r.history_ids])[0].tolist()))
+        scores = dict(zip(network.item_ids, network.score_histories([r.history_ids])[0].tolist(), strict=True))
         assert prediction["score"] == pytest.approx([scores[item] for item in prediction["predict_items"]], abs=1e-5)
         assert prediction["score"] == sorted(prediction["score"], reverse=True) and len(prediction["score"]) == 20
-        assert prediction["predict"] == [sid_of[item] for item in prediction["predict_items"]]
+        assert prediction["predict"] == [catalogue.sid_of[item] for item in prediction["predict_items"]]
     hits = [prediction["item_id"] in prediction["predict_items"][:10] for prediction in predictions]
     assert metrics["item"]["HR@10"] == pytest.approx(sum(hits) / len(hits), abs=1e-6)
     assert metrics["illegal"] == metrics["duplicates"] == metrics["short_lists"] == 0
@@ -254,7 +261,7 @@ def test_the_command(tmp_path, data, model, capsys):
 
     written = (output / "test.json").stat().st_mtime_ns
     capsys.readouterr()
-    sasrec(**data, **short, output_dir=str(output), seed=1)
+    sasrec(SASRecFlags(**data, **short, output_dir=str(output), seed=1))
     assert "already done" in capsys.readouterr().out and (output / "test.json").stat().st_mtime_ns == written
 
 
@@ -272,7 +279,7 @@ def test_the_command(tmp_path, data, model, capsys):
 )
 def test_wrong_flags(tmp_path, data, changes, said):
     with pytest.raises(InputError, match=said):
-        sasrec(**{**data, "output_dir": str(tmp_path / "out"), **changes})
+        sasrec(SASRecFlags(**{**data, "output_dir": str(tmp_path / "out"), **changes}))
     assert not (tmp_path / "out" / "model").exists()
 
 
@@ -286,7 +293,7 @@ def test_an_item_without_a_line_in_the_info_file_is_named(tmp_path, data, flag, 
     changed = tmp_path / f"{name}.csv"
     changed.write_text("\n".join([*lines[:2], other, *lines[3:]]) + "\n")
     with pytest.raises(InputError, match=rf"{name}.csv, row 2: item 99 is not in .*info.txt"):
-        sasrec(**{**data, flag: str(changed), "output_dir": str(tmp_path / "out")})
+        sasrec(SASRecFlags(**{**data, flag: str(changed), "output_dir": str(tmp_path / "out")}))
 
 
 def test_all_baselines_by_one_script(tmp_path, data):
@@ -300,21 +307,20 @@ def test_all_baselines_by_one_script(tmp_path, data):
         (root / place).parent.mkdir(parents=True)
         shutil.copy(data[flag], root / place)
     environment = {**os.environ, "MINIONEREC_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    run = lambda *flags: subprocess.run(
-        ["bash", str(ROOT / "scripts" / "baselines.sh"), "--data_root", str(root), "--output_dir", str(output), *flags],
-        env=environment,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = ["bash", str(ROOT / "scripts" / "baselines.sh"), "--data_root", str(root), "--output_dir", str(output)]
+
+    def run(*flags):
+        return subprocess.run(
+            [*command, *flags], env=environment, check=False, capture_output=True, text=True, timeout=300
+        )
+
     done = run("--category", "toy", "--seed", "3")
     assert done.returncode == 0, done.stderr
     table = done.stdout[done.stdout.rindex("item level") :].splitlines()
     names = ["popularity", "transitions", "repeat_last", "sasrec", "gru4rec"]
     assert [line.split()[0] for line in table[1:6]] == names
     folders = ["baselines/popularity", "baselines/transitions", "baselines/repeat_last", "sasrec/test", "gru4rec/test"]
-    for line, folder in zip(table[1:6], folders):
+    for line, folder in zip(table[1:6], folders, strict=True):
         assert f"{read_json(output / f'{folder}.metrics.json')['item']['HR@1']:.4f}" == line.split()[1]
     assert read_json(output / "gru4rec/model/config.json")["model"] == "gru4rec"
     assert read_json(output / "sasrec/sasrec.stage.json")["settings"]["seed"] == 3

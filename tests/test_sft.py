@@ -16,6 +16,7 @@ from data import EvalSidDataset
 from evaluate import evaluate
 from minionerec.common.files import InputError, read_json
 from minionerec.common.records import read_index, read_rows
+from minionerec.evaluation.settings import EvaluateFlags
 from minionerec.language.models import build_model_from_config, load_model, train_tokenizer
 from minionerec.language.prompts import Encoder, load_prompts
 from minionerec.language.sid_tokens import (
@@ -25,6 +26,7 @@ from minionerec.language.sid_tokens import (
     compute_tfidf_vectors,
 )
 from minionerec.training.checkpoints import find_last_checkpoint
+from minionerec.training.settings import SFTFlags
 from minionerec.training.sft_trainer import TreeBatches, TreeTrainer
 from sft import sft
 
@@ -114,7 +116,7 @@ def test_one_step_follows_the_mean_over_all_label_tokens(tmp_path, micro_batches
     loss = total / sum(len(example.target_ids) for example in examples)
     loss.backward()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), abs=1e-4)
-    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters()):
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert (ours - (theirs - theirs.grad)).abs().max() < 1e-5, name
 
 
@@ -138,7 +140,7 @@ def train(toy, output, **changes):
         num_epochs=2,
         learning_rate=1e-2,
     )
-    sft(**{**flags, **changes})
+    sft(SFTFlags(**{**flags, **changes}))
     return Path(output)
 
 
@@ -212,12 +214,12 @@ def test_best_by_hit_ratio_keeps_that_epoch(toy, tmp_path, monkeypatch, best):
     """HR@10 after each epoch is prescribed; the weights kept are those of the best, whatever the loss says."""
     seen = []
 
-    def prescribed(model, trie, sids, examples, num_beams, batch_size):
+    def prescribed(model, catalogue_trie, examples, num_beams, batch_size):
         assert num_beams == 12 and len(examples) == len(read_rows(toy[0]["eval_file"]))
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return {"HR@10": 0.5 if len(seen) == best + 1 else 0.1, "NDCG@10": 0.0}
 
-    monkeypatch.setattr(sft_module, "validation_metrics", prescribed)
+    monkeypatch.setattr(sft_module, "measure_validation", prescribed)
     flags = dict(num_epochs=3, best_by="HR@10", eval_beams=12, early_stopping_patience=9)
     output = train(toy, tmp_path / "run", **flags)
     assert len(seen) == 3 and difference(weights(output), seen[best]) == 0
@@ -228,13 +230,15 @@ def test_validation_hit_ratio_is_that_of_evaluation(toy, tmp_path):
     output = train(toy, tmp_path / "run", num_epochs=1, best_by="HR@10", eval_beams=20)
     paths = toy[0]
     evaluate(
-        base_model=str(output / "final_checkpoint"),
-        train_file=paths["train_file"],
-        info_file=paths["info_file"],
-        test_data_path=paths["eval_file"],
-        result_json_data=str(tmp_path / "valid.json"),
-        num_beams=20,
-        K=20,
+        EvaluateFlags(
+            base_model=str(output / "final_checkpoint"),
+            train_file=paths["train_file"],
+            info_file=paths["info_file"],
+            test_data_path=paths["eval_file"],
+            result_json_data=str(tmp_path / "valid.json"),
+            num_beams=20,
+            K=20,
+        )
     )
     measured = read_json(tmp_path / "valid.metrics.json")["sid"]["HR@10"]
     assert read_json(output / "sft.stage.json")["results"]["eval_HR@10"] == pytest.approx(measured, abs=1e-4)
@@ -269,7 +273,10 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(toy, tmp_path,
     steps = []
     step = TreeTrainer.training_step
     with monkeypatch.context() as patch:
-        counted = lambda self, *args, **kw: steps.append(0) or step(self, *args, **kw)
+
+        def counted(self, *args, **kw):
+            return steps.append(0) or step(self, *args, **kw)
+
         patch.setattr(TreeTrainer, "training_step", counted)
         output = train(toy, tmp_path / "killed", **flags)
     assert len(steps) == 2 * saved[0]  # two of three epochs
@@ -282,7 +289,7 @@ def test_checkpoints_of_other_settings_are_never_resumed(toy, tmp_path, monkeypa
     assert find_last_checkpoint(output)
     expected = weights(train(toy, tmp_path / "fresh", num_epochs=1, learning_rate=1e-3))
     with monkeypatch.context() as patch:
-        patch.setattr("sft.model_from_config", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("sft.build_model_from_config", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(toy, output, num_epochs=1, learning_rate=1e-3)
     train(toy, output, num_epochs=1, learning_rate=1e-3)
@@ -383,7 +390,7 @@ def test_only_the_rows_of_new_tokens_change(tied, padded):
         (dict(batch_size=20), "--batch_size 20: must be a multiple of micro_batch_size 16"),
         (dict(batch_size=8), "--batch_size 8: must be a multiple"),
         (dict(train_from_scratch=False), "a config file has no weights; add --train_from_scratch True"),
-        (dict(tasks=["next_sid", "next_item"]), "--tasks: unknown task 'next_item'"),
+        (dict(tasks=["next_sid", "next_item"]), "--tasks next_item: expected one of next_sid"),
         (dict(tasks=["title2sid"]), "has no task 'title2sid'"),
         (dict(prompts="nowhere.yaml"), "--prompts: nowhere.yaml: no such file"),
         (dict(train_file="nowhere.csv"), "nowhere.csv: no such file"),
@@ -391,10 +398,10 @@ def test_only_the_rows_of_new_tokens_change(tied, padded):
         (dict(batch_size=2**20, micro_batch_size=1), "--batch_size 1048576: "),
         (dict(cutoff_len=6), "--cutoff_len 6: row"),
         (dict(best_by="accuracy"), "--best_by accuracy: expected one of loss, HR@10"),
-        (dict(eval_beams=5), "--eval_beams of 10 or more"),
+        (dict(eval_beams=5), "--eval_beams 5: HR@10 needs 10 beams"),
         (dict(sid_init="luck"), "--sid_init luck: expected one of text, noise"),
         (dict(packing="forest"), "--packing forest: expected one of tree, none"),
-        (dict(tree_tokens=0), "--tree_tokens of 1 or more"),
+        (dict(tree_tokens=0), "--tree_tokens 0: must be at least 1"),
     ],
 )
 def test_wrong_settings(toy, tmp_path, changes, said, monkeypatch):
@@ -407,7 +414,7 @@ def test_wrong_settings(toy, tmp_path, changes, said, monkeypatch):
 @pytest.fixture
 def no_training(monkeypatch):
     """Wrong input must be found before a model is even made."""
-    monkeypatch.setattr("sft.model_from_config", lambda *_: pytest.fail("a model was made"))
+    monkeypatch.setattr("sft.build_model_from_config", lambda *_: pytest.fail("a model was made"))
 
 
 def test_an_index_that_lacks_an_item(toy, tmp_path, no_training):
@@ -416,7 +423,7 @@ def test_an_index_that_lacks_an_item(toy, tmp_path, no_training):
     target = read_rows(paths["train_file"])[0].item_id
     del index[str(target)]
     (tmp_path / "less.index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match=rf"less.index.json: item {target} is missing \(.*train.csv, row 1 uses it\)"):
+    with pytest.raises(InputError, match=rf"train.csv, row 1: item {target} is not in .*less.index.json"):
         train(toy, tmp_path / "sft", sid_index_path=str(tmp_path / "less.index.json"))
 
 

@@ -32,9 +32,10 @@ def test_code_directions_by_loops():
     for level in range(3):
         tokens = sorted({sid[level] for sid in sids if len(sid) > level})
         means = [
-            np.mean([v for sid, v in zip(sids, vectors) if sid[level : level + 1] == (t,)], axis=0) for t in tokens
+            np.mean([v for sid, v in zip(sids, vectors, strict=True) if sid[level : level + 1] == (t,)], axis=0)
+            for t in tokens
         ]
-        raw |= {token: mean - np.mean(means, axis=0) for token, mean in zip(tokens, means)}
+        raw |= {token: mean - np.mean(means, axis=0) for token, mean in zip(tokens, means, strict=True)}
     scale = np.std(list(raw.values()))
     assert found.keys() == raw.keys()
     for token, vector in raw.items():
@@ -62,7 +63,7 @@ def test_embedding_vectors_by_loops():
     texts = [*TOOLS, "", *LAB]
     found = average_embeddings(texts, model, tokenizer)
     ids = [set(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
-    for own, vector in zip(ids, found):
+    for own, vector in zip(ids, found, strict=True):
         weights = {token: np.log(len(texts) / sum(token in other for other in ids) + 1) for token in own}
         total = sum((rows[token] * weight for token, weight in weights.items()), np.zeros(rows.shape[1]))
         np.testing.assert_allclose(vector, total / max(sum(weights.values()), 1e-9), atol=1e-6)

@@ -1,6 +1,7 @@
 """The SID shell scripts end to end on a few hundred items, and the table over their folders."""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minionerec.common.cli import parse_flags
 from minionerec.common.embeddings import save_embeddings
 from minionerec.common.files import InputError, read_json
-from scripts import sid_table
+from rq.settings import RQKMeansPlusFlags, RQVAEFlags
+from scripts.sid_table import SidTableFlags, tabulate_sids
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,7 +48,7 @@ def test_scripts_write_index_report_and_table(tmp_path, capsys):
         assert (tmp_path / name / "toy.index.quality.png").is_file()
     assert "final_model.pth" in read_json(tmp_path / "rqkmeans_plus" / "toy.index.stage.json")["settings"]["ckpt_path"]
 
-    sid_table.table(str(tmp_path))
+    tabulate_sids(SidTableFlags(run_dir=str(tmp_path)))
     rows = read_json(tmp_path / "sids.json")
     assert list(rows) == ["rqkmeans_plus", "rqkmeans_plus/kmeans", "rqvae"]
     folder = tmp_path / "rqkmeans_plus"
@@ -75,6 +78,42 @@ def test_wrong_flags_of_the_scripts(script, flags, message):
     assert result.returncode == 2 and result.stderr.startswith(message)
 
 
+@pytest.mark.parametrize(
+    "script, command",
+    [
+        ("rqvae", "rq.rqvae"),
+        ("rqkmeans_faiss", "rq.rqkmeans_faiss"),
+        ("rqkmeans_constrained", "rq.rqkmeans_constrained"),
+        ("rqkmeans_plus", "rq.rqkmeans_plus"),
+        ("compare_sids", None),
+    ],
+)
+def test_help_of_the_scripts_runs_nothing_else(tmp_path, script, command):
+    folder = tmp_path / "copy"
+    for part in ("scripts", "rq", "minionerec/common"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {name: value for name, value in os.environ.items() if name != "MINIONEREC_PYTHON"}
+    call = ["bash", str(folder / "scripts" / f"{script}.sh"), "--data_path", "x.npy", "--help"]
+    result = subprocess.run(call, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 0 and result.stderr == ""
+    assert f"  bash scripts/{script}.sh --data_path" in result.stdout
+    assert ("--codebook_size" in result.stdout or "--num_emb_list" in result.stdout) == (command is not None)
+    assert command is None or f"Flags of {command}:" in result.stdout
+    assert not (folder / ".venv").exists()
+
+
+def test_recipes_of_the_scripts_are_flags_of_their_commands(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = ["--data_path", "x.npy", "--ckpt_dir", "ck"]
+    flags = parse_flags(RQVAEFlags, ["--config", "config/recipes/quickstart_rqvae.yaml", *arguments])
+    assert (flags.num_emb_list, flags.layers, flags.e_dim, flags.lr) == ([128, 128, 128], [256], 64, 1e-3)
+    flags = parse_flags(RQVAEFlags, ["--config", "config/recipes/compare_sids_rqvae.yaml", *arguments])
+    assert (flags.layers, flags.epochs, flags.revive_every, flags.lr) == ([512, 256, 128], 600, 20, 1e-3)
+    arguments += ["--pretrained_codebook_path", "x.npz"]
+    flags = parse_flags(RQKMeansPlusFlags, ["--config", "config/recipes/compare_sids_rqkmeans_plus.yaml", *arguments])
+    assert (flags.layers, flags.epochs, flags.batch_size, flags.lr) == ([512, 256], 200, 512, 1e-3)
+
+
 def test_table_of_an_empty_folder(tmp_path):
     with pytest.raises(InputError, match="no quality report below it"):
-        sid_table.table(str(tmp_path))
+        tabulate_sids(SidTableFlags(run_dir=str(tmp_path)))

@@ -35,10 +35,10 @@ def test_similar_items_by_loops(items):
     table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-9)
     chooser = random.Random(items)
     histories = [chooser.choices(range(items), k=chooser.randint(1, 6)) for _ in range(600)] + [[0]]
-    found, probability = find_similar_items(sparse.csr_matrix(table, dtype=np.float32), histories)
-    assert found.shape == probability.shape == (601, min(50, items)) and not probability[-1].any()
-    for history, own, likely in zip(histories, found.tolist(), probability.tolist()):
-        assert {i: p for i, p in zip(own, likely) if p > 1e-6} == pytest.approx(
+    similar, probabilities = find_similar_items(sparse.csr_matrix(table, dtype=np.float32), histories)
+    assert similar.shape == probabilities.shape == (601, min(50, items)) and not probabilities[-1].any()
+    for history, numbers, likely in zip(histories, similar.tolist(), probabilities.tolist(), strict=True):
+        assert {i: p for i, p in zip(numbers, likely, strict=True) if p > 1e-6} == pytest.approx(
             {i: p for i, p in naive(table, history).items() if p > 1e-6}, abs=1e-4
         )
         assert likely == sorted(likely, reverse=True)
@@ -47,8 +47,8 @@ def test_similar_items_by_loops(items):
 def test_texts_without_common_words_are_like_nothing():
     table = compute_tfidf(["alpha", "beta", "gamma"])
     assert table.shape == (3, 0)
-    found, probability = find_similar_items(table, [[0], [1, 2]])
-    assert found.shape == (2, 3) and not probability.any()
+    similar, probabilities = find_similar_items(table, [[0], [1, 2]])
+    assert similar.shape == (2, 3) and not probabilities.any()
 
 
 def test_texts_are_title_and_the_beginning_of_the_description():
@@ -65,13 +65,13 @@ def wordy_inputs(seed):
 
 
 def build(inputs, **changes):
-    return TASKS["similar_sid"][0](replace(inputs, **changes), encoder("worded"), 512)
+    return TASKS["similar_sid"].build(replace(inputs, **changes), encoder("worded"))
 
 
 def test_the_prompts_are_those_of_next_sid_and_targets_are_drawn_as_said():
     inputs = wordy_inputs(4)
     dataset, plain = build(inputs), SidSFTDataset(inputs.rows, encoder("worded"))
-    prompts = {(row.user_id, row.history_ids): example.prompt for row, example in zip(inputs.rows, plain)}
+    prompts = {(row.user_id, row.history_ids): example.prompt for row, example in zip(inputs.rows, plain, strict=True)}
     assert len(dataset) == 2 * len(dataset.rows) and len(dataset.rows) + dataset.left_out.total() == len(inputs.rows)
     texts = join_item_texts(inputs.catalogue.titles, [inputs.descriptions[item] for item in inputs.catalogue.item_ids])
     table = compute_tfidf(texts).toarray()
@@ -84,7 +84,7 @@ def test_the_prompts_are_those_of_next_sid_and_targets_are_drawn_as_said():
             assert example.target == example.sid == inputs.catalogue.sids[example.item_id]
             assert example.target_ids == encoder("worded").target_ids([example.target])[0]
             counts[place % len(dataset.rows)][example.item_id] += 1
-    for row, counted in zip(dataset.rows, counts):
+    for row, counted in zip(dataset.rows, counts, strict=True):
         expected = naive(table, row.history_ids)
         assert set(counted) <= set(expected)
         for item, p in expected.items():

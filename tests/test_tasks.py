@@ -40,7 +40,9 @@ def words(rng, count):
 
 
 def random_inputs(seed, users=6):
-    """Items and users with texts of random words; a history never holds the target, and a user may buy an item twice."""
+    """Items and users with texts of random words; a history never holds the target, and a user may buy an item
+    twice.
+    """
     rng = random.Random(seed)
     titles = [words(rng, rng.randint(3, 6)) for _ in SIDS]
     descriptions = {item: words(rng, rng.randint(3, 70)) for item in range(len(SIDS))}
@@ -54,8 +56,10 @@ def random_inputs(seed, users=6):
     return TaskInputs(rows, Catalogue(SIDS, titles, list(range(len(SIDS)))), descriptions, preferences)
 
 
-def build(task, inputs, coder=None, cutoff_len=512, makers=TASKS):
-    return makers[task][0](inputs, coder or encoder("worded"), cutoff_len)
+def build(task, inputs, coder=None, cutoff_len=512, known=TASKS):
+    coder = coder or encoder("worded")
+    coder.cutoff_len = cutoff_len
+    return known[task].build(inputs, coder)
 
 
 def test_the_registries_know_every_task():
@@ -63,7 +67,7 @@ def test_the_registries_know_every_task():
     # Rewards need a target that was taken, not one that was drawn.
     sid_tasks = {task for task, (_, answer) in TASK_FIELDS.items() if answer == "sid"}
     assert set(RL_TASKS) == sid_tasks - {"similar_sid"}
-    assert all(RL_TASKS[task][1] == TASKS[task][1] for task in RL_TASKS)
+    assert all(RL_TASKS[task].file_flag == TASKS[task].file_flag for task in RL_TASKS)
     for task in TASKS:
         dataset = build(task, random_inputs(0))
         assert len(dataset) > 5 and dataset[0] is dataset.examples[0]
@@ -76,8 +80,8 @@ def test_the_registries_know_every_task():
 def test_no_prompt_holds_its_target(task, seed):
     """Nor, in a row task, any text of the target item."""
     inputs = random_inputs(seed)
-    for makers in (TASKS, RL_TASKS) if task in RL_TASKS else (TASKS,):
-        for example in build(task, inputs, makers=makers):
+    for known in (TASKS, RL_TASKS) if task in RL_TASKS else (TASKS,):
+        for example in build(task, inputs, known=known):
             assert example.target and example.target not in example.prompt
             if example.user_id:
                 item = example.item_id
@@ -93,7 +97,10 @@ def test_no_prompt_depends_on_its_target(task):
     catalogue, changed = inputs.catalogue, {}
     if given == "history" or given == "preference":
         strangers = [make_row([0], 39, titles=lambda _: words(rng, 4)) for _ in inputs.rows]
-        rows = [replace(row, sid=o.sid, item_id=o.item_id, title=o.title) for row, o in zip(inputs.rows, strangers)]
+        rows = [
+            replace(row, sid=o.sid, item_id=o.item_id, title=o.title)
+            for row, o in zip(inputs.rows, strangers, strict=True)
+        ]
         changed["rows"] = [r for r in rows]
     if given != "description":
         changed["descriptions"] = {item: words(rng, 5) for item in inputs.descriptions}
@@ -134,7 +141,9 @@ def test_row_tasks_against_formatting_row_by_row(task, bos):
     inputs, coder, worded = random_inputs(3), encoder("worded", make_tokenizer(bos)), load_prompts("worded")
     rows = inputs.rows
     if task == "history2preference":  # one example a user: its last row
-        rows = [row for row, after in zip(rows, rows[1:] + [None]) if not after or after.user_id != row.user_id]
+        rows = [
+            row for row, after in zip(rows, rows[1:] + [None], strict=True) if not after or after.user_id != row.user_id
+        ]
     dataset = build(task, inputs, coder)
     assert dataset.rows == rows
     for row, example in zip(rows, dataset, strict=True):
@@ -183,8 +192,8 @@ def test_rl_and_evaluation_classes_make_the_same_examples():
         *build("sid2title", inputs).examples,
     ]
     for task in RL_TASKS:
-        assert build(task, inputs).examples == build(task, inputs, makers=RL_TASKS).examples
-    assert FusionSeqRecDataset(rows, coder, 512, inputs.descriptions).task == "next_description"
+        assert build(task, inputs).examples == build(task, inputs, known=RL_TASKS).examples
+    assert FusionSeqRecDataset(rows, coder, inputs.descriptions).task == "next_description"
     names = (
         "SidSFTDataset SidItemFeatDataset FusionSeqRecDataset TitleHistory2SidSFTDataset SFTData PreferenceSFTDataset "
     )
@@ -201,7 +210,7 @@ def test_compact_rows_of_a_user_are_one_sequence_with_a_loss_at_every_item():
     # The start token and 11 items of 2 tokens, written once; labels are the two tokens and the end of every target.
     whole = [*coder.start, *(token for item in range(11) for token in coder.sid_ids([SIDS[item]])[0][:2])]
     assert batch["input_ids"].tolist() == [whole]
-    labels = sorted(zip(batch["label_node"].tolist(), batch["label_token"].tolist()))
+    labels = sorted(zip(batch["label_node"].tolist(), batch["label_token"].tolist(), strict=True))
     expected = []
     for item in range(1, 11):
         first = len(coder.start) + 2 * item - 1  # the last token of the item before
@@ -242,7 +251,7 @@ def test_many_rows_are_cut_like_each_alone():
     together = build("title_history2sid", inputs, cutoff_len=200)
     alone = [build("title_history2sid", replace(inputs, rows=[row]), cutoff_len=200) for row in inputs.rows]
     assert list(together) == [example for dataset in alone for example in dataset]
-    assert together.fitting == [dataset.fitting[0] for dataset in alone] and len(set(together.fitting)) > 2
+    assert together.shown_items == [dataset.shown_items[0] for dataset in alone] and len(set(together.shown_items)) > 2
 
 
 def test_items_that_are_too_long_are_left_out():

@@ -1,14 +1,16 @@
 """Item texts, TF-IDF embeddings, the sentence encoder, and the embedding file with its ids."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from minionerec.common.embeddings import load_embeddings, save_embeddings, side_file_path
 from minionerec.common.files import InputError
-from rq.text2emb import amazon_text2emb as text2emb
-from rq.text2emb.amazon_text2emb import clean, item_texts, tfidf_embeddings
+from minionerec.common.texts import clean_text
+from rq.settings import EmbedFlags
+from rq.text2emb.amazon_text2emb import drop_words, embed_by_tfidf, embed_items, join_fields
 
 WORDS = "red blue green small large steel wood glass saw drill screw nail".split()
 
@@ -47,13 +49,13 @@ def write_items(folder, n=40):
     ],
 )
 def test_clean(value, text):
-    assert clean(value) == text
+    assert clean_text(value) == text
 
 
 def test_item_texts_join_what_is_there():
     table = {"0": {"title": "A", "description": ""}, "1": {"title": "B", "description": "['c']", "brand": "d"}}
-    assert item_texts(table, ["title", "description"]) == ["A", "B c"]
-    assert item_texts(table, ["brand", "title"]) == ["A", "d B"]
+    assert join_fields(table, ["title", "description"]) == ["A", "B c"]
+    assert join_fields(table, ["brand", "title"]) == ["A", "d B"]
 
 
 def test_tfidf_is_the_plain_latent_semantic_analysis():
@@ -77,7 +79,7 @@ def test_tfidf_is_the_plain_latent_semantic_analysis():
     kept = min(matrix.shape) - 1
     reduced = left[:, :kept] * values[:kept]
     reduced /= np.linalg.norm(reduced, axis=1, keepdims=True)
-    fast = tfidf_embeddings(texts, 99, seed=0)
+    fast = embed_by_tfidf(texts, 99, seed=0)
     assert fast.shape == (7, kept)
     np.testing.assert_allclose(fast @ fast.T, reduced @ reduced.T, atol=1e-5)
     np.testing.assert_allclose(fast[0], fast[6], atol=1e-6)
@@ -85,34 +87,34 @@ def test_tfidf_is_the_plain_latent_semantic_analysis():
 
 def grams(text):
     words = text.split()
-    return words + [f"{a} {b}" for a, b in zip(words, words[1:])]
+    return words + [f"{a} {b}" for a, b in pairwise(words)]
 
 
 def test_tfidf_is_deterministic_and_capped():
-    texts = item_texts(items(), ["title", "description"])
-    one, two = tfidf_embeddings(texts, 8, 42), tfidf_embeddings(texts, 8, 42)
+    texts = join_fields(items(), ["title", "description"])
+    one, two = embed_by_tfidf(texts, 8, 42), embed_by_tfidf(texts, 8, 42)
     assert one.shape == (40, 8) and one.dtype == np.float32 and np.array_equal(one, two)
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
-    assert tfidf_embeddings(["red saw", "blue drill"], 64, 0).shape == (2, 1)
+    assert embed_by_tfidf(["red saw", "blue drill"], 64, 0).shape == (2, 1)
     for texts in (["", ""], ["red"], ["!"]):
         with pytest.raises(InputError):
-            tfidf_embeddings(texts, 4, 0)
+            embed_by_tfidf(texts, 4, 0)
 
 
 def test_command_writes_embeddings_with_their_ids_once(tmp_path, capsys):
     flags = write_items(tmp_path)
-    text2emb.main(**flags, dim=6)
+    embed_items(EmbedFlags(**flags, dim=6))
     path = tmp_path / "toy.emb-tfidf-td.npy"
     array, ids = load_embeddings(path)
     assert array.shape == (40, 6) and array.dtype == np.float32 and ids == [str(i) for i in range(40)]
     described = json.loads(side_file_path(path).read_text())
     assert described["encoder"] == "tfidf" and described["text_fields"] == ["title", "description"]
     time = path.stat().st_mtime_ns
-    text2emb.main(**flags, dim=6)
+    embed_items(EmbedFlags(**flags, dim=6))
     assert "already done" in capsys.readouterr().out and path.stat().st_mtime_ns == time
-    text2emb.main(**flags, dim=6, force=True)
+    embed_items(EmbedFlags(**flags, dim=6, force=True))
     assert path.stat().st_mtime_ns != time
-    text2emb.main(**flags, dim=5)
+    embed_items(EmbedFlags(**flags, dim=5))
     assert load_embeddings(path)[0].shape == (40, 5)
 
 
@@ -145,10 +147,11 @@ def test_a_plain_hugging_face_folder_is_mean_pooled(tmp_path):
     ).eval()
     model.save_pretrained(folder)
     flags = write_items(tmp_path, n=5)
-    text2emb.main(**flags, plm_name="tiny", plm_checkpoint=str(folder), batch_size=2, max_sent_len=4, device="cpu")
+    options = {"plm_name": "tiny", "plm_checkpoint": str(folder), "batch_size": 2, "max_sent_len": 4, "device": "cpu"}
+    embed_items(EmbedFlags(**flags, **options))
     array, ids = load_embeddings(tmp_path / "toy.emb-tiny-td.npy")
     assert array.shape == (5, 16) and len(ids) == 5
-    for row, text in zip(array, item_texts(items(5), ["title", "description"])):
+    for row, text in zip(array, join_fields(items(5), ["title", "description"]), strict=True):
         tokens = tokenizer(text, truncation=True, max_length=4, return_tensors="pt")
         with torch.no_grad():
             hidden = model(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state[0]
@@ -159,16 +162,39 @@ def test_a_plain_hugging_face_folder_is_mean_pooled(tmp_path):
     "changes, message",
     [
         ({"plm_name": "qwen"}, "--plm_checkpoint must name"),
-        ({"plm_checkpoint": "x"}, "tfidf takes no --plm_checkpoint"),
+        ({"plm_name": "tfidf", "plm_checkpoint": "x"}, "tfidf takes no --plm_checkpoint"),
         ({"dim": 0}, "--dim"),
+        ({"word_drop_ratio": 1.0}, "--word_drop_ratio 1.0: expected a number below 1"),
         ({"text_fields": ["colour"]}, "--text_fields colour"),
         ({"dataset": "none"}, "none.item.json"),
     ],
 )
 def test_command_refuses_wrong_flags(tmp_path, changes, message):
     with pytest.raises(InputError) as error:
-        text2emb.main(**{**write_items(tmp_path), **changes})
+        embed_items(EmbedFlags(**{**write_items(tmp_path), **changes}))
     assert message in str(error.value)
+
+
+def test_words_are_dropped_at_random(tmp_path):
+    texts = [" ".join(map(str, range(1000))), "one"]
+    assert drop_words(texts, -1.0, 42) == texts == drop_words(texts, 0.0, 42)
+    dropped = drop_words(texts, 0.3, 42)
+    words = dropped[0].split()
+    assert 600 < len(words) < 800 and words == [word for word in texts[0].split() if word in set(words)]
+    assert drop_words(texts, 0.3, 42) == dropped != drop_words(texts, 0.3, 43)
+    flags = write_items(tmp_path)
+    embed_items(EmbedFlags(**flags, dim=6))
+    whole = load_embeddings(tmp_path / "toy.emb-tfidf-td.npy")[0]
+    embed_items(EmbedFlags(**flags, dim=6, word_drop_ratio=0.5))
+    assert not np.allclose(load_embeddings(tmp_path / "toy.emb-tfidf-td.npy")[0], whole)
+
+
+def test_an_encoder_without_a_name_is_qwen(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        embed_items(EmbedFlags(**write_items(tmp_path), plm_checkpoint=str(tmp_path / "empty")))
+    assert (tmp_path / "toy.emb-qwen-td.stage.json").is_file()
 
 
 def test_a_missing_encoder_is_one_line(tmp_path, monkeypatch):
@@ -176,7 +202,7 @@ def test_a_missing_encoder_is_one_line(tmp_path, monkeypatch):
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(InputError, match="^[^\n]*cannot be loaded[^\n]*$"):
-        text2emb.main(**write_items(tmp_path), plm_name="x", plm_checkpoint=str(empty))
+        embed_items(EmbedFlags(**write_items(tmp_path), plm_name="x", plm_checkpoint=str(empty)))
 
 
 def saved(folder, array=None, ids=None):

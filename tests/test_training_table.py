@@ -8,7 +8,7 @@ from minionerec.training.callbacks import HEADING_EVERY, RL_COLUMNS, TrainingTab
 def test_rows_stand_under_their_headings():
     table = TrainingTable()
     logs = {key: 0.123456 for key, *_ in RL_COLUMNS}
-    row, heading = table.row(12, logs), table.heading()
+    row, heading = table.format_row(12, logs), table.format_heading()
     assert len(row) == len(heading) and row.startswith("    12 ")
     for _, name, _ in RL_COLUMNS:
         end = heading.index(f" {name}") + len(name) + 1
@@ -19,8 +19,8 @@ def test_rows_stand_under_their_headings():
 def test_what_is_not_logged_leaves_its_place_empty():
     table = TrainingTable()
     whole = {key: 1.0 for key, *_ in RL_COLUMNS}
-    row = table.row(1, {key: value for key, value in whole.items() if key != "kl"})
-    assert len(row) == len(table.row(1, whole)) and len(row.split()) == len(RL_COLUMNS)
+    row = table.format_row(1, {key: value for key, value in whole.items() if key != "kl"})
+    assert len(row) == len(table.format_row(1, whole)) and len(row.split()) == len(RL_COLUMNS)
 
 
 def test_headings_come_again_and_validation_has_its_own_line():
@@ -29,7 +29,7 @@ def test_headings_come_again_and_validation_has_its_own_line():
     main = SimpleNamespace(is_world_process_zero=True, global_step=7)
     for _ in range(HEADING_EVERY + 1):
         table.on_log(None, main, None, logs={"loss": 1.0, "reward": 0.5})
-    assert len(written) == HEADING_EVERY + 3 and written[0] == written[HEADING_EVERY + 1] == table.heading()
+    assert len(written) == HEADING_EVERY + 3 and written[0] == written[HEADING_EVERY + 1] == table.format_heading()
     table.on_log(None, main, None, logs={"eval_HR@10": 0.125, "eval_NDCG@10": 0.1, "epoch": 1})
     assert written[-1] == "     7 validation: HR@10 0.1250, NDCG@10 0.1000"
     other = SimpleNamespace(is_world_process_zero=False, global_step=7)

@@ -1,13 +1,16 @@
+"""The trie against dictionaries of prefixes, its sub-tries, its files, and the processor that reads it."""
+
 import random
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import END, PrefixDictionary, hf_beam_search, left_pad, random_catalogue, random_prompts, tiny_model
+from tiny import END, random_catalogue, random_prompts, rank_by_textbook, tiny_model
 from transformers import LogitsProcessorList
 
-from LogitProcessor import ConstrainedLogitsProcessor
+from benchmarks.textbook import PrefixDictionary
+from LogitProcessor import ConstrainedLogitsProcessor, pad_left
 from minionerec.common.files import InputError
 from minionerec.search.trie import SidTrie, SubTries, pad_sequences
 
@@ -69,7 +72,7 @@ def same_tables(first, second):
     for name in tables:
         ours, theirs = getattr(first, name), getattr(second, name)
         assert torch.equal(ours, theirs) if torch.is_tensor(ours) else ours == theirs, name
-    assert [t.tolist() for t in first.level_tokens] == [t.tolist() for t in second.level_tokens]
+    assert [tokens.tolist() for tokens in first.level_tokens] == [tokens.tolist() for tokens in second.level_tokens]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -109,10 +112,10 @@ def test_a_matrix_and_wide_vocabularies():
     matrix, _ = pad_sequences(sequences)
     trie = SidTrie(matrix)
     assert trie.code.dtype == torch.int32 and trie.sequences() == sorted(map(list, set(map(tuple, sequences))))
-    level = torch.tensor([sequences[place] for place in range(400)])
+    tokens = torch.tensor(sequences[:400])
     nodes = torch.zeros(400, dtype=torch.long)
-    for place in range(7):
-        nodes = trie.advance(nodes, level[:, place], place)
+    for level in range(7):
+        nodes = trie.advance(nodes, tokens[:, level], level)
     assert torch.equal(trie.sequence[nodes], trie.row_sequence[:400])
 
 
@@ -129,11 +132,12 @@ def test_sub_tries(seed):
     for level in range(trie.depth):
         prefixes = sorted({tuple(row[: level + 1]) for row in sequences if len(row) > level})
         nodes = torch.stack([walk(trie, prefix) for prefix in prefixes]).view(1, -1).expand(6, -1)
-        for out, only in ((excluded, None), (None, included), (excluded, included)):
-            sub_tries = SubTries(trie, out, only)
+        for seen, category in ((excluded, None), (None, included), (excluded, included)):
+            sub_tries = SubTries(trie, seen, category)
             for prompt in range(6):
-                allowed = set(numbers) if only is None or only[prompt] is None else set(only[prompt])
-                allowed -= set(out[prompt]) if out else set()
+                everything = category is None or category[prompt] is None
+                allowed = set(numbers) if everything else set(category[prompt])
+                allowed -= set(seen[prompt]) if seen else set()
                 expected = [any(tuple(sequences[n][: level + 1]) == prefix for n in allowed) for prefix in prefixes]
                 assert sub_tries.alive(nodes, level + 1)[prompt].tolist() == expected
     assert SubTries(trie, None, [None] * 2).alive(torch.ones(2, 3, 1, dtype=torch.long), 1).all()
@@ -152,25 +156,24 @@ def test_sub_tries_reject_what_cannot_be():
 
 
 def test_processor_is_stateless_and_equals_the_textbook_one():
-    """Trap 4: one instance, two generations; trap 6: illegal is -inf."""
+    """One instance serves two generations, and what is illegal is -inf."""
     rng = random.Random(3)
     model = tiny_model("llama", 40)
     sequences = random_catalogue(rng, 60, 3, 6, 40, True)
     trie = SidTrie(sequences)
     for _ in range(2):
         prompts = random_prompts(rng, 3, 40)
-        length = left_pad(prompts)[0].shape[1]
-        processor = ConstrainedLogitsProcessor(trie, length, END)
-        first = hf_beam_search(model, sequences, prompts, 6, processor=processor)
-        assert first == hf_beam_search(model, sequences, prompts, 6, processor=processor)
-        assert first == hf_beam_search(model, sequences, prompts, 6)
+        processor = ConstrainedLogitsProcessor(trie, max(map(len, prompts)), END)
+        first = rank_by_textbook(model, sequences, prompts, 6, processor=processor)
+        assert first == rank_by_textbook(model, sequences, prompts, 6, processor=processor)
+        assert first == rank_by_textbook(model, sequences, prompts, 6)
 
 
 def test_processor_with_sampling_is_always_legal():
     rng = random.Random(4)
     model = tiny_model("qwen2", 40)
     sequences = random_catalogue(rng, 30, 3, 5, 40, True)
-    ids, mask = left_pad(random_prompts(rng, 4, 40))
+    ids, mask = pad_left(random_prompts(rng, 4, 40), 0)
     out = model.generate(
         input_ids=ids,
         attention_mask=mask,

@@ -12,6 +12,7 @@ from tiny import make_dataset, write_config
 
 from evaluate import evaluate
 from minionerec.common.files import read_json
+from minionerec.evaluation.settings import EvaluateFlags
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,9 +83,12 @@ def test_sft_and_rl_give_the_same_weights_on_two_processes(tmp_path):
 # evaluate.py, in which rank 1 is killed in its second batch
 KILLED = """
 import os, signal
-import cli, evaluate
+from minionerec.common.cli import parse_flags, run_command
+from minionerec.evaluation import predict
+from minionerec.evaluation.settings import EvaluateFlags
+from evaluate import evaluate
 
-rank_sids, done = evaluate.rank_sids, []
+rank_sids, done = predict.rank_sids, []
 
 
 def dying(*args, **kwargs):
@@ -94,15 +98,15 @@ def dying(*args, **kwargs):
     return rank_sids(*args, **kwargs)
 
 
-evaluate.rank_sids = dying
-cli.run(evaluate.evaluate)
+predict.rank_sids = dying
+run_command(evaluate, parse_flags(EvaluateFlags))
 """
 
 
 def assert_same_result(folder, expected):
     found, theirs = (read_json(path / "test.json") for path in (folder, expected))
     assert [{**row, "score": 0} for row in found] == [{**row, "score": 0} for row in theirs]
-    for ours, other in zip(found, theirs):
+    for ours, other in zip(found, theirs, strict=True):
         assert ours["score"] == pytest.approx(other["score"], abs=1e-5)
     assert read_json(folder / "test.metrics.json") == read_json(expected / "test.metrics.json")
     assert {path.name for path in folder.iterdir()} == {path.name for path in expected.iterdir()}
@@ -116,8 +120,11 @@ def test_evaluation_gives_the_same_on_two_processes_and_after_a_kill(trained, tm
         "K": 10,
         "batch_size": 3,
     }
-    result = lambda name: {"result_json_data": str(tmp_path / name / "test.json")}
-    evaluate(**flags, **result("one"))
+
+    def result(name):
+        return {"result_json_data": str(tmp_path / name / "test.json")}
+
+    evaluate(EvaluateFlags(**flags, **result("one")))
     two = launch("evaluate.py", 2, flags | result("two"))
     assert two.returncode == 0, two.stderr[-3000:]
     assert two.stdout.count("item level") == 1  # one process prints
@@ -135,9 +142,9 @@ def test_evaluation_gives_the_same_on_two_processes_and_after_a_kill(trained, tm
             for row in batch["results"]:
                 row["score"][0] += 1
         path.write_text("".join(json.dumps(batch) + "\n" for batch in batches))
-    evaluate(**flags, **result("cut"))
+    evaluate(EvaluateFlags(**flags, **result("cut")))
     marked = read_json(tmp_path / "cut" / "test.json")
-    for number, (ours, other) in enumerate(zip(marked, read_json(tmp_path / "one" / "test.json"))):
+    for number, (ours, other) in enumerate(zip(marked, read_json(tmp_path / "one" / "test.json"), strict=True)):
         ours["score"][0] = round(ours["score"][0] - (number in finished), 6)
         assert ours["score"] == pytest.approx(other["score"], abs=1e-5)
     assert 3 < len(finished) < len(marked)

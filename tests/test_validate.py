@@ -14,13 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_dataset
 
-import convert_dataset
-from data_process.interactions import SPLITS, SPLITTERS, next_item_samples, remap, write_dataset
-from data_process.validate import main
+from convert_dataset import convert_dataset
+from data_process.interactions import SPLITS, SPLITTERS, build_samples, number_ids, write_dataset
+from data_process.settings import ConvertFlags, SampleFlags, ValidateFlags
+from data_process.validate import validate_folder
 from data_process.validate_rows import Rows, find_leaks
 from minionerec.common.files import InputError
 
 LOG = "a1 b1 a2 b2 a3 c2 a4 c3 b3 a5 c1 b4 c4 a6"  # a user and an item each, in the order of time
+
+
+def sample_flags(folder, split, max_history):
+    return SampleFlags(dataset="toy", output_path=str(folder), split=split, max_history=max_history)
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +37,12 @@ def made(tmp_path_factory):
     items = {
         str(i): {"title": f"It's  number {i}", "description": "", "brand": "", "categories": ""} for i in range(1, 7)
     }
-    write_dataset(table, items, folder, "toy", "leave_one_out", 3)
+    write_dataset(table, items, sample_flags(folder, "leave_one_out", 3))
     index = {str(i): [f"<a_{i % 2}>", f"<b_{i}>", "<c_0>"] for i in range(6)}
     (folder / "toy.index.json").write_text(json.dumps(index, indent=1))
     np.save(folder / "toy.emb-tfidf-td.npy", np.ones((6, 4), dtype=np.float32))
     (folder / "toy.emb-tfidf-td.json").write_text(json.dumps({"item_ids": [str(i) for i in range(6)]}))
-    convert_dataset.main("toy", str(folder), str(folder))
+    convert_dataset(ConvertFlags(dataset_name="toy", data_dir=str(folder), output_dir=str(folder)))
     return folder
 
 
@@ -46,20 +51,20 @@ def data(made, tmp_path):
     return Path(shutil.copytree(made, tmp_path / "data"))
 
 
-def validate(capsys, folder, **flags):
+def run_validate(capsys, folder, **flags):
     """(exit status, printed lines)"""
     capsys.readouterr()
     try:
-        main(str(folder), **flags)
+        validate_folder(ValidateFlags(data_dir=str(folder), **flags))
         status = 0
     except SystemExit as stop:
         status = stop.code
     return status, capsys.readouterr().out.splitlines()
 
 
-# --------------------------------------------------------------------------------------------------- nothing to complain
+# -------------------------------------------------------------------------------------------------- nothing to complain
 def test_a_whole_dataset_is_without_problems(data, capsys):
-    status, lines = validate(capsys, data)
+    status, lines = run_validate(capsys, data)
     assert status == 0 and lines[-1] == f"{data}: 0 errors, 0 warnings"
     table = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[:-1]}
     assert table["toy.item.json"] == "6 items"
@@ -73,7 +78,7 @@ def test_the_published_layout_is_without_problems(tmp_path, capsys):
     """Files of the dataset's name with the period behind it; other datasets whose names begin alike."""
     for name, folder in (("toy", tmp_path / "a"), ("toy_more", tmp_path / "b")):
         paths = make_dataset(folder, deep=True)
-        for flag, place in (
+        for flag, target in (
             ("sid_index_path", f"index/{name}.index.json"),
             ("item_meta_path", f"index/{name}.item.json"),
             ("info_file", f"info/{name}_5_2016-10.txt"),
@@ -81,15 +86,15 @@ def test_the_published_layout_is_without_problems(tmp_path, capsys):
             ("eval_file", f"valid/{name}_5_2016-10.csv"),
             ("test_data_path", f"test/{name}_5_2016-10.csv"),
         ):
-            (tmp_path / "data" / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(paths[flag], tmp_path / "data" / place)
-    status, lines = validate(capsys, tmp_path / "data")
+            (tmp_path / "data" / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(paths[flag], tmp_path / "data" / target)
+    status, lines = run_validate(capsys, tmp_path / "data")
     assert status == 0 and lines[-1].endswith(": 0 errors, 0 warnings") and len(lines) == 13
-    status, lines = validate(capsys, tmp_path / "data", dataset="toy")
+    status, lines = run_validate(capsys, tmp_path / "data", dataset="toy")
     assert status == 0 and len(lines) == 7 and not any("toy_more" in line for line in lines)
     shutil.copy(tmp_path / "data" / "train" / "toy_5_2016-10.csv", tmp_path / "data" / "train" / "toyota.csv")
     with pytest.raises(InputError, match="--dataset tea: not in .*, which has toy, toy_more, toyota$"):
-        main(str(tmp_path / "data"), dataset="tea")
+        validate_folder(ValidateFlags(data_dir=str(tmp_path / "data"), dataset="tea"))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,7 @@ def test_any_part_alone_is_checked(data, capsys, kept):
     for path in data.iterdir():
         if not path.name.startswith(kept):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert validate(capsys, data)[0] == 0
+    assert run_validate(capsys, data)[0] == 0
 
 
 logs = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 60)), min_size=4, max_size=60)
@@ -117,7 +122,7 @@ def rows_of(samples, numbers, name):
 @given(logs, st.integers(1, 5), st.sampled_from(sorted(SPLITTERS)), st.randoms(use_true_random=False))
 def test_our_own_splits_give_no_alarm(log, max_history, split, rng):
     """With as few as four items, so that whole histories come back; also when the short rows are shuffled."""
-    samples = next_item_samples(remap(pd.DataFrame(log, columns=["user", "item", "timestamp"]))[0], max_history)
+    samples = build_samples(number_ids(pd.DataFrame(log, columns=["user", "item", "timestamp"]))[0], max_history)
     parts = SPLITTERS[split](samples)
     splits = [rows_of(samples, parts[name], name) for name in SPLITS]
     assert list(find_leaks(splits)) == []
@@ -125,7 +130,7 @@ def test_our_own_splits_give_no_alarm(log, max_history, split, rng):
     for rows in splits:
         order = list(range(len(rows.lines)))
         short = [i for i in order if len(rows.windows[i]) < longest]
-        for i, j in zip(short, rng.sample(short, len(short))):
+        for i, j in zip(short, rng.sample(short, len(short)), strict=True):
             order[i] = j
         rows.windows, rows.users = [rows.windows[i] for i in order], [rows.users[i] for i in order]
     assert list(find_leaks(splits)) == []
@@ -134,22 +139,22 @@ def test_our_own_splits_give_no_alarm(log, max_history, split, rng):
 @settings(deadline=None, max_examples=100)
 @given(st.integers(2, 25), st.integers(1, 6), st.randoms(use_true_random=False))
 def test_rows_dealt_out_at_random_equal_a_loop(length, max_history, rng):
-    """Where no item comes back: place by place, who lies behind whom in an earlier split, and agrees in enough items."""
-    splits, placed = [Rows(Path(name)) for name in SPLITS], []
-    for place in rng.sample(range(1, length), length - 1):
+    """Where no item comes back: who lies behind whom in an earlier split, and agrees in enough items."""
+    splits, targets = [Rows(Path(name)) for name in SPLITS], []
+    for target in rng.sample(range(1, length), length - 1):
         split = rng.randrange(3)
-        splits[split].add("u", tuple(range(max(0, place - max_history), place + 1)), place)
-        placed.append((split, place))
+        splits[split].add("u", tuple(range(max(0, target - max_history), target + 1)), target)
+        targets.append((split, target))
     longest = min(max_history, length - 1)
     expected = set()
-    for split, place in placed:
-        for other_split, other in placed:
-            shared = place - max(0, other - max_history) + 1
-            enough = 2 if place < longest else (longest + 1) // 2 + 1
-            if other_split < split and other > place and shared >= enough:
-                expected.add((SPLITS[split], place))
-    found = [(level, str(path), line) for level, path, line, _ in find_leaks(splits)]
-    assert sorted(found) == sorted(("error", *place) for place in expected)
+    for split, target in targets:
+        for other_split, other in targets:
+            shared = target - max(0, other - max_history) + 1
+            enough = 2 if target < longest else (longest + 1) // 2 + 1
+            if other_split < split and other > target and shared >= enough:
+                expected.add((SPLITS[split], target))
+    reported = [(level, str(path), line) for level, path, line, _ in find_leaks(splits)]
+    assert sorted(reported) == sorted(("error", *leak) for leak in expected)
 
 
 # --------------------------------------------------------------------------------------------------------------- damage
@@ -281,10 +286,10 @@ ERRORS = [
 @pytest.mark.parametrize("file, change, said", ERRORS, ids=[f"{file}-{said[:40]}" for file, _, said in ERRORS])
 def test_every_damage_is_named_with_file_and_place(data, capsys, file, change, said):
     change(data / file)
-    status, lines = validate(capsys, data)
+    status, lines = run_validate(capsys, data)
     between = ", " if said.split()[0] in ("line", "item", "row") and ": " in said else ": "
     expected = f"error: {data / file}{between}{said.replace('DIR', str(data))}"
-    assert status == 1 and any(found.startswith(expected) for found in lines), lines
+    assert status == 1 and any(line.startswith(expected) for line in lines), lines
     assert lines[-1].startswith(f"{data}: ") and " 0 errors" not in lines[-1]
 
 
@@ -303,7 +308,7 @@ WARNINGS = [
 def test_warnings_leave_the_status_alone(made, tmp_path, capsys, file, change, said):
     shutil.copy(made / file, tmp_path / file)
     change(tmp_path / file)
-    status, lines = validate(capsys, tmp_path)
+    status, lines = run_validate(capsys, tmp_path)
     assert status == 0 and lines[0].startswith(f"warning: {tmp_path / file}, {said}")
     assert lines[-1] == f"{tmp_path}: 0 errors, 1 warning"
 
@@ -314,7 +319,7 @@ def test_two_line_titles_are_read_and_the_row_is_named_by_its_first_line(data, c
         text('2,"[""It\'s number 2""]",It\'s number 3,[1],2', '2,"[""It\'s number 2""]",It\'s number 3,[1],3')(path)
 
     change(data / TABLE)
-    status, lines = validate(capsys, data)
+    status, lines = run_validate(capsys, data)
     assert status == 1 and lines[0].startswith(f"error: {data / TABLE}, line 7: item 3 has SID")
     assert lines[-1].endswith("3 errors, 0 warnings")  # SID, title, and not the row of the .inter file
 
@@ -323,9 +328,9 @@ def test_tables_without_other_files_agree_with_themselves(made, tmp_path, capsys
     for split in SPLITS:
         (tmp_path / split).mkdir()
         shutil.copy(made / split / "toy.csv", tmp_path / split / "toy.csv")
-    assert validate(capsys, tmp_path)[0] == 0
+    assert run_validate(capsys, tmp_path)[0] == 0
     text("<b_2>", "<b_9>")(tmp_path / "test" / "toy.csv")
-    status, lines = validate(capsys, tmp_path)
+    status, lines = run_validate(capsys, tmp_path)
     expected = "line 2: item 2 has SID <a_0><b_9><c_0>, but an earlier line says <a_0><b_2><c_0>"
     assert status == 1 and lines[0] == f"error: {tmp_path}/test/toy.csv, {expected}"
 
@@ -333,20 +338,20 @@ def test_tables_without_other_files_agree_with_themselves(made, tmp_path, capsys
 def test_two_indexes_must_agree(data, capsys):
     (data / "index").mkdir()
     shutil.copy(data / INDEX, data / "index")
-    assert validate(capsys, data)[0] == 0
+    assert run_validate(capsys, data)[0] == 0
     item("4", ["<a_1>", "<b_9>", "<c_0>"])(data / "index" / INDEX)
-    status, lines = validate(capsys, data)
+    status, lines = run_validate(capsys, data)
     said = f"item 4: item 4 has SID <a_1><b_9><c_0>, but {data / INDEX} says <a_0><b_4><c_0>"
     assert status == 1 and lines[0] == f"error: {data}/index/{INDEX}, {said}"
 
 
 def test_only_the_first_problems_of_a_kind_are_shown(data, capsys):
     whole("h\th\th\n" + "0\t0\t77\n" * 30 + "0\t\t1\n")(data / TRAIN)
-    lines = validate(capsys, data, max_problems=2)[1]
-    unknown = [found for found in lines if "item 77" in found]
-    assert [found.split(", line ")[1][0] for found in unknown] == ["2", "3"]
+    lines = run_validate(capsys, data, max_problems=2)[1]
+    unknown = [line for line in lines if "item 77" in line]
+    assert [line.split(", line ")[1][0] for line in unknown] == ["2", "3"]
     assert f"error: {data / TRAIN}: and 28 more: unknown item" in lines
-    assert any("line 32: the history is empty" in found for found in lines)
+    assert any("line 32: the history is empty" in line for line in lines)
     assert lines[-1] == f"{data}: 32 errors, 0 warnings"  # 30 items, a history, and the number of rows of the CSV
 
 
@@ -359,18 +364,18 @@ def leaks(capsys, folder, **splits):
         text = "".join("\t".join(row) + "\n" for row in [["user", "history", "target"], *rows])
         (folder / f"toy.{split}.inter").write_text(text)
     return [
-        found.replace(f"{folder}/toy.", "") for found in validate(capsys, folder)[1] if "user" in found.split()[4:5]
+        line.replace(f"{folder}/toy.", "") for line in run_validate(capsys, folder)[1] if "user" in line.split()[4:5]
     ]
 
 
 def test_the_same_row_in_two_splits(tmp_path, capsys):
-    found = leaks(capsys, tmp_path, train="u/1/2 u/1,2/3 v/1,2/3", valid="u/1,2,3/4", test="u/1,2/3 v/1,2,3/9")
-    assert found == ["error: test.inter, line 2: user u: the same history and target as train.inter, line 3"]
+    reported = leaks(capsys, tmp_path, train="u/1/2 u/1,2/3 v/1,2/3", valid="u/1,2,3/4", test="u/1,2/3 v/1,2,3/9")
+    assert reported == ["error: test.inter, line 2: user u: the same history and target as train.inter, line 3"]
 
 
 def test_the_same_row_twice_in_one_split_is_a_warning(tmp_path, capsys):
-    found = leaks(capsys, tmp_path, train="u/1/2 u/1,2/3 u/1/2", valid="u/1,2,3/4", test="u/1,2,3,4/5")
-    assert found == ["warning: train.inter, line 4: user u: the same history and target as train.inter, line 2"]
+    reported = leaks(capsys, tmp_path, train="u/1/2 u/1,2/3 u/1/2", valid="u/1,2,3/4", test="u/1,2,3,4/5")
+    assert reported == ["warning: train.inter, line 4: user u: the same history and target as train.inter, line 2"]
 
 
 @pytest.mark.parametrize(
@@ -378,10 +383,10 @@ def test_the_same_row_twice_in_one_split_is_a_warning(tmp_path, capsys):
     [
         ("u/1/2 u/1,2,3/4", "u/1,2/3", "u/2,3,4/5", "valid.inter, line 2: user u: the target, item 3, stands in train"),
         ("u/1/2", "u/1,2,3/4", "u/1,2/3", "test.inter, line 2: user u: the target, item 3, stands in valid"),
-        # Full histories of three, the leaking row one and two places behind.
+        # Full histories of three, the leaking row one and two rows behind.
         ("u/2,3,4/5", "u/9,1,2/3", "u/1,2,3/4", "test.inter, line 2: user u: the target, item 4, stands in train"),
         ("u/2,3,4/5", "u/0,1,2/3", "v/1,2,3/4", None),
-        # A short history has a known place, so two items in common are enough.
+        # The length of a short history says where it stands, so two items in common are enough.
         ("u/3,4,5,6,7,8/9", "v/1/2", "u/0,1,2,3/4", "test.inter, line 2: user u: the target, item 4, stands in train"),
         ("u/1,2,3/4", "u/2,3,4/5", "u/3,4,5/6", None),
         # Rows of the training split were left out, and the same two items came back.
@@ -398,26 +403,26 @@ def test_the_same_row_twice_in_one_split_is_a_warning(tmp_path, capsys):
     ],
 )
 def test_targets_that_an_earlier_split_knows(tmp_path, capsys, train, valid, test, said):
-    found = leaks(capsys, tmp_path, train=train, valid=valid, test=test)
-    assert len(found) == (said is not None) and all(line.startswith(f"error: {said}") for line in found), found
+    reported = leaks(capsys, tmp_path, train=train, valid=valid, test=test)
+    assert len(reported) == (said is not None) and all(line.startswith(f"error: {said}") for line in reported), reported
 
 
 def test_leaks_between_tables_are_found_too(data, capsys):
     """The last test row of user 0 copied into train/toy.csv only."""
     with (data / TABLE).open("a", encoding="utf-8") as file:
         file.write((data / "test" / "toy.csv").read_text(encoding="utf-8").splitlines()[3] + "\n")
-    status, lines = validate(capsys, data)
+    status, lines = run_validate(capsys, data)
     assert status == 1
     said = f"line 4: user 0: the same history and target as {data / TABLE}, line 7"
     assert f"error: {data}/test/toy.csv, {said}" in lines
-    assert any(f"{data}/valid/toy.csv, line 3: user 0: the target, item 4, stands in" in found for found in lines)
+    assert any(f"{data}/valid/toy.csv, line 3: user 0: the target, item 4, stands in" in line for line in lines)
 
 
 def test_rows_that_tables_and_inter_files_share_are_reported_once(data, capsys):
     with (data / TRAIN).open("a") as file:
         file.write("0\t2 3 4\t5\n")
-    convert_dataset.main("toy", str(data), str(data), force=True)
-    status, lines = validate(capsys, data)
+    convert_dataset(ConvertFlags(dataset_name="toy", data_dir=str(data), output_dir=str(data), force=True))
+    status, lines = run_validate(capsys, data)
     assert status == 1 and lines[-1] == f"{data}: 2 errors, 0 warnings"
     said = f"user 0: the same history and target as {data / TRAIN}, line 7"
     assert f"error: {data}/toy.test.inter, line 4: {said}" in lines
@@ -428,16 +433,17 @@ def test_written_datasets_end_to_end(tmp_path, capsys, split):
     random_log = random.Random(0)
     log = [(random_log.randrange(9), random_log.randrange(7), random_log.randrange(90)) for _ in range(200)]
     items = {str(i): {"title": f"T{i}"} for i in range(7)}
-    write_dataset(pd.DataFrame(log, columns=["user", "item", "timestamp"]), items, tmp_path, "toy", split, 10)
-    assert validate(capsys, tmp_path)[0] == 0
+    table = pd.DataFrame(log, columns=["user", "item", "timestamp"])
+    write_dataset(table, items, sample_flags(tmp_path, split, 10))
+    assert run_validate(capsys, tmp_path)[0] == 0
     rows = (tmp_path / "toy.test.inter").read_text().splitlines()
     with (tmp_path / "toy.train.inter").open("a") as file:
         file.write(rows[-1] + "\n")
-    status, lines = validate(capsys, tmp_path)
+    status, lines = run_validate(capsys, tmp_path)
     same = (
         f"error: {tmp_path}/toy.test.inter, line {len(rows)}: user {rows[-1].split()[0]}: the same history and target"
     )
-    assert status == 1 and any(found.startswith(same) for found in lines)
+    assert status == 1 and any(line.startswith(same) for line in lines)
 
 
 # -------------------------------------------------------------------------------------------------------------- command
@@ -448,7 +454,7 @@ def test_the_command(made, tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            cwd=Path(convert_dataset.__file__).parent,
+            cwd=Path(__file__).parent.parent,
         )
 
     assert command(str(made)).returncode == 0
@@ -464,4 +470,4 @@ def test_the_command(made, tmp_path):
 )
 def test_wrong_flags(made, flags, said):
     with pytest.raises(InputError, match=said):
-        main(**{"data_dir": str(made), **flags})
+        validate_folder(ValidateFlags(**{"data_dir": str(made), **flags}))

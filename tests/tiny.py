@@ -1,22 +1,18 @@
-"""Tiny random models, catalogues and datasets for the tests, and the textbook twins of the fast parts."""
+"""Tiny random models, catalogues and datasets for the tests, and the textbook search with their end token."""
 
 from __future__ import annotations
 
 import csv
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, LogitsProcessor, Qwen2Config, Qwen3Config
 
+from benchmarks.textbook import PrefixDictionary, search_textbook
+from minionerec.common.records import CSV_COLUMNS
 from minionerec.language.examples import Example
 
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -47,11 +43,11 @@ def random_catalogue(
     rng: random.Random, size: int, depth: int, codes: int, vocab_size: int, mixed: bool
 ) -> list[list[int]]:
     """Up to `size` distinct sequences that share prefixes, each closed by END; with `mixed`, of 1..depth tokens."""
-    found = set()
+    distinct = set()
     for _ in range(size):
         length = rng.randint(1, depth) if mixed else depth
-        found.add(tuple(rng.randint(2, min(vocab_size - 1, 1 + codes)) for _ in range(length)) + (END,))
-    sequences = [list(sequence) for sequence in found]
+        distinct.add(tuple(rng.randint(2, min(vocab_size - 1, 1 + codes)) for _ in range(length)) + (END,))
+    sequences = [list(sequence) for sequence in distinct]
     rng.shuffle(sequences)
     return sequences
 
@@ -72,68 +68,21 @@ def random_prompts(rng: random.Random, count: int, vocab_size: int, longest: int
     return [[rng.randint(2, vocab_size - 1) for _ in range(rng.randint(1, longest))] for _ in range(count)]
 
 
-class PrefixDictionary(LogitsProcessor):
-    """The textbook processor: a Python dictionary from every prefix to its allowed next tokens."""
-
-    def __init__(self, sequences, prompt_length):
-        self.prompt_length, self.allowed = prompt_length, {}
-        for sequence in sequences:
-            for place, token in enumerate(sequence):
-                self.allowed.setdefault(tuple(sequence[:place]), set()).add(token)
-
-    def __call__(self, input_ids, scores):
-        masked = torch.full_like(scores, float("-inf"))
-        for row, ids in enumerate(input_ids.tolist()):
-            allowed = sorted(self.allowed.get(tuple(ids[self.prompt_length :]), ()))
-            masked[row, allowed] = scores[row, allowed]
-        return masked
-
-
 class Renormalize(LogitsProcessor):
-    """HF's `renormalize_logits`, but a beam without any legal token stays at -inf instead of NaN, which spoils all beams."""
+    """HF's `renormalize_logits`, but a beam without any legal token stays at -inf, not NaN, which spoils all beams."""
 
     def __call__(self, input_ids, scores):
         return scores.log_softmax(-1).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
 
 
-def left_pad(prompts):
-    length = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), length, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.tensor(prompt)
-        mask[row, length - len(prompt) :] = 1
-    return ids, mask
-
-
-def hf_beam_search(model, sequences, prompts, num_beams, length_penalty=0.0, processor=None, renormalize=False):
-    """[(tokens up to END, score)] per prompt by HF `generate`; beams that hold no legal sequence are dropped."""
-    ids, mask = left_pad(prompts)
-    processor = processor or PrefixDictionary(sequences, ids.shape[1])
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        num_beams=num_beams,
-        num_return_sequences=num_beams,
-        do_sample=False,
-        max_new_tokens=max(map(len, sequences)),
-        length_penalty=length_penalty,
-        eos_token_id=END,
-        pad_token_id=0,
-        logits_processor=LogitsProcessorList([processor, Renormalize()] if renormalize else [processor]),
-        return_dict_in_generate=True,
-        output_scores=True,
+def rank_by_textbook(model, sequences, prompts, num_beams, length_penalty=0.0, processor=None, renormalize=False):
+    """[(tokens up to END, score)] per prompt by HF `generate`, see `search_textbook`."""
+    processors = [processor or PrefixDictionary(sequences, max(map(len, prompts)))]
+    processors += [Renormalize()] if renormalize else []
+    rankings = search_textbook(
+        model, sequences, prompts, num_beams, END, length_penalty=length_penalty, processors=processors
     )
-    results = []
-    for row in range(len(prompts)):
-        found = []
-        for beam in range(row * num_beams, (row + 1) * num_beams):
-            score = out.sequences_scores[beam].item()
-            if score > -1e6:
-                tokens = out.sequences[beam, ids.shape[1] :].tolist()
-                found.append((tokens[: tokens.index(END) + 1], score))
-        results.append(found)
-    return results
+    return [[(list(tokens), score) for tokens, score in ranking] for ranking in rankings]
 
 
 def make_dataset(
@@ -176,23 +125,13 @@ def make_dataset(
         start = rng.randrange(items)
         timeline = [(start + step * (1 + user % 2)) % items for step in range(rng.randint(4, 16))]
         samples += [
-            (f"U{user}", timeline[max(0, place - 10) : place], timeline[place]) for place in range(1, len(timeline))
+            (f"U{user}", timeline[max(0, index - 10) : index], timeline[index]) for index in range(1, len(timeline))
         ]
     cuts = [0, int(len(samples) * 0.7), int(len(samples) * 0.85), len(samples)]
-    for name, low, high in zip(("train_file", "eval_file", "test_data_path"), cuts, cuts[1:]):
+    for name, (low, high) in zip(("train_file", "eval_file", "test_data_path"), pairwise(cuts), strict=True):
         with paths[name].open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(
-                [
-                    "user_id",
-                    "history_item_title",
-                    "item_title",
-                    "history_item_id",
-                    "item_id",
-                    "history_item_sid",
-                    "item_sid",
-                ]
-            )
+            writer.writerow(CSV_COLUMNS)
             for user, history, target in samples[low:high]:
                 writer.writerow(
                     [

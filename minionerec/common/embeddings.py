@@ -15,7 +15,14 @@ def side_file_path(path: str | Path) -> Path:
 
 
 def save_embeddings(path: str | Path, array: np.ndarray, item_ids: list[str], encoder: str, fields: list[str]) -> None:
-    """Write float32 [N, dim] and the side file with the encoder, the text fields and the item id of every row."""
+    """Write an embedding file and its side file.
+
+    Args:
+        path: the .npy file; the side file has the same name with .json.
+        array: [N, dim], written as float32.
+        item_ids: the item of every row.
+        encoder, fields: what the embeddings were made with and from.
+    """
     write_json(
         side_file_path(path),
         {"encoder": encoder, "text_fields": fields, "shape": list(array.shape), "item_ids": item_ids},
@@ -26,10 +33,18 @@ def save_embeddings(path: str | Path, array: np.ndarray, item_ids: list[str], en
 
 
 def load_embeddings(path: str | Path, flag: str | None = None) -> tuple[np.ndarray, list[str]]:
-    """(float32 [N, dim], the item id of each row). Row order is what the side file says, not assumed.
+    """Read an embedding file and the item of every row, which its side file says and nothing assumes.
 
-    Raises InputError for a file that is no 2-D number array, a value that is not finite, a missing side file, or ids
-    that do not match the rows one to one.
+    Args:
+        path: the .npy file.
+        flag: the command-line flag that named it.
+
+    Returns:
+        float32 [N, dim], and the item id of each row.
+
+    Raises:
+        InputError: a file that is no 2-D array of numbers, a value that is not finite, a missing side file, or ids that
+            do not match the rows one to one.
     """
     path = require_file(path, flag)
     try:

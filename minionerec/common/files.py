@@ -1,4 +1,4 @@
-"""Reading and writing the files that pass between stages: atomic writes, and readers that name the line that is wrong."""
+"""Files that pass between stages: atomic writes, and readers that name the line that is wrong."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def read_lines(path: str | os.PathLike, flag: str | None = None) -> Iterator[tup
 
 def parse_list(text: str, where: str) -> list:
     """A Python or JSON list literal; `where` is 'FILE, line N, column C' for the error."""
-    # JSON first: a text that is valid as both differs only in JSON's own escapes (surrogate pairs, \/), which Python would
-    # misread.
+    # JSON first: a text that is valid as both differs only in JSON's own escapes (surrogate pairs, \/), which Python
+    # would misread.
     value = None
     for parse in (json.loads, ast.literal_eval):
         try:

@@ -13,38 +13,55 @@ from minionerec.common.records import (
 )
 
 
-def read_item_ids(path: str, known: Container[int]) -> list[int]:
+def read_item_ids(path: str, item_ids: Container[int]) -> list[int]:
     """The item ids of a file, one a line.
 
     Raises:
-        InputError: a line that is no item of `known`, or no line.
+        InputError: a line that is no item of `item_ids`, or no line.
     """
-    found = []
+    chosen = []
     for number, line in read_lines(path, "only_items"):
         if not line.strip():
             continue
-        if not line.strip().isdecimal() or int(line) not in known:
+        if not line.strip().isdecimal() or int(line) not in item_ids:
             raise InputError(f"{path}, line {number}: expected the id of an item of the info file, got {line[:40]!r}")
-        found.append(int(line))
-    if not found:
+        chosen.append(int(line))
+    if not chosen:
         raise InputError(f"{path}: no item id")
-    return found
+    return chosen
 
 
-def read_catalogue(path: str, index: dict[int, tuple[str, ...]], index_path: str) -> tuple[Catalogue, list[str]]:
-    """(catalogue, descriptions) of an item.json, which must cover the index.
+def read_catalogue(path: str, index: dict[int, tuple[str, ...]], index_path: str) -> tuple[Catalogue, dict[int, str]]:
+    """(catalogue, {item id: description}) of an index and the item.json `path`, which must cover it.
 
     Raises:
-        InputError: an item that one of the two files lacks.
+        InputError: an item of the index that the item.json lacks.
     """
-    items = read_json(path, "item_meta_path")
-    missing = sorted(set(index) - {int(key) for key in items})
-    if missing:
-        raise InputError(f"{path}: item {missing[0]} of {index_path} is missing")
-    order = sorted(index)
-    titles = [str(items[str(item)].get("title") or "") for item in order]
-    descriptions = [str(items[str(item)].get("description") or "") for item in order]
-    return Catalogue(["".join(index[item]) for item in order], titles, order), descriptions
+    items = read_items(path, index, index_path)
+    titles = [str(items[item].get("title") or "") for item in items]
+    descriptions = {item: str(record.get("description") or "") for item, record in items.items()}
+    return Catalogue(["".join(index[item]) for item in items], titles, list(items)), descriptions
+
+
+def read_items(path: str | Path, item_ids: Iterable[int], source: str, flag: str = "item_meta_path") -> dict[int, dict]:
+    """{item id: {"title", "description", ...}} of an item.json, in the order of the ids.
+
+    Args:
+        path: the item.json.
+        item_ids: the items that must stand there, as the file `source` names them.
+
+    Raises:
+        InputError: no object of objects, or an item that is missing.
+    """
+    content = read_json(path, flag)
+    if not isinstance(content, dict):
+        raise InputError(f'{path}: expected an object of items, {{"0": {{"title": ...}}, ...}}')
+    items = {}
+    for item in sorted(item_ids):
+        if not isinstance(content.get(str(item)), dict):
+            raise InputError(f"{path}: item {item} of {source} is missing")
+        items[item] = content[str(item)]
+    return items
 
 
 def read_preferences(path: str | Path, flag: str = "preference_file") -> dict[str, str]:
@@ -72,9 +89,8 @@ def read_preferences(path: str | Path, flag: str = "preference_file") -> dict[st
     else:
         with open_text(path, flag) as file:
             try:
-                content = json.load(
-                    file, object_pairs_hook=lambda found: found
-                )  # pairs: a dict would hide a user twice
+                # Pairs, because a dictionary would hide a user who stands there twice.
+                content = json.load(file, object_pairs_hook=lambda pairs: pairs)
             except json.JSONDecodeError as error:
                 raise InputError(
                     f"{path}, line {error.lineno}: not valid JSON ({error.msg}); a file of JSON lines is named .jsonl"
@@ -94,19 +110,9 @@ def read_preferences(path: str | Path, flag: str = "preference_file") -> dict[st
     return preferences
 
 
-def read_descriptions(path: str | Path, item_ids: Iterable[int], flag: str = "item_meta_path") -> dict[int, str]:
-    """{item id: description} of an item.json.
-
-    Raises:
-        InputError: an item of `item_ids` that is missing there.
-    """
-    items = read_json(path, flag)
-    descriptions = {}
-    for item in item_ids:
-        if not isinstance(items, dict) or not isinstance(items.get(str(item)), dict):
-            raise InputError(f"{path}: item {item} is missing")
-        descriptions[item] = str(items[str(item)].get("description") or "")
-    return descriptions
+def read_descriptions(path: str | Path, item_ids: Iterable[int], source: str) -> dict[int, str]:
+    """{item id: description} of an item.json, see `read_items`."""
+    return {item: str(record.get("description") or "") for item, record in read_items(path, item_ids, source).items()}
 
 
 def read_item_records(path: str | Path, flag: str | None = None) -> dict[str, dict[str, str]]:

@@ -4,40 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from minionerec.common.files import InputError, open_text, parse_list, read_json, read_lines
-
-
-def check_rows_against_catalogue(rows: Sequence[Row], path: str, catalogue: Catalogue, info_file: str) -> None:
-    """Every item of the rows, history and target, must be in the catalogue.
-
-    Raises:
-        InputError: at the first row with another item.
-    """
-    known = set(catalogue.item_ids)
-    for number, row in enumerate(rows, 1):
-        for item in (row.item_id, *row.history_ids):
-            if item not in known:
-                raise InputError(f"{path}, row {number}: item {item} is not in {info_file}")
-
-
-def count_popularity(train_targets: Iterable[int]) -> dict[int, int]:
-    """{item id: times it is a target of a train row}."""
-    return Counter(train_targets)
-
-
-def group_items_by_sid(sids: Sequence[str], item_ids: Sequence[int], counts: dict[int, int]) -> dict[str, list[int]]:
-    """{SID: its items}, most popular first and then by id: how a list of SIDs is read as a list of items."""
-    table: dict[str, list[int]] = defaultdict(list)
-    for sid, item in sorted(zip(sids, item_ids), key=lambda pair: (-counts.get(pair[1], 0), pair[1])):
-        table[sid].append(item)
-    return dict(table)
-
 
 CSV_COLUMNS = (
     "user_id",
@@ -67,8 +42,8 @@ class Row:
 
 
 def parse_list_cell(text: str, where: str) -> list:
-    # JSON is several times faster than a literal parser; without double quotes and escapes the two differ in their quotes
-    # only. The rest take the careful way.
+    # JSON is several times faster than a literal parser; without double quotes and escapes the two differ in their
+    # quotes only. The rest take the careful way.
     if '"' not in text and "\\" not in text and text.count("'") % 2 == 0:
         try:
             value = json.loads(text.replace("'", '"'))
@@ -154,37 +129,93 @@ def read_index(path: str | Path, flag: str | None = None) -> dict[int, tuple[str
     return index
 
 
-def check_rows_against_index(
-    rows: Iterable[Row], index: dict[int, tuple[str, ...]], path: str | Path, index_path: str | Path
-) -> None:
-    """Every item of `rows` must stand in the index, with the same SID.
-
-    Raises:
-        InputError: at the first item that does not.
-    """
-    sids = {item: "".join(tokens) for item, tokens in index.items()}
-    for number, row in enumerate(rows, 1):
-        for item, sid in zip((*row.history_ids, row.item_id), (*row.history_sids, row.sid)):
-            if item not in sids:
-                raise InputError(f"{index_path}: item {item} is missing ({path}, row {number} uses it)")
-            if sids[item] != sid:
-                raise InputError(f"{path}, row {number}: item {item} has SID {sid}, but {index_path} says {sids[item]}")
-
-
 @dataclass(frozen=True)
 class Catalogue:
-    """The closed list of items: parallel lists of SIDs, titles and item ids."""
+    """The closed list of items: parallel lists of SIDs, titles and item ids.
+
+    Attributes:
+        counts: {item id: times it is a target of a train row}, where that is known; items without an entry have none.
+            It orders the items that share a SID, and breaks ties.
+    """
 
     sids: list[str]
     titles: list[str]
     item_ids: list[int]
+    counts: dict[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def sid_of(self) -> dict[int, str]:
+        """{item id: SID}."""
+        return dict(zip(self.item_ids, self.sids, strict=True))
+
+    @cached_property
+    def items_of_sid(self) -> dict[str, list[int]]:
+        """{SID: its items}, most popular first and then by id: how a list of SIDs is read as a list of items."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        for item in sorted(self.item_ids, key=lambda item: (-self.counts.get(item, 0), item)):
+            groups[self.sid_of[item]].append(item)
+        return dict(groups)
+
+    def with_counts(self, train_rows: Iterable[Row]) -> Catalogue:
+        """The same catalogue with the popularity of its items in the train rows."""
+        return replace(self, counts=Counter(row.item_id for row in train_rows))
+
+
+def check_rows(
+    rows: Iterable[Row], catalogue: Catalogue, path: str | Path, source: str | Path, *, history: bool = True
+) -> None:
+    """Every item of the rows must be in the catalogue, with the same SID.
+
+    Args:
+        rows: of the split `path`.
+        catalogue: read from the file `source`.
+        history: check the items of the histories too, not only the targets.
+
+    Raises:
+        InputError: at the first item that is not.
+    """
+    sid_of = catalogue.sid_of
+    for number, row in enumerate(rows, 1):
+        items = (*row.history_ids, row.item_id) if history else (row.item_id,)
+        sids = (*row.history_sids, row.sid) if history else (row.sid,)
+        for item, sid in zip(items, sids, strict=True):
+            if item not in sid_of:
+                raise InputError(f"{path}, row {number}: item {item} is not in {source}")
+            if sid_of[item] != sid:
+                raise InputError(f"{path}, row {number}: item {item} has SID {sid}, but {source} says {sid_of[item]}")
+
+
+def check_index_against_info(
+    index: dict[int, tuple[str, ...]], catalogue: Catalogue, path: str | Path, source: str | Path
+) -> None:
+    """Every item of the catalogue must stand in the index, with the same SID.
+
+    Args:
+        index: {item id: SID tokens}, read from `path`.
+        catalogue: read from the file `source`.
+
+    Raises:
+        InputError: at the first item that does not.
+    """
+    for item, sid in catalogue.sid_of.items():
+        if "".join(index.get(item, ())) != sid:
+            raise InputError(
+                f"{path}: item {item} has SID {''.join(index.get(item, ())) or 'none'}, {source} says {sid}"
+            )
+
+
+def draw_rows(rows: list[Row], count: int, generator: random.Random) -> list[Row]:
+    """`count` random rows in their order; all of them where count is negative or there are no more."""
+    if not 0 <= count < len(rows):
+        return rows
+    return [rows[number] for number in sorted(generator.sample(range(len(rows)), count))]
 
 
 def read_info(path: str | Path, shared_sids: bool = False, flag: str = "info_file") -> Catalogue:
     """The items of an info file, one `sid<TAB>title<TAB>item_id` a line.
 
     Args:
-        shared_sids: accept items that share a SID (they cannot be told apart by a model; metrics then say how ties fall).
+        shared_sids: accept items that share a SID; a model cannot tell them apart, and metrics say how ties fall.
 
     Raises:
         InputError: a malformed line, an item listed twice, an empty file, or a SID listed twice unless `shared_sids`.
@@ -208,8 +239,8 @@ def read_info(path: str | Path, shared_sids: bool = False, flag: str = "info_fil
             raise InputError(f"{path}, line {number}: item {item} stands on line {line_of_item[item]} already")
         if sid in line_of_sid and not shared_sids:
             raise InputError(
-                f"{path}, line {number}: SID {sid} belongs to the item of line {line_of_sid[sid]} already; make SIDs unique "
-                "(rq.generate_indices --collisions nearest_free) or accept ties with --shared_sids True"
+                f"{path}, line {number}: SID {sid} belongs to the item of line {line_of_sid[sid]} already; make SIDs "
+                "unique (rq.generate_indices --collisions nearest_free) or accept ties with --shared_sids True"
             )
         line_of_item[item] = line_of_sid[sid] = number
         sids.append(sid), titles.append(title), item_ids.append(item)

@@ -7,13 +7,15 @@ import html
 import re
 from collections.abc import Sequence
 
+MAX_CHARACTERS = 400  # of a description, where texts of items are compared
+
+_UNSEEN = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+
 
 def list_texts(titles: Sequence[str], descriptions: Sequence[str]) -> list[str]:
-    """What a tokenizer from scratch is trained on."""
+    """The texts that a tokenizer from scratch is trained on: those that are not empty."""
     return [text for text in (*titles, *descriptions) if text]
-
-
-MAX_CHARACTERS = 400  # of a description
 
 
 def join_item_texts(titles: Sequence[str], descriptions: Sequence[str]) -> list[str]:
@@ -21,16 +23,11 @@ def join_item_texts(titles: Sequence[str], descriptions: Sequence[str]) -> list[
     return [f"{title} {description[:MAX_CHARACTERS]}" for title, description in zip(titles, descriptions, strict=True)]
 
 
-_UNSEEN = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
-
-
-_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
-
-
 def clean_text(value: object) -> str:
-    """One line of plain text; Amazon writes descriptions as a list, or as the text of a list literal, with HTML.
+    """One line of plain text.
 
-    Entities are decoded once; tags go, scripts, styles and comments go with what they enclose.
+    Amazon writes descriptions as a list, or as the text of a list literal, with HTML. Entities are decoded once; tags
+    go, scripts, styles and comments go with what they enclose.
     """
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
         try:

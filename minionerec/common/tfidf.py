@@ -10,9 +10,18 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 
 def compute_tfidf(texts: Sequence[str]) -> sparse.csr_matrix:
-    """[N, words] TF-IDF of texts, rows of length 1; words that only one text has are left out. No column if all are."""
-    words = TfidfVectorizer(sublinear_tf=True, min_df=min(2, len(texts)), stop_words="english", dtype=np.float32)
+    """TF-IDF vectors of texts, in rows of length 1.
+
+    Words that only one text has are left out, and so are the most common English ones.
+
+    Args:
+        texts: N of them.
+
+    Returns:
+        float32 [N, words]; no column if no two texts share a word.
+    """
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min(2, len(texts)), stop_words="english", dtype=np.float32)
     try:
-        return words.fit_transform(texts)
+        return vectorizer.fit_transform(texts)
     except ValueError:  # no word that two texts share
         return sparse.csr_matrix((len(texts), 0), dtype=np.float32)

@@ -7,13 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from minionerec.common.records import group_items_by_sid
+from minionerec.common.records import Catalogue
 
 CUTOFFS = (1, 3, 5, 10, 20, 50)
-
-
 MAIN_CUTOFF = 10  # of the intervals and of the splits
-
 
 # What a target at `rank` is worth. NDCG (Jarvelin and Kekalainen, 2002) has one relevant item a row, so the ideal is 1.
 GAINS = {
@@ -25,12 +22,11 @@ GAINS = {
 
 # Smallest value of each bucket; the last one is open.
 HISTORY_BUCKETS = (0, 1, 2, 4, 7, 11)
-
-
 POPULARITY_BUCKETS = (0, 1, 5, 20)
 
-
 RESAMPLES = 1000
+
+TABLE_METRICS = ("HR@1", "HR@3", "HR@5", "HR@10", "HR@50", "NDCG@10", "MRR@10")
 
 
 def to_rank_array(ranks: Iterable[int | None]) -> np.ndarray:
@@ -45,9 +41,12 @@ def compute_row_gains(name: str, ranks: np.ndarray, k: int, tied: np.ndarray | i
     one (ties in ranking metrics: McSherry and Najork, ECIR 2008).
 
     Args:
-        name: of GAINS. ranks: as `rank_array` gives them. tied: places that the target may take, [rows] or one number.
+        name: of GAINS.
+        ranks: [rows], as `to_rank_array` gives them.
+        k: the cutoff.
+        tied: ranks that the target may have, [rows] or one number.
     """
-    total = np.concatenate([[0.0], np.cumsum(GAINS[name](np.arange(1.0, k + 1)))])  # of the ranks 1..place
+    total = np.concatenate([[0.0], np.cumsum(GAINS[name](np.arange(1.0, k + 1)))])  # of the ranks 1 to k, summed up
     before = np.minimum(ranks - 1, k)
     gains = (total[np.minimum(before + tied, k)] - total[before]) / tied
     return np.where(ranks > 0, gains, 0.0)
@@ -63,27 +62,26 @@ def ndcg(ranks: Iterable[int | None], k: int) -> float:
     return float(compute_row_gains("NDCG", to_rank_array(ranks), k).mean())
 
 
-def mrr(ranks: Iterable[int | None], k: int) -> float:
-    """Mean of 1 / rank for targets among the first k, 0 for the others."""
-    return float(compute_row_gains("MRR", to_rank_array(ranks), k).mean())
-
-
-def find_rank(target, ranked: Iterable) -> int | None:
-    """1-based place of `target` in `ranked`, None if it is not there."""
-    return next((place for place, value in enumerate(ranked, 1) if value == target), None)
+def find_rank(target: int | str, ranked: Iterable[int | str | None]) -> int | None:
+    """Rank of `target` in `ranked`, from 1; None if it is not there."""
+    return next((rank for rank, value in enumerate(ranked, 1) if value == target), None)
 
 
 def expand_sids(ranked_sids: Iterable[str], items: dict[str, list[int]]) -> Iterable[int | None]:
-    """The items that a list of SIDs stands for, each SID for all its items in the order of `items_by_sid`.
+    """The items that a list of SIDs stands for, each SID for all its items in the order of `items`.
 
-    A SID outside the catalogue takes one place (None), so that an illegal recommendation never improves the ranks after
+    A SID outside the catalogue takes one rank (None), so that an illegal recommendation never improves the ranks after
     it.
+
+    Args:
+        ranked_sids: the list.
+        items: {SID: its items}, as `Catalogue.items_of_sid`.
     """
     return (item for sid in ranked_sids for item in items.get(sid, (None,)))
 
 
 def find_item_rank(target_item: int, ranked_sids: Iterable[str], items: dict[str, list[int]]) -> int | None:
-    """Rank of an item in the list that `as_items` reads off a list of SIDs, None if it is not there."""
+    """Rank of an item in the list that `expand_sids` reads off a list of SIDs, None if it is not there."""
     return find_rank(target_item, expand_sids(ranked_sids, items))
 
 
@@ -91,7 +89,9 @@ def summarise(ranks: np.ndarray, longest: int, tied: np.ndarray | int = 1) -> di
     """{"HR@1": ..., "NDCG@1": ..., "MRR@1": ..., "HR@3": ...} at the CUTOFFS up to `longest`, the length of the lists.
 
     Args:
-        ranks, tied: as in `row_gains`.
+        ranks: [rows], as `to_rank_array` gives them.
+        longest: length of the lists.
+        tied: as in `compute_row_gains`.
     """
     return {
         f"{name}@{k}": round(float(compute_row_gains(name, ranks, k, tied).mean()), 6)
@@ -111,17 +111,19 @@ def measure_by_bucket(values: Sequence[int], starts: Sequence[int], ranks: np.nd
     """{bucket: {"rows", "HR@10", "NDCG@10", "MRR@10"}} of the rows whose value falls into it; no empty buckets.
 
     Args:
-        values: [rows], at least starts[0]. ranks: [rows], as `rank_array` gives them.
+        values: [rows], at least starts[0].
+        starts: smallest value of each bucket.
+        ranks: [rows], as `to_rank_array` gives them.
         longest: length of the lists; below 10 there are only the numbers of rows.
     """
-    places = np.searchsorted(starts, values, side="right") - 1
+    buckets = np.searchsorted(starts, values, side="right") - 1
     names = name_buckets(starts)
     result = {}
-    for place in np.unique(places):
-        inside = ranks[places == place]
+    for bucket in np.unique(buckets):
+        inside = ranks[buckets == bucket]
         measured = summarise(inside, longest)
         shown = [f"{name}@{MAIN_CUTOFF}" for name in GAINS]
-        result[names[place]] = {"rows": len(inside), **{key: measured[key] for key in shown if key in measured}}
+        result[names[bucket]] = {"rows": len(inside), **{key: measured[key] for key in shown if key in measured}}
     return result
 
 
@@ -133,6 +135,8 @@ def bootstrap_intervals(values: np.ndarray, seed: int = 0, resamples: int = RESA
 
     Args:
         values: float [rows, columns]; all columns share their resamples.
+        seed: of the resampling.
+        resamples: how many are drawn.
 
     Returns:
         float64 [2, columns]: the lower and the upper ends.
@@ -143,12 +147,7 @@ def bootstrap_intervals(values: np.ndarray, seed: int = 0, resamples: int = RESA
 
 
 def score_predictions(
-    predictions: Sequence[dict],
-    sids: Sequence[str],
-    item_ids: Sequence[int],
-    counts: dict[int, int],
-    longest: int,
-    histories: Sequence[Sequence[str]],
+    predictions: Sequence[dict], catalogue: Catalogue, longest: int, histories: Sequence[Sequence[str]]
 ) -> dict:
     """Metrics and counts of a predictions list (each with `output`, `item_id`, `predict`).
 
@@ -157,69 +156,110 @@ def score_predictions(
         item: item level. sid: SID level.
         item_expected: item level, expected over a random order of the items that share a SID.
         item_unseen: item level of the same lists with the SIDs of the row's history left out, at the cutoffs that the
-        shortened lists still fill; where users never take an item twice, a repeat is a lost place.
+        shortened lists still fill; where users never take an item twice, a repeat is a lost rank.
 
     The rest:
         item_interval_95: [low, high] of the item-level HR@10 and NDCG@10, by bootstrap over rows.
-        by: `history_length` and `target_popularity` (times a target in the train split), as `split_by` gives them.
-        coverage@10, coverage@K: share of the catalogue's items that stand in the first 10 or K places of any list.
+        by: `history_length` and, where the catalogue knows it, `target_popularity` (times a target in the train split),
+        as `measure_by_bucket` gives them.
+        coverage@10, coverage@K: share of the catalogue's items that are in the first 10 or K ranks of any list.
         seen_in_top_10, seen_in_top_10_share: number and share of the recommendations there that the history holds.
         illegal: recommendations outside the catalogue. duplicates: repeated ones. short_lists: rows with fewer
         recommendations than asked for. items_sharing_a_sid: of the catalogue.
 
     Args:
-        counts: of `popularity`. longest: K, the length of the lists. histories: SIDs of each row's history.
+        predictions: one per row.
+        catalogue: the items, with their popularity in the train split.
+        longest: K, the length of the lists.
+        histories: SIDs of each row's history.
     """
-    items = group_items_by_sid(sids, item_ids, counts)
-    place = {item: index for shared in items.values() for index, item in enumerate(shared)}
-    tied = {item: len(shared) for shared in items.values() for item in shared}
+    items = catalogue.items_of_sid
     predicted = [row["predict"] for row in predictions]
     targets = [row["item_id"] for row in predictions]
-    as_item_lists = [list(expand_sids(ranked, items)) for ranked in predicted]
-    item_ranks = to_rank_array(map(find_rank, targets, as_item_lists))
-    # The first place of the target's SID; an unknown target is never found and stays at 0.
-    first = np.where(item_ranks > 0, item_ranks - [place.get(target, 0) for target in targets], 0)
-
+    item_lists = [list(expand_sids(ranked, items)) for ranked in predicted]
+    item_ranks = to_rank_array(map(find_rank, targets, item_lists))
     seen = [set(history) for history in histories]
     unseen = to_rank_array(
-        find_item_rank(target, (sid for sid in ranked if sid not in known), items)
-        for target, ranked, known in zip(targets, predicted, seen, strict=True)
+        find_item_rank(target, (sid for sid in ranked if sid not in history), items)
+        for target, ranked, history in zip(targets, predicted, seen, strict=True)
     )
-    top = [ranked[:10] for ranked in predicted]
-    repeats = sum(sid in known for ranked, known in zip(top, seen) for sid in ranked)
-
-    main = [name for name in ("HR", "NDCG") if longest >= MAIN_CUTOFF]
-    gains = [compute_row_gains(name, item_ranks, MAIN_CUTOFF) for name in main]
-    intervals = bootstrap_intervals(np.stack(gains, axis=1)).T.round(6).tolist() if main else []
     return {
         "item": summarise(item_ranks, longest),
         "sid": summarise(to_rank_array(find_rank(row["output"], row["predict"]) for row in predictions), longest),
-        "item_expected": summarise(first, longest, np.array([tied.get(target, 1) for target in targets])),
+        "item_expected": _summarise_ties(item_ranks, targets, items, longest),
         "item_unseen": summarise(unseen, longest - max(map(len, seen))),
-        "item_interval_95": {f"{name}@{MAIN_CUTOFF}": ends for name, ends in zip(main, intervals)},
-        "by": {
-            "history_length": measure_by_bucket(
-                [len(history) for history in histories], HISTORY_BUCKETS, item_ranks, longest
-            ),
-            "target_popularity": measure_by_bucket(
-                [counts.get(target, 0) for target in targets], POPULARITY_BUCKETS, item_ranks, longest
-            ),
-        },
-        **{
-            f"coverage@{k}": round(len({i for ranked in as_item_lists for i in ranked[:k]} - {None}) / len(item_ids), 6)
-            for k in sorted({min(10, longest), longest})
-        },
+        "item_interval_95": _measure_intervals(item_ranks, longest),
+        "by": _measure_buckets(item_ranks, targets, histories, catalogue, longest),
+        **_measure_coverage(item_lists, len(catalogue.item_ids), longest),
+        **_count_repeats(predicted, seen),
+        **_count_flaws(predicted, items, longest),
+    }
+
+
+def _summarise_ties(
+    item_ranks: np.ndarray, targets: Sequence[int], items: dict[str, list[int]], longest: int
+) -> dict[str, float]:
+    """`summarise` of the item level, expected over a random order of the items that share a SID."""
+    offset_of = {item: offset for shared in items.values() for offset, item in enumerate(shared)}
+    tied = {item: len(shared) for shared in items.values() for item in shared}
+    # The first rank of the target's SID; an unknown target is never found and stays at 0.
+    first = np.where(item_ranks > 0, item_ranks - [offset_of.get(target, 0) for target in targets], 0)
+    return summarise(first, longest, np.array([tied.get(target, 1) for target in targets]))
+
+
+def _measure_intervals(item_ranks: np.ndarray, longest: int) -> dict[str, list[float]]:
+    """{"HR@10": [low, high], "NDCG@10": [low, high]}; empty for lists that are shorter."""
+    if longest < MAIN_CUTOFF:
+        return {}
+    names = ("HR", "NDCG")
+    gains = [compute_row_gains(name, item_ranks, MAIN_CUTOFF) for name in names]
+    intervals = bootstrap_intervals(np.stack(gains, axis=1)).T.round(6).tolist()
+    return {f"{name}@{MAIN_CUTOFF}": ends for name, ends in zip(names, intervals, strict=True)}
+
+
+def _measure_buckets(
+    item_ranks: np.ndarray,
+    targets: Sequence[int],
+    histories: Sequence[Sequence[str]],
+    catalogue: Catalogue,
+    longest: int,
+) -> dict[str, dict]:
+    """The splits by history length and, where it is known, by popularity of the target."""
+    lengths = [len(history) for history in histories]
+    buckets = {"history_length": measure_by_bucket(lengths, HISTORY_BUCKETS, item_ranks, longest)}
+    if catalogue.counts:
+        counts = [catalogue.counts.get(target, 0) for target in targets]
+        buckets["target_popularity"] = measure_by_bucket(counts, POPULARITY_BUCKETS, item_ranks, longest)
+    return buckets
+
+
+def _measure_coverage(item_lists: Sequence[Sequence[int | None]], items: int, longest: int) -> dict[str, float]:
+    """{"coverage@10", "coverage@K"}: share of the `items` items that are in the first 10 or K ranks of any list."""
+    return {
+        f"coverage@{k}": round(len({item for ranked in item_lists for item in ranked[:k]} - {None}) / items, 6)
+        for k in sorted({min(10, longest), longest})
+    }
+
+
+def _count_repeats(predicted: Sequence[Sequence[str]], seen: Sequence[set[str]]) -> dict[str, float]:
+    """Number and share of the first ten recommendations that the history holds."""
+    top = [ranked[:10] for ranked in predicted]
+    repeats = sum(sid in history for ranked, history in zip(top, seen, strict=True) for sid in ranked)
+    return {
         "seen_in_top_10": repeats,
         "seen_in_top_10_share": round(repeats / max(sum(map(len, top)), 1), 6),
-        "rows": len(predictions),
+    }
+
+
+def _count_flaws(predicted: Sequence[Sequence[str]], items: dict[str, list[int]], longest: int) -> dict[str, int]:
+    """Rows, and what is wrong with their lists or with the catalogue."""
+    return {
+        "rows": len(predicted),
         "illegal": sum(sid not in items for ranked in predicted for sid in ranked),
         "duplicates": sum(len(ranked) - len(set(ranked)) for ranked in predicted),
         "short_lists": sum(len(ranked) < min(longest, len(items)) for ranked in predicted),
         "items_sharing_a_sid": sum(len(shared) for shared in items.values() if len(shared) > 1),
     }
-
-
-COLUMNS = ("HR@1", "HR@3", "HR@5", "HR@10", "HR@50", "NDCG@10", "MRR@10")
 
 
 def format_metrics(columns: dict[str, dict]) -> str:
@@ -229,17 +269,21 @@ def format_metrics(columns: dict[str, dict]) -> str:
     items (`item_unseen`). A dash stands for what the lists are too short for.
     """
     unseen = ("HR@10", "NDCG@10")
-    header = ["item level", *COLUMNS, "+- HR@10", "illegal", *(f"{key} unseen" for key in unseen)]
-    lines = [header]
+    lines = [["item level", *TABLE_METRICS, "+- HR@10", "illegal", *(f"{key} unseen" for key in unseen)]]
     for name, result in columns.items():
         interval = result.get("item_interval_95", {}).get("HR@10")
         half_width = (interval[1] - interval[0]) / 2 if interval else None
-        values = [*(result["item"].get(key) for key in COLUMNS), half_width]
-        more = [result["item_unseen"].get(key) for key in unseen]
-        numbers, last = ([f"{v:.4f}" if v is not None else "-" for v in part] for part in (values, more))
-        lines.append([name, *numbers, f"{result['illegal']}", *last])
-    widths = [max(map(len, cells)) for cells in zip(*lines)]
+        seen_values = [*(result["item"].get(key) for key in TABLE_METRICS), half_width]
+        unseen_values = [result["item_unseen"].get(key) for key in unseen]
+        seen_cells, unseen_cells = (
+            [f"{value:.4f}" if value is not None else "-" for value in values]
+            for values in (seen_values, unseen_values)
+        )
+        lines.append([name, *seen_cells, f"{result['illegal']}", *unseen_cells])
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
         for line in lines
     )

@@ -7,26 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minionerec.common.files import InputError, atomic_write, read_json
-from minionerec.evaluation.metrics import (
-    CUTOFFS,
-    HISTORY_BUCKETS,
-    MAIN_CUTOFF,
-    POPULARITY_BUCKETS,
-    name_buckets,
-)
+from minionerec.evaluation.metrics import CUTOFFS, HISTORY_BUCKETS, MAIN_CUTOFF, POPULARITY_BUCKETS, name_buckets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEY = f"HR@{MAIN_CUTOFF}"
 
-
 # Colours that stay apart for colour-blind eyes, and shapes for a print without colour.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8f98", "#000000")
-
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-
 
 LEVELS = {
     "sid": "SID level",
@@ -36,21 +26,21 @@ LEVELS = {
 }
 
 
-def _style(place: int) -> dict:
-    return {"color": COLOURS[place % len(COLOURS)]}
+def _style(number: int) -> dict:
+    return {"color": COLOURS[number % len(COLOURS)]}
 
 
 def _draw_curves(axes: Axes, columns: dict[str, dict]) -> None:
     """Item-level HR@K over K, with the 95 % interval at K = 10. The models' bars stand a little apart."""
-    for place, (name, result) in enumerate(columns.items()):
+    for number, (name, result) in enumerate(columns.items()):
         cutoffs = [k for k in CUTOFFS if f"HR@{k}" in result["item"]]
         values = [result["item"][f"HR@{k}"] for k in cutoffs]
-        axes.plot(cutoffs, values, marker=MARKERS[place % len(MARKERS)], markersize=5, label=name, **_style(place))
+        axes.plot(cutoffs, values, marker=MARKERS[number % len(MARKERS)], markersize=5, label=name, **_style(number))
         if KEY in result["item_interval_95"]:
             low, high = result["item_interval_95"][KEY]
             # On a logarithmic axis equal factors are equal distances.
-            where = MAIN_CUTOFF * 1.04 ** (place - (len(columns) - 1) / 2)
-            axes.errorbar(where, (low + high) / 2, (high - low) / 2, fmt="none", capsize=4, **_style(place))
+            x = MAIN_CUTOFF * 1.04 ** (number - (len(columns) - 1) / 2)
+            axes.errorbar(x, (low + high) / 2, (high - low) / 2, fmt="none", capsize=4, **_style(number))
     axes.set_xscale("log")
     axes.set_xticks(CUTOFFS, map(str, CUTOFFS))
     axes.minorticks_off()
@@ -64,15 +54,16 @@ def _draw_curves(axes: Axes, columns: dict[str, dict]) -> None:
 def _draw_bars(axes: Axes, labels: Sequence[str], values: list[list[float | None]], title: str, xlabel: str) -> None:
     """Groups of bars, one group a label and one bar a model; values [models][labels], None where nothing is known."""
     width = 0.84 / len(values)
-    for place, row in enumerate(values):
-        where = [group + (place - (len(values) - 1) / 2) * width for group in range(len(labels))]
-        bars = axes.bar(where, [value or 0 for value in row], width * 0.94, **_style(place))
+    for number, row in enumerate(values):
+        x = [group + (number - (len(values) - 1) / 2) * width for group in range(len(labels))]
+        bars = axes.bar(x, [value or 0 for value in row], width * 0.94, **_style(number))
         if len(values) <= 3:  # more bars are too narrow for their figures
             axes.bar_label(bars, ["-" if v is None else f"{v:.3f}" for v in row], fontsize=8, padding=2)
     axes.set_xticks(range(len(labels)), labels)
     highest = max((value for row in values for value in row if value is not None), default=None)
     axes.set_ylim(0, 1.12 * highest if highest else 1)
-    axes.set_title(title if highest is not None else f"{title}: the lists are shorter than {MAIN_CUTOFF}")
+    missing = f"the lists are shorter than {MAIN_CUTOFF}" if labels else "it was not counted"
+    axes.set_title(title if highest is not None else f"{title}: {missing}")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(KEY)
     axes.grid(axis="y", alpha=0.25)
@@ -82,12 +73,12 @@ def _draw_buckets(
     axes: Axes, columns: dict[str, dict], split: str, starts: Sequence[int], title: str, xlabel: str
 ) -> None:
     """HR@10 of the buckets of one split, with the number of rows below each."""
-    splits = [result["by"][split] for result in columns.values()]
+    splits = [result["by"].get(split, {}) for result in columns.values()]
     names = [name for name in name_buckets(starts) if any(name in buckets for buckets in splits)]
     sizes = [sorted({buckets[name]["rows"] for buckets in splits if name in buckets}) for name in names]
     labels = [
         f"{name}\n{' to '.join(f'{rows:,}' for rows in (size[0], size[-1])[: len(size)])} rows"
-        for name, size in zip(names, sizes)
+        for name, size in zip(names, sizes, strict=True)
     ]
     values = [[buckets.get(name, {}).get(KEY) for name in names] for buckets in splits]
     _draw_bars(axes, labels, values, title, xlabel)
@@ -99,7 +90,8 @@ def draw_metrics(columns: dict[str, dict], path: str | Path) -> None:
     HR@K over K with intervals; HR@10 by the way of counting, by history length and by popularity of the target.
 
     Args:
-        columns: {name of the model: result of `metrics.score_predictions`}. path: the file, its name ending in .png.
+        columns: {name of the model: result of `score_predictions`}.
+        path: the file, its name ending in .png.
 
     Raises:
         InputError: a path that does not end in .png.
@@ -120,10 +112,8 @@ def draw_metrics(columns: dict[str, dict], path: str | Path) -> None:
     _draw_buckets(
         lengths, columns, "history_length", HISTORY_BUCKETS, f"{KEY} by history length", "items in the history"
     )
-    title = f"{KEY} by popularity of the target"
-    _draw_buckets(
-        targets, columns, "target_popularity", POPULARITY_BUCKETS, title, "times it is a target of the train split"
-    )
+    title, unit = f"{KEY} by popularity of the target", "times it is a target of the train split"
+    _draw_buckets(targets, columns, "target_popularity", POPULARITY_BUCKETS, title, unit)
     rows = sorted({result["rows"] for result in columns.values()})
     figure.suptitle(f"Recommendations for {' or '.join(f'{count:,}' for count in rows)} rows", fontsize=16)
     longest = max(map(len, columns))

@@ -5,64 +5,75 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from minionerec.common.processes import is_main_process
+from minionerec.common.processes import is_main_process, process_state
 from minionerec.evaluation.metrics import find_rank, hit_ratio, ndcg
+from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
 from minionerec.search.beam_search import beam_search
-from minionerec.search.trie import SidTrie
 
 
 def rank_sids(
     model: PreTrainedModel,
-    trie: SidTrie,
-    sid_of_sequence: list[str],
-    examples: list[Example],
+    catalogue_trie: CatalogueTrie,
+    examples: Sequence[Example],
     num_beams: int,
     batch_size: int,
+    *,
     length_penalty: float = 0.0,
     progress: bool = True,
     renormalize: bool = False,
     excluded: Sequence[Sequence[int]] | None = None,
     included: Sequence[Sequence[int] | None] | None = None,
 ) -> tuple[list[list[str]], list[list[float]]]:
-    """(the best SIDs of every example, best first; their scores), in the order of `examples`.
+    """The best SIDs of every example; batches hold prompts of similar length.
 
-    Batches hold prompts of similar length. Scores are those of `beam_search.Ranked`; renormalize, excluded and included
-    (sequence numbers per example) are as in `beam_search`.
+    Args:
+        model: decoder-only HF model.
+        catalogue_trie: the catalogue, on the model's device.
+        examples: whose prompts are ranked for.
+        num_beams: beams of the search, and the length of the lists.
+        batch_size: prompts of a forward pass.
+        length_penalty: as in `beam_search`, like renormalize.
+        progress: show a bar.
+        renormalize: score with probabilities over the legal tokens.
+        excluded: per example, the sequence numbers that may not be found.
+        included: per example, the only ones that may, or None for all.
+
+    Returns:
+        (rankings, scores) in the order of `examples`: SIDs, best first, and their scores.
     """
-    order = sorted(range(len(examples)), key=lambda place: len(examples[place].prompt_ids))
-    ranked: list[list[str]] = [[] for _ in examples]
+    order = sorted(range(len(examples)), key=lambda number: len(examples[number].prompt_ids))
+    rankings: list[list[str]] = [[] for _ in examples]
     scores: list[list[float]] = [[] for _ in examples]
     bar = tqdm(total=len(examples), unit="row", disable=not (progress and is_main_process()), mininterval=2.0)
     for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        found = beam_search(
+        numbers = order[start : start + batch_size]
+        result = beam_search(
             model,
-            trie,
-            [examples[place].prompt_ids for place in places],
+            catalogue_trie.trie,
+            [examples[number].prompt_ids for number in numbers],
             num_beams,
-            length_penalty,
-            renormalize,
-            excluded and [excluded[place] for place in places],
-            included and [included[place] for place in places],
+            length_penalty=length_penalty,
+            renormalize=renormalize,
+            excluded=excluded and [excluded[number] for number in numbers],
+            included=included and [included[number] for number in numbers],
         )
-        for place, sequences, values in zip(places, found.sequence.tolist(), found.score.tolist()):
-            ranked[place] = [sid_of_sequence[number] for number in sequences if number >= 0]
-            scores[place] = values[: len(ranked[place])]
-        bar.update(len(places))
+        rows = zip(numbers, result.sequence.tolist(), result.score.tolist(), strict=True)
+        for number, sequences, values in rows:
+            rankings[number] = [catalogue_trie.sids[sequence] for sequence in sequences if sequence >= 0]
+            scores[number] = values[: len(rankings[number])]
+        bar.update(len(numbers))
     bar.close()
-    return ranked, scores
+    return rankings, scores
 
 
 def measure_validation(
     model: PreTrainedModel,
-    trie: SidTrie,
-    sid_of_sequence: list[str],
+    catalogue_trie: CatalogueTrie,
     examples: Sequence[Example],
     num_beams: int,
     batch_size: int,
@@ -71,10 +82,10 @@ def measure_validation(
 
     Called on every process with all examples; each ranks its share, and all return the same figures.
     """
-    state = PartialState()
-    own = list(examples[state.process_index :: state.num_processes])
-    ranked, _ = rank_sids(model, trie, sid_of_sequence, own, num_beams, batch_size, progress=False)
-    ranks = [find_rank(example.sid, best) for example, best in zip(own, ranked)]
+    state = process_state()
+    share = list(examples[state.process_index :: state.num_processes])
+    rankings, _ = rank_sids(model, catalogue_trie, share, num_beams, batch_size, progress=False)
+    ranks = [find_rank(example.sid, ranked) for example, ranked in zip(share, rankings, strict=True)]
     # Sums, so that the processes' shares add up to the same figures whatever their number.
     sums = [hit_ratio(ranks, 10) * len(ranks), ndcg(ranks, 10) * len(ranks)] if ranks else [0.0, 0.0]
     total = reduce(torch.tensor(sums, dtype=torch.float64, device=model.device), "sum").tolist()

@@ -1,4 +1,4 @@
-"""One list of rows, worked off in batches by any number of processes, so that a kill costs the batches under way only."""
+"""Rows worked off in batches by any number of processes, so that a kill costs the batches under way only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minionerec.common.processes import process_state
 
 
 def read_finished(path: Path, offset: int = 0) -> tuple[dict[int, Any], int]:
-    """({row: its result} of the whole lines after byte `offset`, the byte after them).
+    """({row number: its result} of the whole lines after byte `offset`, the byte after them).
 
     A line without its end was torn by a kill, or is being written, and is left alone.
 
@@ -40,7 +40,17 @@ def read_finished(path: Path, offset: int = 0) -> tuple[dict[int, Any], int]:
 
 
 def prepare_folder(folder: Path, resuming: bool) -> None:
-    """Make the partial files of an earlier run ready to be continued, or remove them. One process, before all others."""
+    """Make the partial files of an earlier run ready to be continued, or remove them.
+
+    Called by one process, before any of them reads the files.
+
+    Args:
+        folder: that of `work_in_shards`; it need not exist.
+        resuming: whether they belong to this run.
+
+    Raises:
+        InputError: files that `work_in_shards` did not write.
+    """
     if folder.exists() and not resuming:
         shutil.rmtree(folder)
     for path in folder.glob("rank*.jsonl"):
@@ -56,14 +66,15 @@ def work_in_shards(
 ) -> list[Any] | None:
     """The result of every row, in row order, on the main process; None on the others.
 
-    Batches hold rows of similar length, longest first, so that what does not fit into memory fails at once. They are cut
-    before they are dealt out, so neither the number of processes nor a kill changes what is computed together. Each
+    Batches hold rows of similar length, longest first, so that what does not fit into memory fails at once. They are
+    cut before they are dealt out, so neither the number of processes nor a kill changes what is computed together. Each
     process appends a line per finished batch to `folder`/rank{N}.jsonl; rows found there are not done again, whichever
     process did them. A process that fails ends the run of all: its launcher stops the others, or the barrier does.
 
     Args:
-        work: results (JSON values) of a batch of row numbers, in its order.
+        work: gives the results (JSON values) of a batch of row numbers, in its order.
         lengths: of every row, such as the tokens of its prompt.
+        batch_size: rows of a batch.
         folder: on a disk that all processes share, made ready by `prepare_folder`.
         after_batch: called on the main process after each of its batches.
 
@@ -77,8 +88,8 @@ def work_in_shards(
     def collect() -> int:
         before = len(results)
         for path in sorted(folder.glob("rank*.jsonl")):
-            found, offsets[path] = read_finished(path, offsets.get(path, 0))
-            results.update(found)
+            new_results, offsets[path] = read_finished(path, offsets.get(path, 0))
+            results.update(new_results)
         return len(results) - before
 
     finished = collect()

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from minionerec.common.files import InputError
-from minionerec.common.records import Catalogue, group_items_by_sid
+from minionerec.common.records import Catalogue
 from minionerec.evaluation.metrics import (
     CUTOFFS,
     GAINS,
@@ -22,9 +22,7 @@ from minionerec.evaluation.metrics import (
 )
 
 PERMUTATIONS = 10_000
-
-
-PRINTED = ("HR@1", "HR@3", "HR@5", "HR@10", "HR@20", "HR@50", "NDCG@5", "NDCG@10", "NDCG@50", "MRR@10")
+PRINTED_METRICS = ("HR@1", "HR@3", "HR@5", "HR@10", "HR@20", "HR@50", "NDCG@5", "NDCG@10", "NDCG@50", "MRR@10")
 
 
 def check_same_rows(a: list[dict], b: list[dict], path_a: str, path_b: str) -> None:
@@ -33,12 +31,12 @@ def check_same_rows(a: list[dict], b: list[dict], path_a: str, path_b: str) -> N
     Raises:
         InputError: at the first row with another user or target, or at the end of the shorter file.
     """
-    for number, (first, second) in enumerate(zip(a, b), 1):
-        of_a, of_b = ((row["user_id"], row["item_id"]) for row in (first, second))
-        if of_a != of_b:
+    for number, (first, second) in enumerate(zip(a, b, strict=False), 1):  # lengths that differ are told below
+        if (first["user_id"], first["item_id"]) != (second["user_id"], second["item_id"]):
             raise InputError(
-                f"row {number} differs: user {of_a[0]}, item {of_a[1]} in {path_a}, but user {of_b[0]}, item {of_b[1]} "
-                f"in {path_b}; only predictions for the same test rows can be compared"
+                f"row {number} differs: user {first['user_id']}, item {first['item_id']} in {path_a}, but "
+                f"user {second['user_id']}, item {second['item_id']} in {path_b}; only predictions for the same test "
+                "rows can be compared"
             )
     if len(a) != len(b):
         raise InputError(
@@ -47,18 +45,19 @@ def check_same_rows(a: list[dict], b: list[dict], path_a: str, path_b: str) -> N
         )
 
 
-def compute_item_ranks(
-    rows: list[dict], catalogue: Catalogue, counts: dict[int, int], path: str, info_file: str
-) -> np.ndarray:
+def compute_item_ranks(rows: list[dict], catalogue: Catalogue, path: str, info_file: str) -> np.ndarray:
     """Item-level ranks [rows], 0 for a target not found: of `predict_items` where a row has it, else of its SIDs.
+
+    Args:
+        rows: the predictions read from `path`.
+        catalogue: read from `info_file`, with the popularity of its items.
 
     Raises:
         InputError: a target that the catalogue does not have under this SID.
     """
-    items = group_items_by_sid(catalogue.sids, catalogue.item_ids, counts)
-    known = dict(zip(catalogue.item_ids, catalogue.sids))
+    items = catalogue.items_of_sid
     for number, row in enumerate(rows, 1):
-        if known.get(row["item_id"]) != row["output"]:
+        if catalogue.sid_of.get(row["item_id"]) != row["output"]:
             raise InputError(
                 f"{path}, row {number}: item {row['item_id']} with SID {row['output']} is not in {info_file}; "
                 "is it the catalogue of this model?"
@@ -75,7 +74,8 @@ def mcnemar_test(only_a: int, only_b: int) -> float:
     """Exact two-sided p-value that a hit of one model alone is as likely as one of the other alone (McNemar, 1947).
 
     Args:
-        only_a, only_b: rows that only one of the two hits. Rows that both or none hit say nothing.
+        only_a: rows that only the first model hits. Rows that both or none hit say nothing.
+        only_b: rows that only the second model hits.
     """
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
 
@@ -86,10 +86,15 @@ def sign_flip_test(differences: np.ndarray, seed: int = 0, permutations: int = P
     Fisher's randomisation test, as recommended for retrieval metrics (Smucker, Allan and Carterette, CIKM 2007). The
     observed order counts as one of the permutations, so p is never 0 (Phipson and Smyth, 2010). Rows with differences
     of the same size share one binomial draw: the number of them that keep a plus.
+
+    Args:
+        differences: [rows], what the second model gains more than the first.
+        seed: of the drawing.
+        permutations: how many are drawn.
     """
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
-    plus = np.random.default_rng(seed).binomial(counts, 0.5, size=(permutations, len(counts)))
-    totals = np.abs(2 * (plus @ sizes) - counts @ sizes)
+    positive = np.random.default_rng(seed).binomial(counts, 0.5, size=(permutations, len(counts)))
+    totals = np.abs(2 * (positive @ sizes) - counts @ sizes)
     # Sums in another order differ in the last bits; without the margin, ties with the observed total would be lost.
     as_far = (totals >= np.abs(differences.sum()) - 1e-9).sum()
     return float((as_far + 1) / (permutations + 1))
@@ -99,18 +104,21 @@ def compare_paired(ranks_a: np.ndarray, ranks_b: np.ndarray, longest: int, seed:
     """{"HR@1": {"a", "b", "difference", "interval_95", "p", "wins", "losses"}, ...} at the CUTOFFS up to `longest`.
 
     difference is b - a, its interval a paired bootstrap over rows; wins are the rows in which b gains more than a,
-    losses those in which it gains less. p is of `mcnemar` for HR and of `sign_flip` for NDCG and MRR, which at 1 equal
-    HR@1 and are left out.
+    losses those in which it gains less. p is of `mcnemar_test` for HR and of `sign_flip_test` for NDCG and MRR, which
+    at 1 equal HR@1 and are left out.
 
     Args:
-        ranks_a, ranks_b: [rows], as `rank_array` gives them. longest: length of the shorter lists.
+        ranks_a: [rows] of the first model, as `to_rank_array` gives them.
+        ranks_b: [rows] of the second model.
+        longest: length of the shorter lists.
+        seed: of the resampling.
     """
     keys = [(name, k) for name in GAINS for k in CUTOFFS if k <= longest and (name == "HR" or k > 1)]
     a, b = (np.stack([compute_row_gains(name, ranks, k) for name, k in keys], axis=1) for ranks in (ranks_a, ranks_b))
     differences = b - a
     intervals = bootstrap_intervals(differences, seed).T.tolist()
     result = {}
-    for column, ((name, k), interval) in enumerate(zip(keys, intervals)):
+    for column, ((name, k), interval) in enumerate(zip(keys, intervals, strict=True)):
         difference = differences[:, column]
         wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
         result[f"{name}@{k}"] = {
@@ -126,11 +134,11 @@ def compare_paired(ranks_a: np.ndarray, ranks_b: np.ndarray, longest: int, seed:
 
 
 def format_comparison(result: dict[str, dict]) -> str:
-    """The metrics of `paired` as text, one line each."""
+    """The metrics of `compare_paired` as text, one line each."""
     lines = [
         f"{'item level':<10}{'a':>9}{'b':>9}{'b - a':>10}{'95 % interval':>21}{'p':>9}{'b better':>10}{'a better':>10}"
     ]
-    for key in PRINTED:
+    for key in PRINTED_METRICS:
         if key in result:
             row = result[key]
             interval = "[{:+.4f}, {:+.4f}]".format(*row["interval_95"])

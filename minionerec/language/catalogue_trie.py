@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 
 from minionerec.common.records import Catalogue
@@ -9,16 +11,35 @@ from minionerec.language.prompts import Encoder
 from minionerec.search.trie import SidTrie
 
 
-def build_catalogue_trie(
-    catalogue: Catalogue, encoder: Encoder, device: torch.device | str
-) -> tuple[SidTrie, list[str]]:
-    """(trie over the catalogue's SIDs with their end token, SID text of every sequence number).
+@dataclass
+class CatalogueTrie:
+    """What a search goes over, and what its results are called.
 
-    The texts are decoded from the tokens the trie holds, so that what is reported is what was searched.
+    Attributes:
+        trie: the token sequences of all SIDs, end token included.
+        sids: the SID text of every sequence number of the trie.
+        number_of: {SID text: sequence number}.
+    """
+
+    trie: SidTrie
+    sids: list[str]
+    number_of: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.number_of = {sid: number for number, sid in enumerate(self.sids)}
+
+
+def build_catalogue_trie(catalogue: Catalogue, encoder: Encoder, device: torch.device | str) -> CatalogueTrie:
+    """The trie over the catalogue's SIDs with their end token.
+
+    The SID texts are decoded from the tokens the trie holds, so that what is reported is what was searched.
+
+    Raises:
+        InputError: a SID whose tokens are not single tokens of the encoder's tokenizer.
     """
     trie = SidTrie(encoder.sid_ids(catalogue.sids), device)
-    texts = [
-        "".join(encoder.tokenizer.convert_ids_to_tokens(tokens[: len(tokens) - len(encoder.end)]))
-        for tokens in trie.sequences()
+    end = len(encoder.end)
+    sids = [
+        "".join(encoder.tokenizer.convert_ids_to_tokens(tokens[: len(tokens) - end])) for tokens in trie.sequences()
     ]
-    return trie, texts
+    return CatalogueTrie(trie, sids)

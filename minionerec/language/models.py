@@ -1,4 +1,4 @@
-"""Models and tokenizers: loading, building from a config, adding SID tokens, and writing a checkpoint folder."""
+"""Models and tokenizers: loading them, building them from a config, dropout where HF models have none."""
 
 from __future__ import annotations
 
@@ -36,17 +36,12 @@ def hide_file_progress() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-ATTENTIONS = ("sdpa", "flex_attention")
-
-
 def check_attention(attention: str) -> None:
     """Stop if this machine cannot train with `attention`.
 
     Raises:
-        InputError: an unknown name, or flex_attention, which has no backward pass on a CPU, without a CUDA device.
+        InputError: flex_attention, which has no backward pass on a CPU, without a CUDA device.
     """
-    if attention not in ATTENTIONS:
-        raise InputError(f"--attention {attention}: expected one of {', '.join(ATTENTIONS)}")
     if attention == "flex_attention" and not torch.cuda.is_available():
         raise InputError("--attention flex_attention: trains on a CUDA device only, and there is none here; use sdpa")
 

@@ -17,8 +17,8 @@ from minionerec.common.records import SID_TOKEN
 
 PROMPTS_FILE = "prompts.yaml"  # the prompt set a checkpoint carries
 
-# Every task has one field that its prompt shows and one that its target says, so no prompt can hold anything else of the
-# target item. Beside it a prompt may show {category}.
+# Every task has one field that its prompt shows and one that its target says, so no prompt can hold anything else of
+# the target item. Beside it a prompt may show {category}.
 TASK_FIELDS = {
     "next_sid": ("history", "sid"),
     "similar_sid": ("history", "sid"),
@@ -35,6 +35,8 @@ TASK_FIELDS = {
 }
 
 
+# Templates of tasks that plugins register, for prompt sets that have none of their own.
+REGISTERED_TEMPLATES: dict[str, dict[str, str]] = {}
 SETTINGS = {"separator": "", "max_description": 400}  # of a prompt set, beside its tasks
 
 
@@ -51,17 +53,23 @@ class PromptSet:
     separator: str
     max_description: int
 
-    def prompt(self, task: str, given: Sequence[str]) -> str:
-        """The prompt of a task that shows `given`: the items of a history, or a single text."""
-        return self.template(task)["prompt"].format(**{TASK_FIELDS[task][0]: self.separator.join(given)})
+    def prompt(self, task: str, texts: Sequence[str]) -> str:
+        """The prompt of a task that shows `texts`: the items of a history, or a single text."""
+        return self.template(task)["prompt"].format(**{TASK_FIELDS[task][0]: self.separator.join(texts)})
 
-    def target(self, task: str, answer: str) -> str:
-        return self.template(task)["target"].format(**{TASK_FIELDS[task][1]: answer})
+    def target(self, task: str, text: str) -> str:
+        """The target of a task that says `text`."""
+        return self.template(task)["target"].format(**{TASK_FIELDS[task][1]: text})
 
     def template(self, task: str) -> dict[str, str]:
         if task not in self.templates:
             raise InputError(f"this prompt set has no task {task!r}; it has {', '.join(self.templates)}")
         return self.templates[task]
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether the set shows and says nothing but bare SIDs."""
+        return self.templates.keys() - REGISTERED_TEMPLATES.keys() == {"next_sid", "similar_sid"}
 
     @property
     def after_sid(self) -> str:
@@ -77,8 +85,10 @@ class PromptSet:
         return text[: self.max_description + 1].rpartition(" ")[0] or text[: self.max_description]
 
     def to_yaml(self) -> str:
+        """The set as a file that `load_prompts` reads; tasks of plugins stay out, as a reader may lack the plugin."""
         settings = {name: getattr(self, name) for name in SETTINGS}
-        return yaml.safe_dump({"checkpoint": {**settings, **self.templates}}, allow_unicode=True, sort_keys=False)
+        templates = {task: parts for task, parts in self.templates.items() if task not in REGISTERED_TEMPLATES}
+        return yaml.safe_dump({"checkpoint": {**settings, **templates}}, allow_unicode=True, sort_keys=False)
 
 
 def resolve_prompts_file(name_or_file: str | Path) -> tuple[str, str]:
@@ -94,11 +104,12 @@ def load_prompts(name_or_file: str | Path, category: str | None = None) -> Promp
     """A prompt set: `compact` or `worded` (config/prompts.yaml), a YAML file with one set, or FILE:SET.
 
     Args:
-        category: any text, for the {category} of the templates. It becomes part of them, so that a checkpoint carries it.
+        category: any text, for the {category} of the templates. It becomes part of them and of a checkpoint.
 
     Raises:
-        InputError: no such set or file, a wrong setting, an unknown task, or a template that lacks its prompt or target,
-            shows other fields than its task has, has its target in its prompt, or needs a category that was not given.
+        InputError: no such set or file, a wrong setting, an unknown task, or a template that lacks its prompt or
+            target, shows other fields than its task has, has its target in its prompt, or needs a category that was
+            not given.
     """
     path, name = resolve_prompts_file(name_or_file)
     try:
@@ -118,6 +129,7 @@ def load_prompts(name_or_file: str | Path, category: str | None = None) -> Promp
         if type(settings[key]) is not type(default) or (key == "max_description" and settings[key] < 1):
             raise InputError(f"{path}: {key} must be {'text' if default == '' else 'a number from 1'}")
     tasks = {task: template for task, template in chosen.items() if task not in SETTINGS}
+    tasks |= {task: template for task, template in REGISTERED_TEMPLATES.items() if task not in tasks} if tasks else {}
     if not tasks:
         raise InputError(f"{path}: the prompt set has no task; known: {', '.join(TASK_FIELDS)}")
     checked = {task: _check_template(f"{path}, task {task}", task, template) for task, template in tasks.items()}
@@ -143,6 +155,21 @@ def load_prompts(name_or_file: str | Path, category: str | None = None) -> Promp
     return prompts
 
 
+def register_templates(task: str, fields: tuple[str, str], templates: dict[str, str]) -> None:
+    """Make a task of a plugin known: what its prompt shows, what its target says, and its templates.
+
+    Raises:
+        InputError: templates that do not show and say these fields.
+    """
+    TASK_FIELDS[task] = fields
+    try:
+        _check_template(f"task {task}", task, templates)
+    except InputError:
+        del TASK_FIELDS[task]
+        raise
+    REGISTERED_TEMPLATES[task] = templates
+
+
 Pieces = list[tuple[str, str | None]]
 
 
@@ -156,21 +183,22 @@ def _check_template(where: str, task: Any, template: Any) -> dict[str, Pieces]:
     pieces: dict[str, Pieces] = {}
     for part in ("prompt", "target"):
         try:
-            found = list(Formatter().parse(template[part]))
+            parsed = list(Formatter().parse(template[part]))
         except (ValueError, TypeError) as error:
             raise InputError(f"{where}: {part} is no template ({error}); braces are written {{{{ and }}}}") from None
-        for _, field, form, conversion in found:
+        for _, field, form, conversion in parsed:
             if field is not None and (field not in known or form or conversion):
                 raise InputError(f"{where}: unknown field {{{field}}}; known: {', '.join(f'{{{k}}}' for k in known)}")
-        pieces[part] = [(literal, field) for literal, field, _, _ in found]
-    given, answer = TASK_FIELDS[task]
-    shown, said = ({field for _, field in pieces[part] if field} for part in ("prompt", "target"))
-    if shown & said or answer in shown:
-        raise InputError(f"{where}: the prompt contains its own target {{{min(shown & said, default=answer)}}}")
-    if shown - {"category"} != {given}:
-        raise InputError(f"{where}: the prompt must show {{{given}}} and may show {{category}}, nothing else")
-    if said != {answer}:
-        raise InputError(f"{where}: the target must say {{{answer}}} and no other field")
+        pieces[part] = [(literal, field) for literal, field, _, _ in parsed]
+    prompt_field, target_field = TASK_FIELDS[task]
+    in_prompt, in_target = ({field for _, field in pieces[part] if field} for part in ("prompt", "target"))
+    if in_prompt & in_target or target_field in in_prompt:
+        leaked = min(in_prompt & in_target, default=target_field)
+        raise InputError(f"{where}: the prompt contains its own target {{{leaked}}}")
+    if in_prompt - {"category"} != {prompt_field}:
+        raise InputError(f"{where}: the prompt must show {{{prompt_field}}} and may show {{category}}, nothing else")
+    if in_target != {target_field}:
+        raise InputError(f"{where}: the target must say {{{target_field}}} and no other field")
     return pieces
 
 
@@ -190,15 +218,19 @@ def load_checkpoint_prompts(
     checkpoint: str | Path, override: str | None = None, category: str | None = None
 ) -> PromptSet:
     """The prompts a checkpoint was trained with, the `override` where one is named, else the worded set."""
-    own = Path(checkpoint) / PROMPTS_FILE
-    return load_prompts(override or (own if own.is_file() else "worded"), category)
+    stored = Path(checkpoint) / PROMPTS_FILE
+    return load_prompts(override or (stored if stored.is_file() else "worded"), category)
 
 
 class Encoder:
-    """Turns texts into token ids the same way everywhere: [the tokenizer's own start tokens] prompt | target, end token.
+    """Turns texts into token ids the same way everywhere: start tokens of the tokenizer, prompt | target, end token.
 
-    Texts go to the tokenizer in one batch, which a fast tokenizer spreads over the cores, and equal texts go there once.
-    Targets, a closed list of short texts, are also kept from one task to the next.
+    Texts go to the tokenizer in one batch, which a fast tokenizer spreads over the cores, and equal texts go there
+    once. Targets, a closed list of short texts, are also kept from one task to the next.
+
+    Args:
+        tokenizer: of the model. prompts: the templates.
+        cutoff_len: longest prompt with its target, in tokens; the oldest history is dropped until an example fits.
 
     Attributes:
         end: the tokens after a SID: what the templates put there, and the end token.
@@ -207,10 +239,10 @@ class Encoder:
         InputError: the tokenizer has no end token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, cutoff_len: int = 512):
         if tokenizer.eos_token_id is None:
             raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token")
-        self.tokenizer, self.prompts = tokenizer, prompts
+        self.tokenizer, self.prompts, self.cutoff_len = tokenizer, prompts, cutoff_len
         self._targets: dict[str, list[int]] = {}
         self.end = self.target_ids([prompts.after_sid])[0]
         start = tokenizer("").input_ids
@@ -227,14 +259,14 @@ class Encoder:
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of prompts; equal texts share one list."""
         distinct = list(dict.fromkeys(texts))
-        ids = {text: [*self.start, *found] for text, found in zip(distinct, self._encode(distinct))}
+        ids = {text: [*self.start, *tokens] for text, tokens in zip(distinct, self._encode(distinct), strict=True)}
         return [ids[text] for text in texts]
 
     def target_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of targets with the end token; equal texts share one list."""
         new = [text for text in dict.fromkeys(texts) if text not in self._targets]
-        for text, found in zip(new, self._encode(new)):
-            self._targets[text] = [*found, self.tokenizer.eos_token_id]
+        for text, tokens in zip(new, self._encode(new), strict=True):
+            self._targets[text] = [*tokens, self.tokenizer.eos_token_id]
         return [self._targets[text] for text in texts]
 
     def sid_ids(self, sids: Sequence[str]) -> list[list[int]]:
@@ -263,5 +295,6 @@ class Encoder:
         alone = self._encode([prompt])[0] + self._encode([target])[0]
         if self._encode([prompt + target])[0] != alone:
             raise InputError(
-                f"prompt task {task}: {target!r} tokenises differently after the prompt than alone; end the prompt otherwise"
+                f"prompt task {task}: {target!r} tokenises differently after the prompt than alone; "
+                "end the prompt otherwise"
             )

@@ -1,4 +1,4 @@
-"""Where the rows of new SID tokens start: what the items that use a code are about, as directions in embedding space."""
+"""The token rows of semantic IDs: adding them to a model, and where they start in embedding space."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from minionerec.common.texts import join_item_texts
 from minionerec.common.tfidf import compute_tfidf
+
+COMPONENTS = 128  # of latent semantic analysis
+# How much of a new row's spread is direction, where there is one; the rest is noise, so that no two rows are equal.
+DIRECTED_SHARE = 0.95
 
 
 def _sid_sort_key(token: str) -> tuple:
-    level, number = (
-        re.fullmatch(r"<(\D*?)_?(\d*)>", token).groups() if re.fullmatch(r"<(\D*?)_?(\d*)>", token) else (token, "")
-    )
+    """Sorts <a_2> before <a_10>: by level, then by number."""
+    match = re.fullmatch(r"<(\D*?)_?(\d*)>", token)
+    level, number = match.groups() if match else (token, "")
     return level, int(number or 0), token
-
-
-# How much of a new row's spread is direction, where there is one; the rest is noise, so that no two rows are equal.
-DIRECTED_SHARE = 0.95
 
 
 def add_sid_tokens(
@@ -37,16 +38,23 @@ def add_sid_tokens(
     spread: float = 0.1,
     directions: dict[str, np.ndarray] | None = None,
 ) -> int:
-    """Give every SID token of the index a row of its own; returns how many were new.
+    """Give every SID token a row of its own.
 
-    New rows start at the mean of the old ones plus noise of `spread` times their standard deviation: a tenth in a pretrained
-    model, so that no new token begins as an outlier; 1 in a random model, where rows that start alike would take epochs to
-    part. Only rows past the old tokenizer's are touched; a vocabulary padded beyond it is used up first.
+    New rows start at the mean of the old ones plus noise of `spread` times their standard deviation. Only rows past the
+    old tokenizer's are touched; a vocabulary padded beyond it is used up first.
 
-    directions: token -> vector [hidden], of standard deviation 1 over all tokens (`sid_init.code_directions`): the noise
-    is then mostly replaced by it.
+    Args:
+        model, tokenizer: changed in place.
+        tokens: the SID tokens; those that the tokenizer knows keep their rows.
+        seed: of the noise.
+        spread: of the noise.
+        directions: {token: vector [hidden]} of standard deviation 1 over all tokens (`compute_code_directions`), by
+            which the noise is then mostly replaced.
+
+    Returns:
+        How many tokens were new.
     """
-    known = len(tokenizer)
+    old_size = len(tokenizer)
     added = tokenizer.add_tokens(
         [AddedToken(token, normalized=False) for token in sorted(set(tokens), key=_sid_sort_key)]
     )
@@ -59,24 +67,23 @@ def add_sid_tokens(
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     for layer in [model.get_input_embeddings()] + ([] if tied else [model.get_output_embeddings()]):
         with torch.no_grad():
-            old = layer.weight[:known]
+            old = layer.weight[:old_size]
             noise = torch.randn(added, old.shape[1], generator=generator).to(old)
             if directions:
-                named = tokenizer.convert_ids_to_tokens(range(known, len(tokenizer)))
+                named = tokenizer.convert_ids_to_tokens(range(old_size, len(tokenizer)))
                 directed = torch.from_numpy(np.stack([directions[token] for token in named])).to(old)
                 noise = DIRECTED_SHARE * directed + (1 - DIRECTED_SHARE**2) ** 0.5 * noise
-            layer.weight[known : len(tokenizer)] = old.mean(dim=0) + spread * old.std(dim=0) * noise
+            layer.weight[old_size : len(tokenizer)] = old.mean(dim=0) + spread * old.std(dim=0) * noise
     return added
 
 
-COMPONENTS = 128  # of latent semantic analysis
-
-
 def compute_tfidf_vectors(texts: Sequence[str], width: int, seed: int) -> np.ndarray:
-    """[N, width]: latent semantic analysis of the texts (Deerwester et al. 1990), randomly rotated into `width` dimensions.
+    """Latent semantic analysis of texts (Deerwester et al. 1990), randomly rotated into `width` dimensions.
 
-    For a model without any knowledge of words: its dimensions mean nothing yet, but like items get like vectors. All zeros
-    if the texts have too few words in common.
+    For a model without any knowledge of words: its dimensions mean nothing yet, but like items get like vectors.
+
+    Returns:
+        float64 [N, width]; all zeros if the texts have too few words in common.
     """
     table = compute_tfidf(texts)
     components = min(COMPONENTS, width, *(size - 1 for size in table.shape))
@@ -96,9 +103,9 @@ def average_embeddings(texts: Sequence[str], model: PreTrainedModel, tokenizer: 
     times = np.bincount(np.concatenate(tokens).astype(np.int64), minlength=len(rows))
     weight = np.log(len(texts) / np.maximum(times, 1) + 1)
     vectors = np.zeros((len(texts), rows.shape[1]))
-    for place, ids in enumerate(tokens):
+    for text, ids in enumerate(tokens):
         if len(ids):
-            vectors[place] = np.average(rows[ids], axis=0, weights=weight[ids])
+            vectors[text] = np.average(rows[ids], axis=0, weights=weight[ids])
     return vectors
 
 
@@ -116,9 +123,35 @@ def compute_code_directions(sids: Sequence[Sequence[str]], vectors: np.ndarray) 
             users[level, token].append(item)
     means = {key: vectors[items].mean(axis=0) for key, items in users.items()}
     centre = {
-        level: np.mean([mean for (own, _), mean in means.items() if own == level], axis=0)
+        level: np.mean([mean for (other, _), mean in means.items() if other == level], axis=0)
         for level in {level for level, _ in means}
     }
     directions = {token: mean - centre[level] for (level, token), mean in means.items()}
     scale = np.stack(list(directions.values())).std()
     return {token: vector / scale for token, vector in directions.items()} if scale > 0 else {}
+
+
+def compute_start_directions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sids: Sequence[Sequence[str]],
+    titles: Sequence[str],
+    descriptions: Sequence[str],
+    seed: int,
+    from_scratch: bool,
+) -> dict[str, np.ndarray]:
+    """{SID token: direction} of what the items that use a token are about, see `compute_code_directions`.
+
+    By the words' embeddings in a pretrained base; by latent semantic analysis of the words for a random model.
+
+    Args:
+        sids, titles, descriptions: of every item.
+        seed: of the analysis.
+        from_scratch: whether the model is random.
+    """
+    texts = join_item_texts(titles, descriptions)
+    if from_scratch:
+        vectors = compute_tfidf_vectors(texts, model.get_input_embeddings().weight.shape[1], seed)
+    else:
+        vectors = average_embeddings(texts, model, tokenizer)
+    return compute_code_directions(sids, vectors)

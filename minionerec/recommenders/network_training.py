@@ -42,16 +42,17 @@ def fold_histories(rows: Sequence[Row], max_history: int) -> list[TrainSequence]
     return sequences
 
 
-def compute_sequence_loss(model: SequentialRecommender, sequences: Sequence[TrainSequence]) -> Tensor:
+def compute_sequence_loss(network: SequentialRecommender, sequences: Sequence[TrainSequence]) -> Tensor:
     """Cross-entropy over all items, mean over the targets of the sequences; a scalar in nats."""
-    columns, _ = model.pad([sequence.history for sequence in sequences])
+    columns, _ = network.pad_histories([sequence.history for sequence in sequences])
     triples = [
-        (place, position, model.column[item])
-        for place, sequence in enumerate(sequences)
+        (number, position, network.column_of[item])
+        for number, sequence in enumerate(sequences)
         for position, item in sequence.targets
     ]
-    place, position, target = torch.tensor(triples, device=columns.device).T
-    return functional.cross_entropy(model.logits(model.states(columns)[place, position]), target)
+    numbers, positions, targets = torch.tensor(triples, device=columns.device).T
+    states = network.compute_states(columns)[numbers, positions]
+    return functional.cross_entropy(network.compute_logits(states), targets)
 
 
 def draw_batches(sequences: Sequence[TrainSequence], batch_size: int) -> list[list[TrainSequence]]:
@@ -59,47 +60,54 @@ def draw_batches(sequences: Sequence[TrainSequence], batch_size: int) -> list[li
     order = torch.randperm(len(sequences))
     targets = torch.tensor([len(sequence.targets) for sequence in sequences])[order].cumsum(0)
     _, sizes = ((targets - 1) // batch_size).unique_consecutive(return_counts=True)
-    return [[sequences[place] for place in places.tolist()] for places in order.split(sizes.tolist())]
+    return [[sequences[number] for number in numbers.tolist()] for numbers in order.split(sizes.tolist())]
 
 
 def rank_with_network(
-    model: SequentialRecommender, rows: Sequence[Row], k: int
+    network: SequentialRecommender, rows: Sequence[Row], k: int
 ) -> tuple[list[list[int]], list[list[float]]]:
     """(the k best items of every row, best first; their log-probabilities)."""
     items, scores = [], []
     for start in range(0, len(rows), RANKED_AT_ONCE):
         histories = [row.history_ids for row in rows[start : start + RANKED_AT_ONCE]]
-        best = model.scores(histories).topk(min(k, len(model.item_ids)), dim=-1)
-        items += [[model.item_ids[column] for column in columns] for columns in best.indices.tolist()]
+        best = network.score_histories(histories).topk(min(k, len(network.item_ids)), dim=-1)
+        items += [[network.item_ids[column] for column in columns] for columns in best.indices.tolist()]
         scores += best.values.tolist()
     return items, scores
 
 
 def train_network(
-    model: SequentialRecommender,
+    network: SequentialRecommender,
     sequences: Sequence[TrainSequence],
     validate: Callable[[], dict[str, float]],
+    *,
     num_epochs: int,
     batch_size: int,
     learning_rate: float,
     weight_decay: float,
     patience: int,
 ) -> list[dict]:
-    """Train with AdamW and leave the model with the weights of the epoch that is best by validation NDCG@10.
+    """Train with AdamW and leave the network with the weights of the epoch that is best by validation NDCG@10.
+
+    Args:
+        sequences: the train rows, folded.
+        validate: measures the network after an epoch: {"HR@10", "NDCG@10"}.
+        num_epochs: epochs, at most; it stops after `patience` of them without a better one.
+        batch_size: train rows a step, about.
 
     Returns:
-        One {"epoch", "loss", "HR@10", "NDCG@10"} an epoch; it stops after `patience` epochs without a better one.
+        One {"epoch", "loss", "HR@10", "NDCG@10"} an epoch.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     epochs: list[dict] = []
     best, best_weights = None, {}
     rows = sum(len(sequence.targets) for sequence in sequences)
     bar = tqdm(total=num_epochs * rows, unit="row", disable=not is_main_process(), mininterval=2.0)
     for epoch in range(1, num_epochs + 1):
-        model.train()
+        network.train()
         total = 0.0
         for batch in draw_batches(sequences, batch_size):
-            loss = compute_sequence_loss(model, batch)
+            loss = compute_sequence_loss(network, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -111,9 +119,9 @@ def train_network(
         bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", ndcg=f"{epochs[-1]['NDCG@10']:.4f}", refresh=False)
         if best is None or epochs[-1]["NDCG@10"] > best["NDCG@10"]:
             best = epochs[-1]
-            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+            best_weights = {name: value.clone() for name, value in network.state_dict().items()}
         if epoch - best["epoch"] >= patience:
             break
     bar.close()
-    model.load_state_dict(best_weights)
+    network.load_state_dict(best_weights)
     return epochs

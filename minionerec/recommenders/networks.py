@@ -18,47 +18,49 @@ from minionerec.common.files import InputError, atomic_write, read_json
 class SequentialRecommender(nn.Module):
     """A causal network over item histories with one embedding table, used for input and output.
 
-    Histories are padded on the right: a position sees itself and what stands before it, so the padding never changes it.
+    Histories are padded on the right: a position sees itself and what stands before it, so padding never changes it.
 
     Attributes:
         item_ids: the catalogue; column j of every score belongs to item_ids[j].
-        settings: what `load_recommender` needs to build the network again.
+        settings: what `load_network` needs to build the network again.
     """
 
     def __init__(self, item_ids: Sequence[int], settings: dict):
         super().__init__()
         self.item_ids, self.settings = list(item_ids), settings
-        self.column = {item: column for column, item in enumerate(self.item_ids)}
+        self.column_of = {item: column for column, item in enumerate(self.item_ids)}
         self.embedding = nn.Embedding(len(self.item_ids), settings["hidden_size"])
         self.dropout = nn.Dropout(settings["dropout"])
         nn.init.normal_(self.embedding.weight, std=settings["hidden_size"] ** -0.5)
 
-    def states(self, columns: Tensor) -> Tensor:
+    def compute_states(self, columns: Tensor) -> Tensor:
         """Hidden states [n, length, hidden_size] of catalogue columns [n, length], oldest item first."""
         raise NotImplementedError
 
-    def logits(self, states: Tensor) -> Tensor:
+    def compute_logits(self, states: Tensor) -> Tensor:
         """[..., num_items] of states [..., hidden_size]."""
         return functional.linear(states, self.embedding.weight)
 
-    def pad(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def pad_histories(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(catalogue columns [n, longest], lengths [n]) of histories of item ids; the newest max_history items count.
 
         Raises:
             ValueError: an empty history, or an item outside the catalogue.
         """
         newest = [history[-self.settings["max_history"] :] for history in histories]
-        unknown = {item for history in newest for item in history} - self.column.keys()
-        if unknown or not all(map(len, newest)):
-            raise ValueError(f"item {min(unknown)} is not in the catalogue" if unknown else "a history is empty")
+        unknown = {item for history in newest for item in history} - self.column_of.keys()
+        if unknown:
+            raise ValueError(f"item {min(unknown)} is not in the catalogue")
+        if not all(map(len, newest)):
+            raise ValueError("a history is empty")
         longest = max(map(len, newest))
         # Any item will do as padding.
-        columns = [[self.column[item] for item in history] + [0] * (longest - len(history)) for history in newest]
+        columns = [[self.column_of[item] for item in history] + [0] * (longest - len(history)) for history in newest]
         device = self.embedding.weight.device
         return torch.tensor(columns, device=device), torch.tensor([len(history) for history in newest], device=device)
 
     @torch.no_grad()
-    def scores(self, histories: Sequence[Sequence[int]]) -> Tensor:
+    def score_histories(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """Log-probabilities [n, num_items] of the next item, over `item_ids`; histories are item ids, oldest first.
 
         Raises:
@@ -66,10 +68,10 @@ class SequentialRecommender(nn.Module):
         """
         training = self.training
         self.eval()
-        columns, lengths = self.pad(histories)
-        last = self.states(columns)[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        columns, lengths = self.pad_histories(histories)
+        last = self.compute_states(columns)[torch.arange(len(lengths), device=lengths.device), lengths - 1]
         self.train(training)
-        return self.logits(last).log_softmax(dim=-1)
+        return self.compute_logits(last).log_softmax(dim=-1)
 
 
 class SASRec(SequentialRecommender):
@@ -90,7 +92,7 @@ class SASRec(SequentialRecommender):
         norm = nn.LayerNorm(hidden_size)
         self.encoder = nn.TransformerEncoder(layer, settings["num_layers"], norm, enable_nested_tensor=False)
 
-    def states(self, columns: Tensor) -> Tensor:
+    def compute_states(self, columns: Tensor) -> Tensor:
         length = columns.shape[1]
         embedded = self.embedding(columns) + self.position.weight[:length]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=columns.device)
@@ -103,11 +105,11 @@ class GRU4Rec(SequentialRecommender):
     def __init__(self, item_ids: Sequence[int], settings: dict):
         super().__init__(item_ids, settings)
         hidden_size, layers = settings["hidden_size"], settings["num_layers"]
-        between = settings["dropout"] if layers > 1 else 0.0
-        self.gru = nn.GRU(hidden_size, hidden_size, layers, batch_first=True, dropout=between)
+        between_layers = settings["dropout"] if layers > 1 else 0.0
+        self.gru = nn.GRU(hidden_size, hidden_size, layers, batch_first=True, dropout=between_layers)
         self.output = nn.Linear(hidden_size, hidden_size)
 
-    def states(self, columns: Tensor) -> Tensor:
+    def compute_states(self, columns: Tensor) -> Tensor:
         hidden, _ = self.gru(self.dropout(self.embedding(columns)))
         return self.output(self.dropout(hidden))
 
@@ -116,24 +118,28 @@ NETWORKS: dict[str, type[SequentialRecommender]] = {"sasrec": SASRec, "gru4rec":
 
 
 def build_network(item_ids: Sequence[int], settings: dict) -> SequentialRecommender:
-    """A randomly initialised recommender; settings: model (of MODELS), hidden_size, num_layers, num_heads, dropout,
-    max_history."""
+    """A randomly initialised network.
+
+    Args:
+        item_ids: the catalogue.
+        settings: model (of NETWORKS), hidden_size, num_layers, num_heads, dropout and max_history.
+    """
     return NETWORKS[settings["model"]](item_ids, settings)
 
 
-def save_network(model: SequentialRecommender, path: str | Path) -> None:
-    """Write a folder with config.json (settings and the ordered item ids) and model.safetensors, whole or not at all."""
+def save_network(network: SequentialRecommender, path: str | Path) -> None:
+    """Write a folder with config.json (settings and ordered item ids) and model.safetensors, whole or not at all."""
     with atomic_write(path) as folder:
         folder.mkdir()
-        config = {**model.settings, "item_ids": model.item_ids}
+        config = {**network.settings, "item_ids": network.item_ids}
         (folder / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
         # Cloned, because the GPU's GRU weights are views of one buffer, which the format does not take.
-        weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
 
 
 def load_network(path: str | Path) -> SequentialRecommender:
-    """The recommender of a folder written by `save_recommender`, on the CPU and in evaluation mode.
+    """The network of a folder written by `save_network`, on the CPU and in evaluation mode.
 
     Raises:
         InputError: no such folder, or files that do not make a recommender.
@@ -147,12 +153,12 @@ def load_network(path: str | Path) -> SequentialRecommender:
         item_ids = settings.pop("item_ids")
         if not all(isinstance(item, int) for item in item_ids) or len(set(item_ids)) != len(item_ids):
             raise ValueError("item_ids must be distinct whole numbers")
-        model = build_network(item_ids, settings)
+        network = build_network(item_ids, settings)
     except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise InputError(f"{config_file}: not the config of a recommender ({error!r})") from None
     try:
-        model.load_state_dict(load_file(weights_file))
+        network.load_state_dict(load_file(weights_file))
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{weights_file}: not the weights of {config_file} ({reason})") from None
-    return model.eval()
+    return network.eval()

@@ -1,16 +1,16 @@
-"""Rankings by counting: item-to-item transitions, popularity, and the user's own last items again."""
+"""Rankings by counting: item-to-item transitions, popularity, and the user's last items again."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from minionerec.common.records import Row
+from minionerec.common.records import Catalogue, Row
 
 
-def sort_by_popularity(item_ids: Sequence[int], counts: dict[int, int]) -> list[int]:
-    """Items by their count as a target in the train rows, ties by id."""
-    return sorted(item_ids, key=lambda item: (-counts.get(item, 0), item))
+def sort_by_popularity(catalogue: Catalogue) -> list[int]:
+    """The items of a catalogue by how often they are a target in the train rows, ties by id."""
+    return sorted(catalogue.item_ids, key=lambda item: (-catalogue.counts.get(item, 0), item))
 
 
 def fill_with_popular(ranked: Iterable[int], by_popularity: Sequence[int], k: int) -> list[int]:
@@ -23,18 +23,6 @@ def fill_with_popular(ranked: Iterable[int], by_popularity: Sequence[int], k: in
     return list(chosen)[:k]
 
 
-def rank_by_transitions(
-    history: Sequence[int], follows: dict[int, Counter], by_popularity: Sequence[int], k: int
-) -> list[int]:
-    """The k best items by `transition_scores`.
-
-    Popularity breaks ties, and so also orders the items that never followed.
-    """
-    scores = score_transitions(history, follows)
-    followed = [item for item in by_popularity if item in scores]
-    return fill_with_popular(sorted(followed, key=lambda item: -scores[item]), by_popularity, k)
-
-
 def rank_by_repeating(history: Sequence[int], by_popularity: Sequence[int], k: int) -> list[int]:
     """The distinct items of the history, newest first, then the most popular ones."""
     return fill_with_popular(reversed(history), by_popularity, k)
@@ -42,16 +30,33 @@ def rank_by_repeating(history: Sequence[int], by_popularity: Sequence[int], k: i
 
 def count_transitions(rows: Sequence[Row]) -> dict[int, Counter]:
     """{item: how often each item was the target right after it in the train rows}."""
-    follows: dict[int, Counter] = defaultdict(Counter)
+    transitions: dict[int, Counter] = defaultdict(Counter)
     for row in rows:
-        follows[row.history_ids[-1]][row.item_id] += 1
-    return follows
+        transitions[row.history_ids[-1]][row.item_id] += 1
+    return transitions
 
 
-def score_transitions(history: Sequence[int], follows: dict[int, Counter]) -> dict[int, float]:
-    """{candidate: sum over the history, newest first (j = 0, 1, ...), of 0.5**j * count(item -> candidate)}."""
+def score_transitions(history: Sequence[int], transitions: dict[int, Counter]) -> dict[int, float]:
+    """{candidate: sum over the history, newest first (j = 0, 1, ...), of 0.5**j * count(item -> candidate)}.
+
+    Args:
+        history: item ids, oldest first.
+        transitions: the result of `count_transitions`.
+    """
     scores: dict[int, float] = defaultdict(float)
     for age, item in enumerate(reversed(history)):
-        for candidate, count in follows.get(item, {}).items():
+        for candidate, count in transitions.get(item, {}).items():
             scores[candidate] += 0.5**age * count
     return scores
+
+
+def rank_by_transitions(
+    history: Sequence[int], transitions: dict[int, Counter], by_popularity: Sequence[int], k: int
+) -> list[int]:
+    """The k best items by `score_transitions`.
+
+    Popularity breaks ties, and so also orders the items that never followed an item of the history.
+    """
+    scores = score_transitions(history, transitions)
+    candidates = [item for item in by_popularity if item in scores]
+    return fill_with_popular(sorted(candidates, key=lambda item: -scores[item]), by_popularity, k)

@@ -1,7 +1,7 @@
 """Exact constrained beam search and sampling over a `SidTrie`, with every prompt prefilled once.
 
-All beams of a prompt are query tokens of the *same* row: a [n, 1, W, P + generated] mask lets each beam see the prompt and
-its own ancestors, so the KV cache is never copied, expanded or reordered. Candidates are the legal children only. The
+All beams of a prompt are query tokens of the *same* row: a [n, 1, W, P + generated] mask lets each beam see the prompt
+and its ancestors, so the KV cache is never copied, expanded or reordered. Candidates are the legal children only. The
 result equals Hugging Face `generate(num_beams=B)` with a prefix-constraining processor, the finished-beam pool and the
 length penalty included; a checkpoint's `generation_config` is never read. What all prompts of a batch begin with is
 prefilled once.
@@ -22,16 +22,18 @@ from minionerec.search.prefix_tree import check_tree_attention
 from minionerec.search.trie import SidTrie, SubTries
 
 NEGATIVE = float("-inf")
+NAN_LOGITS = "the model's logits are NaN: its weights are broken or the numbers overflow in this precision"
 
 
 @dataclass
 class SearchResult:
-    """Sequences found per prompt.
+    """The best sequences of n prompts, or drawn ones.
 
     Attributes:
-        sequence [n, B] int64: number of the sequence in the trie (`SidTrie.sequence_tokens`), -1 for an empty place.
-        score [n, B] float32: sum of full-vocabulary log-probabilities, end token included, divided by
-            length ** length_penalty; -inf for an empty place.
+        sequence: [n, B] int64, the number of each sequence in the trie (its row in `SidTrie.sequences()`); -1 where a
+            prompt has fewer than B.
+        score: [n, B] float32, the sum of full-vocabulary log-probabilities in nats, end token included, divided by
+            length ** length_penalty; -inf where there is no sequence.
     """
 
     sequence: torch.Tensor
@@ -72,28 +74,45 @@ def _inference(model: PreTrainedModel, trie: SidTrie) -> Iterator[None]:
 
 
 def stable_topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values, places) [n, k] of the largest of each row of [n, m], best first; of equal ones the first place comes first.
+    """The largest values of each row, best first; of equal ones the one with the smallest index comes first.
 
     `torch.topk` leaves open which of equal values it takes. Ties are common in bf16.
+
+    Args:
+        values: [n, m] float32.
+        k: how many of each row, at most m.
+
+    Returns:
+        (values [n, k], their indices [n, k]).
     """
     # A float's bits, read as an integer, order positive floats; flipping those of negative ones orders all of them.
     bits = (values + 0.0).view(torch.int32)  # + 0.0: there is only one zero
     bits ^= (bits >> 31) & 0x7FFFFFFF
     last = values.shape[1] - 1
     keys = bits.long().bitwise_left_shift_(32).add_(torch.arange(last, -1, -1, device=values.device))
-    places = last - (keys.topk(k, dim=1).values & 0xFFFFFFFF)
-    return values.gather(1, places), places
+    indices = last - (keys.topk(k, dim=1).values & 0xFFFFFFFF)
+    return values.gather(1, indices), indices
 
 
 def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
-    """`logsumexp` [n, W] over the last dimension, prompt by prompt: at once it would write another array of their size."""
+    """`logsumexp` [n, W] over the last dimension, prompt by prompt: at once it would copy the array of all logits."""
     return torch.stack([row.logsumexp(dim=-1) for row in logits])
 
 
 def choose_batch_size(model: PreTrainedModel, trie: SidTrie, longest_prompt: int, num_beams: int) -> int:
-    """Prompts a batch of `beam_search` can hold: what half of the free memory takes, at most 32 on CPU and 256 elsewhere.
+    """How many prompts `beam_search` can take at once: what half of the free memory holds.
 
-    More does not make a CPU faster. Counted are keys and values, masks and attention weights, logits and candidates.
+    Counted are keys and values, masks and attention weights, logits and candidates. More prompts would not make a CPU
+    faster.
+
+    Args:
+        model: the model that will search.
+        trie: the trie that will be searched.
+        longest_prompt: tokens of the longest prompt.
+        num_beams: beams of each prompt.
+
+    Returns:
+        The number of prompts, 1 to 32 on a CPU, 1 to 256 elsewhere.
     """
     config, on_cpu = model.config.get_text_config(), model.device.type == "cpu"
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -101,9 +120,9 @@ def choose_batch_size(model: PreTrainedModel, trie: SidTrie, longest_prompt: int
     queries = max(longest_prompt, num_beams * trie.depth)
     key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    kept = 2 * config.num_hidden_layers * key_heads * width * slots * element
-    # Attention weights of one layer, the mask beside them, and the widest hidden states.
-    passing = queries * (slots * (config.num_attention_heads * element + 5) + 4 * inner * element)
+    cache = 2 * config.num_hidden_layers * key_heads * width * slots * element
+    # Attention weights of one layer, their mask, and the widest hidden states.
+    activations = queries * (slots * (config.num_attention_heads * element + 5) + 4 * inner * element)
     rows = num_beams * max(1, trie.depth - 1)  # the forced tail has the most rows of logits
     logits = rows * model.get_output_embeddings().weight.shape[0] * (element + 8)
     candidates = num_beams * max(trie.fanout) * 48
@@ -111,7 +130,7 @@ def choose_batch_size(model: PreTrainedModel, trie: SidTrie, longest_prompt: int
         free = psutil.virtual_memory().available
     else:
         free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else 2**32
-    return max(1, min(32 if on_cpu else 256, int(free / 2 / (kept + passing + logits + candidates))))
+    return max(1, min(32 if on_cpu else 256, int(free / 2 / (cache + activations + logits + candidates))))
 
 
 def beam_search(
@@ -119,120 +138,205 @@ def beam_search(
     trie: SidTrie,
     prompts: Sequence[Sequence[int]],
     num_beams: int,
+    *,
     length_penalty: float = 0.0,
     renormalize: bool = False,
     excluded: Sequence[Sequence[int]] | None = None,
     included: Sequence[Sequence[int] | None] | None = None,
 ) -> SearchResult:
-    """The `num_beams` best sequences of `trie` after each prompt, best first.
+    """Find the `num_beams` best sequences of a trie after each prompt.
+
+    A prefix is legal as long as an allowed sequence lies below it: what a processor built from the allowed sequences of
+    each prompt would do.
 
     Args:
         model: decoder-only HF model with full attention (sdpa or eager; flex_attention is set to sdpa meanwhile).
         trie: legal sequences, end token included, on the model's device.
         prompts: n token-id lists of any lengths.
-        num_beams: B; more than the legal continuations is fine and leaves empty places.
+        num_beams: B; it may exceed the number of legal sequences.
         length_penalty: exponent p of the final score, sum / length ** p, as in HF.
-        renormalize: score with probabilities over the legal tokens (HF's `renormalize_logits`), not over the vocabulary.
-        excluded: per prompt, numbers of sequences that may not be found. included: per prompt, the only ones that may, or
-            None for all. A prefix is legal as long as a sequence below it may be found: what a processor built from the
-            allowed sequences of each prompt would do.
+        renormalize: score with probabilities over the legal tokens (HF's `renormalize_logits`), not the vocabulary.
+        excluded: per prompt, the numbers of sequences that are not allowed.
+        included: per prompt, the numbers of the only sequences that are allowed, or None for all.
 
     Returns:
-        `Ranked` with [n, B] places. Of equal scores, the lexicographically first sequence stands first.
+        B sequences per prompt, best first. Of equal scores, the lexicographically first sequence stands first.
 
     Raises:
-        ValueError: an empty prompt, a model whose attention cannot follow a tree, a trie of another vocabulary, NaN logits.
+        ValueError: an empty prompt, a model whose attention cannot follow a tree, a trie of another vocabulary, lists
+            for another number of prompts or that leave a prompt nothing, NaN logits.
     """
     with _inference(model, trie):
-        rows = PrefilledPrompts(model, prompts, room=num_beams * trie.depth)
-        n, device = len(prompts), model.device
-        logits = rows.logits
-        nodes = torch.zeros(n, 1, dtype=torch.long, device=device)
-        score = torch.zeros(n, 1, device=device)
-        seen = torch.zeros(n, 1, 0, dtype=torch.bool, device=device)  # slots each running beam sees
-        done_score = torch.full((n, num_beams), NEGATIVE, device=device)
-        done_sequence = torch.full((n, num_beams), -1, dtype=torch.long, device=device)
-        open_row = torch.ones(n, 1, dtype=torch.bool, device=device)
-        broken = torch.zeros((), dtype=torch.bool, device=device)
-        tail = None  # log-probabilities [n, W, L] of forced tokens, once every running beam has one way left
-        if excluded is not None or included is not None:
-            sub_tries = SubTries(trie, excluded, included)
-            if len(sub_tries.listed) != n:
-                raise ValueError(f"{n} prompts, but {len(sub_tries.listed)} lists of excluded or included sequences")
-        else:
-            sub_tries = None
-
+        prefilled = PrefilledPrompts(model, prompts, capacity=num_beams * trie.depth)
+        sub_tries = _restrict(trie, len(prompts), excluded, included)
+        search = _BeamSearch(prefilled, trie, sub_tries, num_beams, length_penalty, renormalize)
         for step in range(trie.depth):
-            # Phase 1: score the legal children of every running beam.
-            width = 1 if tail is not None else trie.fanout[step]
-            child, legal = trie.children(nodes, width)
-            if tail is None:
-                if sub_tries:
-                    legal &= sub_tries.alive(child, step + 1)
-                gain = logits.gather(-1, trie.tokens(child, step + 1))
-                if renormalize:
-                    gain = gain.masked_fill(~legal, NEGATIVE)
-                normaliser = _logsumexp(gain if renormalize else logits).unsqueeze(-1)
-                broken |= (torch.isnan(normaliser) & (score > NEGATIVE).unsqueeze(-1)).any()
-                gain = gain - normaliser
-            else:
-                gain, tail = tail[:, :, :1], tail[:, :, 1:]
-            total = (score.unsqueeze(-1) + gain).masked_fill(~legal, NEGATIVE).flatten(1)
-            best, index = stable_topk(total, min(2 * num_beams, total.shape[1]))
-            reached = child.flatten(1).gather(1, index)
-            ends = (trie.sequence[reached] >= 0) & (best > NEGATIVE)
-
-            # Phase 2: among the best B candidates, those that end join the pool of finished sequences.
-            in_reach = torch.arange(best.shape[1], device=device) < num_beams
-            finished = (best / (step + 1) ** length_penalty).masked_fill(~(ends & in_reach & open_row), NEGATIVE)
-            done_score, order = stable_topk(torch.cat((done_score, finished), dim=1), num_beams)
-            done_sequence = torch.cat((done_sequence, trie.sequence[reached]), dim=1).gather(1, order)
-            if step + 1 == trie.depth:
-                break
-
-            # Phase 3: the best B of the others run on.
-            running = best.masked_fill(ends, NEGATIVE)
-            score, order = stable_topk(running, min(num_beams, running.shape[1]))
-            index, nodes = index.gather(1, order), reached.gather(1, order)
-            parent = index // width
-            # As in HF, a row is closed once its pool is full and no running beam promises a better score.
-            full = (done_score > NEGATIVE).all(dim=1, keepdim=True)
-            promise = score[:, :1] / (step + 1) ** length_penalty
-            open_row = open_row & ~(full & (promise <= done_score[:, -1:]))
-            if tail is not None:
-                tail = tail.gather(1, parent.unsqueeze(-1).expand(-1, -1, tail.shape[-1]))
-                continue
-            seen = seen.gather(1, parent.unsqueeze(-1).expand(-1, -1, seen.shape[-1]))
-
-            # Phase 4: feed the new tokens; once every beam has a single way left, all forced tokens go in one pass.
-            alive = score > NEGATIVE
-            forced = trie.forced[nodes].masked_fill(~alive, 0)
-            longest = int(forced.max()) if bool((forced >= 0).all()) else 0
-            if longest >= 2:
-                # A forced token is certain where only legal tokens count, and need not be computed.
-                tail = (
-                    score.new_zeros(*nodes.shape, longest)
-                    if renormalize
-                    else _score_forced(rows, trie, nodes, seen, step + 1, longest)
-                )
-            else:
-                beams = nodes.shape[1]
-                own = torch.eye(beams, dtype=torch.bool, device=device).expand(n, -1, -1)
-                seen = torch.cat((seen, own), dim=-1)
-                depth = torch.full((beams,), step, device=device)
-                logits = rows.extend(trie.tokens(nodes, step + 1), depth, seen)
-
-        if bool(broken):
-            raise ValueError(
-                "the model's logits are NaN: its weights are broken or the numbers overflow in this precision"
-            )
-        return SearchResult(done_sequence.masked_fill(done_score == NEGATIVE, -1), done_score)
+            candidates = search.rank_candidates(step)
+            search.collect_finished(step, candidates)
+            if step + 1 < trie.depth:
+                search.continue_best(step, candidates)
+                search.feed_tokens(step)
+        return search.get_result()
 
 
-def _score_forced(
-    rows: PrefilledPrompts, trie: SidTrie, nodes: torch.Tensor, seen: torch.Tensor, depth: int, longest: int
+def _restrict(
+    trie: SidTrie,
+    count: int,
+    excluded: Sequence[Sequence[int]] | None,
+    included: Sequence[Sequence[int] | None] | None,
+) -> SubTries | None:
+    """The parts of the trie that `count` prompts may search; None where all may search all of it."""
+    if excluded is None and included is None:
+        return None
+    sub_tries = SubTries(trie, excluded, included)
+    if len(sub_tries.listed) != count:
+        raise ValueError(f"{count} prompts, but {len(sub_tries.listed)} lists of excluded or included sequences")
+    return sub_tries
+
+
+@dataclass
+class _Candidates:
+    """The best C candidates of a step, best first.
+
+    Attributes:
+        score: [n, C], sums of log-probabilities; -inf for what is illegal.
+        node: [n, C], where each candidate stands in the trie.
+        parent: [n, C], the running beam each candidate continues.
+        ends: [n, C] bool, which of them are legal and end a sequence.
+    """
+
+    score: torch.Tensor
+    node: torch.Tensor
+    parent: torch.Tensor
+    ends: torch.Tensor
+
+
+class _BeamSearch:
+    """The state of one search over n prompts: W <= B running beams and up to B finished sequences each.
+
+    Attributes:
+        nodes, score: [n, W], where each running beam stands in the trie, and its sum of log-probabilities.
+        logits: [n, W, vocab] float32, after the last token of every running beam.
+        visible: [n, W, slots] bool, the slots each running beam sees behind its prompt.
+        tail: [n, W, L], the log-probabilities of forced tokens, once every running beam has one way left; before, None.
+        finished_score, finished_sequence: [n, B], the pool of finished sequences; -inf and -1 where it is not full.
+        is_open: [n, 1] bool, whether a prompt's pool still accepts sequences.
+        is_broken: [] bool, whether a running beam's logits were NaN; read once, at the end, as reading it waits for the
+            device.
+    """
+
+    def __init__(
+        self,
+        prefilled: PrefilledPrompts,
+        trie: SidTrie,
+        sub_tries: SubTries | None,
+        num_beams: int,
+        length_penalty: float,
+        renormalize: bool,
+    ):
+        self.prefilled, self.trie, self.sub_tries = prefilled, trie, sub_tries
+        self.num_beams, self.length_penalty, self.renormalize = num_beams, length_penalty, renormalize
+        self.logits = prefilled.logits
+        n, device = len(self.logits), self.logits.device
+        self.nodes = torch.zeros(n, 1, dtype=torch.long, device=device)
+        self.score = torch.zeros(n, 1, device=device)
+        self.visible = torch.zeros(n, 1, 0, dtype=torch.bool, device=device)
+        self.tail: torch.Tensor | None = None
+        self.finished_score = torch.full((n, num_beams), NEGATIVE, device=device)
+        self.finished_sequence = torch.full((n, num_beams), -1, dtype=torch.long, device=device)
+        self.is_open = torch.ones(n, 1, dtype=torch.bool, device=device)
+        self.is_broken = torch.zeros((), dtype=torch.bool, device=device)
+
+    def rank_candidates(self, step: int) -> _Candidates:
+        """Phase 1: score the legal children of every running beam, and take the best 2 B of a prompt."""
+        trie = self.trie
+        width = 1 if self.tail is not None else trie.fanout[step]
+        child, legal = trie.children(self.nodes, width)
+        if self.tail is None:
+            if self.sub_tries:
+                legal &= self.sub_tries.alive(child, step + 1)
+            gain = self.logits.gather(-1, trie.tokens(child, step + 1))
+            if self.renormalize:
+                gain = gain.masked_fill(~legal, NEGATIVE)
+            normaliser = _logsumexp(gain if self.renormalize else self.logits).unsqueeze(-1)
+            self.is_broken |= (torch.isnan(normaliser) & (self.score > NEGATIVE).unsqueeze(-1)).any()
+            gain = gain - normaliser
+        else:
+            gain, self.tail = self.tail[:, :, :1], self.tail[:, :, 1:]
+        total = (self.score.unsqueeze(-1) + gain).masked_fill(~legal, NEGATIVE).flatten(1)
+        best, index = stable_topk(total, min(2 * self.num_beams, total.shape[1]))
+        node = child.flatten(1).gather(1, index)
+        return _Candidates(best, node, index // width, (trie.sequence[node] >= 0) & (best > NEGATIVE))
+
+    def collect_finished(self, step: int, candidates: _Candidates) -> None:
+        """Phase 2: among the best B candidates, those that end join the pool of finished sequences."""
+        in_reach = torch.arange(candidates.score.shape[1], device=candidates.score.device) < self.num_beams
+        joins = candidates.ends & in_reach & self.is_open
+        score = (candidates.score / (step + 1) ** self.length_penalty).masked_fill(~joins, NEGATIVE)
+        self.finished_score, order = stable_topk(torch.cat((self.finished_score, score), dim=1), self.num_beams)
+        sequence = torch.cat((self.finished_sequence, self.trie.sequence[candidates.node]), dim=1)
+        self.finished_sequence = sequence.gather(1, order)
+
+    def continue_best(self, step: int, candidates: _Candidates) -> None:
+        """Phase 3: the best B of the candidates that do not end become the running beams."""
+        running = candidates.score.masked_fill(candidates.ends, NEGATIVE)
+        self.score, order = stable_topk(running, min(self.num_beams, running.shape[1]))
+        self.nodes, parent = candidates.node.gather(1, order), candidates.parent.gather(1, order)
+        # As in HF, a prompt is closed once its pool is full and no running beam promises a better score.
+        is_full = (self.finished_score > NEGATIVE).all(dim=1, keepdim=True)
+        promise = self.score[:, :1] / (step + 1) ** self.length_penalty
+        self.is_open = self.is_open & ~(is_full & (promise <= self.finished_score[:, -1:]))
+        if self.tail is not None:
+            self.tail = self.tail.gather(1, parent.unsqueeze(-1).expand(-1, -1, self.tail.shape[-1]))
+        else:
+            self.visible = self.visible.gather(1, parent.unsqueeze(-1).expand(-1, -1, self.visible.shape[-1]))
+
+    def feed_tokens(self, step: int) -> None:
+        """Phase 4: feed the new tokens; once every beam has a single way left, all forced tokens go in one pass."""
+        if self.tail is not None:
+            return
+        n, beams = self.nodes.shape
+        forced = self.trie.forced[self.nodes].masked_fill(self.score == NEGATIVE, 0)
+        longest = int(forced.max()) if bool((forced >= 0).all()) else 0
+        if longest < 2:
+            itself = torch.eye(beams, dtype=torch.bool, device=self.nodes.device).expand(n, -1, -1)
+            self.visible = torch.cat((self.visible, itself), dim=-1)
+            depth = torch.full((beams,), step, device=self.nodes.device)
+            self.logits = self.prefilled.extend(self.trie.tokens(self.nodes, step + 1), depth, self.visible)
+        elif self.renormalize:
+            # A forced token is certain where only legal tokens count, and need not be computed.
+            self.tail = self.score.new_zeros(n, beams, longest)
+        else:
+            self.tail = score_forced_tokens(self.prefilled, self.trie, self.nodes, self.visible, step + 1, longest)
+
+    def get_result(self) -> SearchResult:
+        """The pools of finished sequences.
+
+        Raises:
+            ValueError: NaN logits.
+        """
+        if bool(self.is_broken):
+            raise ValueError(NAN_LOGITS)
+        sequence = self.finished_sequence.masked_fill(self.finished_score == NEGATIVE, -1)
+        return SearchResult(sequence, self.finished_score)
+
+
+def score_forced_tokens(
+    prefilled: PrefilledPrompts, trie: SidTrie, nodes: torch.Tensor, visible: torch.Tensor, depth: int, longest: int
 ) -> torch.Tensor:
-    """Log-probabilities [n, W, longest] of the tokens that must follow `nodes` [n, W] (at `depth`), in one pass."""
+    """Score the tokens that must follow running beams, in one pass.
+
+    Args:
+        prefilled: n prompts with the slots of the search so far.
+        trie: the trie that is searched.
+        nodes: [n, W], where the beams stand, each with one way left.
+        visible: [n, W, slots] bool, the slots each beam sees.
+        depth: level of the nodes, whose own token has not been fed.
+        longest: L, tokens of the longest way.
+
+    Returns:
+        Log-probabilities [n, W, L]; columns past the end of a shorter way hold no meaning.
+    """
     n, beams = nodes.shape
     device = nodes.device
     tokens = [trie.tokens(nodes, depth)]
@@ -241,11 +345,12 @@ def _score_forced(
         # Where a shorter sequence has ended, anything may stand: its later columns are not read.
         nodes = torch.where(trie.first_child[nodes + 1] > below, below, 0)
         tokens.append(trie.tokens(nodes, level))
-    tokens = torch.stack(tokens, dim=-1)  # [n, W, longest + 1]
+    tokens = torch.stack(tokens, dim=-1)  # [n, W, L + 1]
     slot = torch.arange(beams * longest, device=device)
-    own = (slot[:, None] // longest == slot[None, :] // longest) & (slot[None, :] <= slot[:, None])
-    visible = torch.cat((seen.repeat_interleave(longest, dim=1), own.expand(n, -1, -1)), dim=-1)
-    logits = rows.extend(tokens[:, :, :-1].flatten(1), depth - 1 + slot % longest, visible).view(n, beams, longest, -1)
+    same_beam = (slot[:, None] // longest == slot[None, :] // longest) & (slot[None, :] <= slot[:, None])
+    visible = torch.cat((visible.repeat_interleave(longest, dim=1), same_beam.expand(n, -1, -1)), dim=-1)
+    logits = prefilled.extend(tokens[:, :, :-1].flatten(1), depth - 1 + slot % longest, visible)
+    logits = logits.view(n, beams, longest, -1)
     return logits.gather(-1, tokens[:, :, 1:].unsqueeze(-1)).squeeze(-1) - _logsumexp(logits)
 
 
@@ -257,13 +362,22 @@ def sample(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> SearchResult:
-    """`num_samples` independent draws per prompt from the model's distribution restricted to the trie.
+    """Draw sequences of a trie independently from the model's distribution restricted to it.
 
     Each token is drawn from softmax(logits / temperature) renormalised over the legal children. The samples of a prompt
     share its prefill, as beams do.
 
+    Args:
+        model: as for `beam_search`.
+        trie: as for `beam_search`.
+        prompts: n token-id lists of any lengths.
+        num_samples: draws per prompt; a sequence may be drawn several times.
+        temperature: divides the logits.
+        generator: of the random numbers; default torch's own.
+
     Returns:
-        `Ranked` [n, num_samples] in order of drawing; `score` is the full-vocabulary log-probability at temperature 1.
+        num_samples sequences per prompt in order of drawing; `score` is the full-vocabulary log-probability at
+        temperature 1.
 
     Raises:
         ValueError: as `beam_search`, or a temperature that is not positive.
@@ -271,22 +385,20 @@ def sample(
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     with _inference(model, trie):
-        rows = PrefilledPrompts(model, prompts, room=num_samples * trie.depth)
+        prefilled = PrefilledPrompts(model, prompts, capacity=num_samples * trie.depth)
         n, device = len(prompts), model.device
         nodes = torch.zeros(n, num_samples, dtype=torch.long, device=device)
         score = torch.zeros(n, num_samples, device=device)
         finished = torch.zeros(n, num_samples, dtype=torch.bool, device=device)
-        own = torch.eye(num_samples, dtype=torch.bool, device=device).expand(n, -1, -1)
-        seen = own[:, :, :0]
-        logits = rows.logits.expand(-1, num_samples, -1)
+        itself = torch.eye(num_samples, dtype=torch.bool, device=device).expand(n, -1, -1)
+        visible = itself[:, :, :0]
+        logits = prefilled.logits.expand(-1, num_samples, -1)
         for step in range(trie.depth):
             child, legal = trie.children(nodes, trie.fanout[step])
             normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
             gain = logits.gather(-1, trie.tokens(child, step + 1)) - normaliser
             if bool(torch.isnan(gain).any()):
-                raise ValueError(
-                    "the model's logits are NaN: its weights are broken or the numbers overflow in this precision"
-                )
+                raise ValueError(NAN_LOGITS)
             # A finished sample has no children; a uniform row keeps the draw defined and is discarded below.
             weight = torch.softmax((gain / temperature).masked_fill(~legal, NEGATIVE), dim=-1).nan_to_num(1.0)
             drawn = torch.multinomial(weight.flatten(0, 1), 1, generator=generator).view(n, num_samples, 1)
@@ -295,7 +407,7 @@ def sample(
             finished = trie.sequence[nodes] >= 0
             if step + 1 == trie.depth or bool(finished.all()):
                 break
-            seen = torch.cat((seen, own), dim=-1)
+            visible = torch.cat((visible, itself), dim=-1)
             depth = torch.full((num_samples,), step, device=device)
-            logits = rows.extend(trie.tokens(nodes, step + 1), depth, seen)
+            logits = prefilled.extend(trie.tokens(nodes, step + 1), depth, visible)
         return SearchResult(trie.sequence[nodes], score)

@@ -1,7 +1,8 @@
 """Prompts prefilled once, to which a search appends tokens as slots that see the prompt and chosen other slots.
 
 What all prompts of a batch begin with is computed once, and prompts of like length together, so that little padding is
-computed. The keys and values then stand in one buffer with room for the search: it is never copied, expanded or reordered.
+computed. The keys and values then stand in one buffer with capacity for the search, which is never copied, expanded or
+reordered.
 """
 
 from __future__ import annotations
@@ -15,39 +16,41 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from minionerec.search.prefix_tree import build_attention_mask
 
-# Shorter common beginnings are not worth a forward pass of their own.
-SHORTEST_HEAD = 8
-
-
+SHORTEST_HEAD = 8  # tokens: a shorter common head is not worth a forward pass
 # Nor are fewer tokens of padding; a GPU computes thousands in the time it takes to launch a pass.
 LEAST_PADDING = {"cpu": 64}
-
-
 LEAST_PADDING_ELSEWHERE = 4096
 
 
 def group_by_length(lengths: Sequence[int], least: int) -> list[list[int]]:
-    """Numbers of the rows to compute together, longest first.
+    """Choose which rows are computed together.
 
-    Shorter rows get a pass of their own where that saves a third of the width and `least` tokens of padding.
+    Args:
+        lengths: tokens of each row.
+        least: shorter rows get another pass where that saves a third of the width and so many tokens of padding.
+
+    Returns:
+        The row numbers of every pass, longest rows first.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     groups = [order[:1]]
-    for place, row in enumerate(order[1:], 1):
+    for index, row in enumerate(order[1:], 1):
         width = lengths[groups[-1][0]]
-        if 3 * lengths[row] <= 2 * width and (width - lengths[row]) * (len(order) - place) >= least:
+        if 3 * lengths[row] <= 2 * width and (width - lengths[row]) * (len(order) - index) >= least:
             groups.append([])
         groups[-1].append(row)
     return groups
 
 
 class _PreallocatedLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer with room for what will be generated: growing it copies nothing.
+    """Keys and values of one layer in a buffer that also holds what will be generated: growing it copies nothing.
 
-    parts: layers of some rows each, with the numbers of these rows. Their slots stand at the right end, zeros before them.
+    Args:
+        parts: (row numbers, layer of these rows). Their slots stand at the right end, zeros before them.
+        capacity: slots to be appended, at most.
     """
 
-    def __init__(self, parts: Sequence[tuple[list[int], DynamicLayer]], room: int):
+    def __init__(self, parts: Sequence[tuple[list[int], DynamicLayer]], capacity: int):
         super().__init__()
         first = parts[0][1]
         self.lazy_initialization(first.keys, first.values)
@@ -55,7 +58,7 @@ class _PreallocatedLayer(DynamicLayer):
         self._buffers = []
         for name in ("keys", "values"):
             _, heads, _, width = getattr(first, name).shape
-            buffer = getattr(first, name).new_zeros(rows, heads, length + room, width)
+            buffer = getattr(first, name).new_zeros(rows, heads, length + capacity, width)
             for part, layer in parts:
                 buffer[part, :, length - layer.get_seq_length() : length] = getattr(layer, name)
             self._buffers.append(buffer)
@@ -64,14 +67,14 @@ class _PreallocatedLayer(DynamicLayer):
     def update(self, key_states, value_states, *args, **kwargs):
         start = self.get_seq_length()
         stop = start + key_states.shape[-2]
-        for buffer, states in zip(self._buffers, (key_states, value_states)):
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:stop] = states
         self.keys, self.values = (buffer[:, :, :stop] for buffer in self._buffers)
         return self.keys, self.values
 
 
 def _repeat_layer(layer: DynamicLayer, rows: int) -> DynamicLayer:
-    """The one row of `layer` as so many rows; nothing is copied yet."""
+    """The single row of `layer` as so many rows; nothing is copied yet."""
     copy = DynamicLayer()
     if layer.is_initialized:
         copy.lazy_initialization(layer.keys, layer.values)
@@ -80,16 +83,22 @@ def _repeat_layer(layer: DynamicLayer, rows: int) -> DynamicLayer:
 
 
 class PrefilledPrompts:
-    """n prompts, prefilled, each with room for `room` slots.
+    """n prompts, prefilled, to which slots can be appended.
+
+    Args:
+        model: a decoder-only model with full attention.
+        prompts: n token-id lists of any lengths.
+        capacity: slots that can be appended to each prompt.
 
     Attributes:
-        lengths [n]: tokens of each prompt. logits [n, 1, vocab]: after each prompt.
+        lengths: [n], tokens of each prompt.
+        logits: [n, 1, vocab] float32, after each prompt.
 
     Raises:
         ValueError: no prompt, or an empty one.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int):
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], capacity: int):
         if not len(prompts) or min(len(prompt) for prompt in prompts) == 0:
             raise ValueError("every prompt needs at least one token")
         self.model = model
@@ -103,40 +112,48 @@ class PrefilledPrompts:
 
         # Phase 2: the rest of each, in groups of like length.
         least = LEAST_PADDING.get(device.type, LEAST_PADDING_ELSEWHERE)
-        groups, caches, found = group_by_length([len(prompt) - head for prompt in prompts], least), [], []
+        groups, caches, outputs = group_by_length([len(prompt) - head for prompt in prompts], least), [], []
         for rows in groups:
             caches.append([_repeat_layer(layer, len(rows)) for layer in common])
-            found.append(self._prefill([prompts[row][head:] for row in rows], head, caches[-1]))
+            outputs.append(self._prefill([prompts[row][head:] for row in rows], head, caches[-1]))
 
         # Phase 3: all of them side by side.
-        self._real = torch.zeros(n, max(real.shape[1] for real, _ in found), dtype=torch.bool, device=device)
-        self.logits = found[0][1].new_empty(n, *found[0][1].shape[1:])
-        for rows, (real, logits) in zip(groups, found):
-            self._real[rows, -real.shape[1] :], self.logits[rows] = real, logits
-        self.lengths = self._real.sum(dim=1)
-        self._cache = Cache(layers=[_PreallocatedLayer(list(zip(groups, layers)), room) for layers in zip(*caches)])
+        width = max(is_token.shape[1] for is_token, _ in outputs)
+        self._is_token = torch.zeros(n, width, dtype=torch.bool, device=device)
+        self.logits = outputs[0][1].new_empty(n, *outputs[0][1].shape[1:])
+        for rows, (is_token, logits) in zip(groups, outputs, strict=True):
+            self._is_token[rows, -is_token.shape[1] :], self.logits[rows] = is_token, logits
+        self.lengths = self._is_token.sum(dim=1)
+        parts_of_layer = [list(zip(groups, layers, strict=True)) for layers in zip(*caches, strict=True)]
+        self._cache = Cache(layers=[_PreallocatedLayer(parts, capacity) for parts in parts_of_layer])
 
     def _prefill(
         self, rests: Sequence[Sequence[int]], head: int, layers: list[DynamicLayer]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(which slots hold a token [rows, head + longest], logits [rows, 1, vocab] after the last); `layers` are filled.
+        """Compute some prompts and fill `layers` with their keys and values.
 
-        rests: what stands behind the first `head` tokens, which `layers` hold already; padded on the left.
+        Args:
+            rests: the tokens behind the first `head` of each prompt, which are padded on the left.
+            head: tokens that `layers` hold already.
+            layers: a cache of these rows.
+
+        Returns:
+            (which slots hold a token [rows, head + longest], logits [rows, 1, vocab] after the last one).
         """
         rows, length, device = len(rests), max(map(len, rests)), self.model.device
         tokens = torch.zeros(rows, length, dtype=torch.long)
-        real = torch.zeros(rows, head + length, dtype=torch.bool)
-        real[:, :head] = True
+        is_token = torch.zeros(rows, head + length, dtype=torch.bool)
+        is_token[:, :head] = True
         for row, rest in enumerate(rests):
             tokens[row, length - len(rest) :] = torch.as_tensor(rest)
-            real[row, head + length - len(rest) :] = True
-        real = real.to(device)
-        position = (real.cumsum(dim=1) - 1).clamp(min=0)[:, head:]
+            is_token[row, head + length - len(rest) :] = True
+        is_token = is_token.to(device)
+        position = (is_token.cumsum(dim=1) - 1).clamp(min=0)[:, head:]
         # A padding query sees only itself: a row without any visible key would be NaN under some kernels.
-        own = torch.eye(length, dtype=torch.bool, device=device)
-        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril() & real[:, None, head:] | own
-        visible = torch.cat((real.new_ones(rows, length, head), causal), dim=-1)
-        return real, self._forward(tokens.to(device), position, visible, Cache(layers=layers), logits_to_keep=1)
+        itself = torch.eye(length, dtype=torch.bool, device=device)
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril() & is_token[:, None, head:] | itself
+        visible = torch.cat((is_token.new_ones(rows, length, head), causal), dim=-1)
+        return is_token, self._forward(tokens.to(device), position, visible, Cache(layers=layers), logits_to_keep=1)
 
     def _forward(self, tokens, position, visible, cache: Cache, **arguments) -> torch.Tensor:
         return self.model(
@@ -149,7 +166,16 @@ class PrefilledPrompts:
         ).logits.float()
 
     def extend(self, tokens: torch.Tensor, depth: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Logits [n, Q, vocab] of Q new slots. depth [Q]: tokens generated before each; visible [n, Q, slots so far + Q]."""
-        prompt = self._real.unsqueeze(1).expand(-1, tokens.shape[1], -1)
+        """Append Q slots to every prompt.
+
+        Args:
+            tokens: [n, Q] token ids.
+            depth: [Q], tokens generated before each slot.
+            visible: [n, Q, appended slots + Q] bool, which slots behind the prompt each new one sees.
+
+        Returns:
+            Their logits [n, Q, vocab] float32.
+        """
+        prompt = self._is_token.unsqueeze(1).expand(-1, tokens.shape[1], -1)
         position = self.lengths[:, None] + depth
         return self._forward(tokens, position, torch.cat((prompt, visible), dim=-1), self._cache)

@@ -1,7 +1,8 @@
 """Many sequences as one row: every distinct prefix is computed once, with exactly the logits of the separate sequences.
 
-The tokens of a prefix tree stand in depth-first order in one row; `position_ids` is the depth of a token in its sequence,
-and `end[k]` is the index after the subtree of node k. Query q sees key k iff k <= q < end[k]: its own ancestors and itself.
+The tokens of a prefix tree stand in depth-first order in one row; `position_ids` is the depth of a token in its
+sequence, and `end[k]` is the index after the subtree of node k. Query q sees key k iff k <= q < end[k]: its ancestors
+and itself.
 Causal attention makes a token's hidden state a function of its prefix alone, so nothing else changes.
 """
 
@@ -25,8 +26,10 @@ class PrefixTree:
     """The tree of N sequences with L distinct prefixes, in depth-first order.
 
     Attributes:
-        tokens [L]: token ids. depth [L]: position of each token in its sequence. end [L]: index after each subtree.
-        node [N, longest]: the node of every token of every sequence, in the order given; -1 past a sequence's end.
+        tokens: [L] token ids.
+        depth: [L], the position of each token in its sequence.
+        end: [L], the index after each subtree.
+        node: [N, longest], the node of every token of every sequence, in the order given; -1 past a sequence's end.
     """
 
     tokens: np.ndarray
@@ -36,7 +39,11 @@ class PrefixTree:
 
 
 def build_prefix_tree(sequences: Sequence[Sequence[int]]) -> PrefixTree:
-    """Merge token sequences into their prefix tree. Sorting them *is* the depth-first order; no Python per token."""
+    """Merge token sequences into their prefix tree. Sorting them *is* the depth-first order; no Python per token.
+
+    Args:
+        sequences: N token-id lists of any lengths, in any order.
+    """
     matrix, lengths = pad_sequences(sequences)
     rows, width = matrix.shape
     order, lcp = sort_rows(matrix)
@@ -75,7 +82,11 @@ def to_additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def build_block_mask(visible: torch.Tensor) -> BlockMask:
-    """`visible` (bool, [n, 1, Q, K]) for flex_attention, which skips blocks of 128 x 128 pairs without a visible one."""
+    """A mask for flex_attention, which skips blocks of 128 x 128 pairs without a visible one.
+
+    Args:
+        visible: [n, 1, Q, K] bool, which keys each query sees.
+    """
     n, _, queries, keys = visible.shape
 
     def sees(row, _head, query, key):
@@ -85,7 +96,12 @@ def build_block_mask(visible: torch.Tensor) -> BlockMask:
 
 
 def build_attention_mask(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor | BlockMask:
-    """`visible` (bool, 4-D) in the form the model's attention reads: sdpa takes bool, eager is only right with floats."""
+    """A mask in the form the model's attention reads: sdpa takes bool, eager is only right with floats.
+
+    Args:
+        model: whose attention is asked.
+        visible: [n, 1, Q, K] bool, which keys each query sees.
+    """
     attention = model.config._attn_implementation
     if attention == "flex_attention":
         return build_block_mask(visible)
@@ -102,9 +118,9 @@ def check_tree_attention(model: PreTrainedModel) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if kinds != {"full_attention"} or (window is not None and not getattr(config, "layer_types", None)):
+        others = ", ".join(sorted(kinds - {"full_attention"})) or "sliding-window attention"
         raise ValueError(
-            f"{config.model_type}: its layers use {', '.join(sorted(kinds - {'full_attention'})) or 'sliding-window attention'}; "
-            "prefix trees need full attention in every layer"
+            f"{config.model_type}: its layers use {others}; prefix trees need full attention in every layer"
         )
     attention = model.config._attn_implementation
     if attention not in ("sdpa", "eager", "flex_attention"):
@@ -115,9 +131,14 @@ def check_tree_attention(model: PreTrainedModel) -> None:
 
 @contextmanager
 def restrict_logits(model: torch.nn.Module, flat_nodes: torch.Tensor) -> Iterator[None]:
-    """Inside, a forward pass returns logits [K, vocab] of the hidden states at `flat_nodes` [K] (row * L + node) only.
+    """Inside, a forward pass returns only the logits [K, vocab] of some hidden states.
 
-    A hook on the output layer keeps the call through the model's own forward, so that wrappers (DDP, PEFT, autocast) work.
+    A hook on the output layer keeps the call through the model's own forward, so that wrappers (DDP, PEFT, autocast)
+    work.
+
+    Args:
+        model: plain or wrapped.
+        flat_nodes: [K], row * L + node of each hidden state.
     """
     head = getattr(model, "module", model).get_output_embeddings()
 
@@ -139,9 +160,11 @@ class TreeBatch:
     A node can predict several next tokens (two sequences, same prefix), so labels are triples (node, token, weight).
 
     Attributes:
-        input_ids, position_ids [n, L].
-        end [n, L], or None when every row is one sequence, padded on the right: ordinary causal attention is then enough.
-        label_node, label_token [K] int64 (node is row * L + index), label_weight [K] float32.
+        input_ids, position_ids: [n, L].
+        end: [n, L], or None when every row is one sequence, padded on the right, for which causal attention is enough.
+        label_node: [K] int64, row * L + the index of the node that predicts.
+        label_token: [K] int64, what it is to predict.
+        label_weight: [K] float32.
     """
 
     input_ids: torch.Tensor
@@ -152,6 +175,7 @@ class TreeBatch:
     label_weight: torch.Tensor
 
     def to(self, device: str | torch.device) -> TreeBatch:
+        """A copy on another device."""
         moved = (getattr(self, name) for name in self.__dataclass_fields__)
         return TreeBatch(*(value if value is None else value.to(device) for value in moved))
 
@@ -161,6 +185,10 @@ def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
 
     Labels keep the order of the rows: group by group, row by row, token by token, so that a caller who needs per-row
     log-probabilities can split them by the target lengths. A target's last token is a label only, never a node.
+
+    Args:
+        groups: (prompt, target) token ids of each row, group by group.
+        pad_token_id: fills the shorter trees.
 
     Raises:
         ValueError: an empty prompt or target (nothing would predict, or be predicted).
@@ -176,7 +204,7 @@ def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
     position_ids = np.zeros((len(trees), length), dtype=np.int64)
     end = np.tile(np.arange(1, length + 1), (len(trees), 1))  # a padding node sees only itself
     label_node, label_token = [], []
-    for index, (tree, rows) in enumerate(zip(trees, groups)):
+    for index, (tree, rows) in enumerate(zip(trees, groups, strict=True)):
         size = len(tree.tokens)
         input_ids[index, :size], position_ids[index, :size], end[index, :size] = tree.tokens, tree.depth, tree.end
         for row, (prompt, target) in enumerate(rows):
@@ -194,30 +222,41 @@ def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
 
 
 def fill_bins(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Numbers of the groups of `count` bins of like loads: largest first, into the emptiest bin (Graham 1969).
+    """Distribute groups over bins of like loads: largest first, into the emptiest bin (Graham 1969).
 
-    No bin is empty if there are `count` groups.
+    Args:
+        sizes: of the groups.
+        count: number of bins; none is empty if there are as many groups.
+
+    Returns:
+        The group numbers of each bin.
     """
     bins = [(0, number, []) for number in range(count)]
     for group in sorted(range(len(sizes)), key=lambda group: -sizes[group]):
         load, number, members = heapq.heappop(bins)
         heapq.heappush(bins, (load + sizes[group], number, [*members, group]))
-    return [members for _, _, members in sorted(bins, key=lambda item: item[1])]
+    return [members for _, _, members in sorted(bins, key=lambda entry: entry[1])]
 
 
 def count_shared_tokens(first: list[int], second: list[int]) -> int:
-    """Length of the common prefix."""
+    """Length of the longest common prefix."""
     if second[: len(first)] == first:
         return len(first)
-    return next(
-        (place for place, pair in enumerate(zip(first, second)) if pair[0] != pair[1]), min(len(first), len(second))
-    )
+    pairs = zip(first, second, strict=False)  # as far as both go
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def pack_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], tree_tokens: int) -> list[list[int]]:
-    """Which groups of (prompt, target) rows are merged into one tree, so that every tree has about `tree_tokens` tokens.
+    """Choose which groups are merged into one tree.
 
-    What the prompts begin with is then computed once a tree, and trees of like size need little padding.
+    What their prompts begin with is then computed once a tree, and trees of like size need little padding.
+
+    Args:
+        groups: (prompt, target) token ids of each row, group by group.
+        tree_tokens: tokens of a tree, about.
+
+    Returns:
+        The group numbers of each tree.
     """
     # What all prompts begin with stands in a merged tree once.
     first = groups[0][0][0]
@@ -232,12 +271,20 @@ def pack_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], 
 def compute_label_logits(
     model: torch.nn.Module, batch: TreeBatch, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits [U, vocab] float32 of the distinct label nodes, divided by the temperature; which of them each label has [K]).
+    """Compute the logits that the labels of a batch are read from, differentiably.
 
-    Rows often share a label node; its logits are computed once. Differentiable.
+    Labels often share a node, whose logits are computed once.
+
+    Args:
+        model: plain or wrapped.
+        batch: K labels at U distinct nodes.
+        temperature: divides the logits.
+
+    Returns:
+        (logits [U, vocab] float32; for each label, the row of its node among them [K]).
     """
     inner = getattr(model, "module", model)
-    nodes, where = torch.unique(batch.label_node, return_inverse=True)
+    nodes, row_of_label = torch.unique(batch.label_node, return_inverse=True)
     with restrict_logits(model, nodes):
         logits = model(
             input_ids=batch.input_ids,
@@ -245,34 +292,40 @@ def compute_label_logits(
             attention_mask=None if batch.end is None else build_attention_mask(inner, build_tree_mask(batch.end)),
             use_cache=False,
         ).logits.float()
-    return logits if temperature == 1.0 else logits / temperature, where
+    return logits if temperature == 1.0 else logits / temperature, row_of_label
 
 
 def compute_label_log_probs(
-    logits: torch.Tensor, where: torch.Tensor, tokens: torch.Tensor, legal: torch.Tensor | None = None
+    logits: torch.Tensor, row_of_label: torch.Tensor, tokens: torch.Tensor, legal: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Log-probability [K] of the label tokens [K] from `label_logits`: over the vocabulary, or over legal tokens.
+    """Log-probabilities [K] of the label tokens, over the vocabulary or over legal tokens.
 
-    legal: token ids [K, F] that may stand at each label, -1 in empty places; the label's own token is among them.
+    Args:
+        logits: [U, vocab] of `compute_label_logits`.
+        row_of_label: [K] of `compute_label_logits`.
+        tokens: [K], the label tokens.
+        legal: [K, F] token ids that are legal at each label, the label's own among them, filled up with -1.
     """
-    chosen = logits[where, tokens]
+    chosen = logits[row_of_label, tokens]
     if legal is None:
-        return chosen - torch.logsumexp(logits, dim=-1)[where]
-    return chosen - torch.logsumexp(_gather_legal_logits(logits, where, legal), dim=-1)
+        return chosen - torch.logsumexp(logits, dim=-1)[row_of_label]
+    return chosen - torch.logsumexp(_gather_legal_logits(logits, row_of_label, legal), dim=-1)
 
 
-def compute_label_entropy(logits: torch.Tensor, where: torch.Tensor, legal: torch.Tensor | None = None) -> torch.Tensor:
-    """Entropy [K] in nats of the distribution each label is drawn from, over the vocabulary or over legal tokens."""
-    rows = logits if legal is None else _gather_legal_logits(logits, where, legal)
+def compute_label_entropy(
+    logits: torch.Tensor, row_of_label: torch.Tensor, legal: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Entropies [K] in nats of the distribution each label is drawn from; arguments as in `compute_label_log_probs`."""
+    rows = logits if legal is None else _gather_legal_logits(logits, row_of_label, legal)
     log_probs = rows.log_softmax(dim=-1)
     entropy = -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(dim=-1)
-    return entropy[where] if legal is None else entropy
+    return entropy[row_of_label] if legal is None else entropy
 
 
-def _gather_legal_logits(logits: torch.Tensor, where: torch.Tensor, legal: torch.Tensor) -> torch.Tensor:
-    return logits[where.unsqueeze(1), legal.clamp(min=0)].masked_fill(legal < 0, float("-inf"))
+def _gather_legal_logits(logits: torch.Tensor, row_of_label: torch.Tensor, legal: torch.Tensor) -> torch.Tensor:
+    return logits[row_of_label.unsqueeze(1), legal.clamp(min=0)].masked_fill(legal < 0, float("-inf"))
 
 
 def compute_tree_log_probs(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
-    """Log-probability [K] (float32, full vocabulary) of every label of `batch` under `model`, differentiable."""
+    """Log-probabilities [K] (float32, over the vocabulary) of the labels of a batch, differentiable."""
     return compute_label_log_probs(*compute_label_logits(model, batch), batch.label_token)

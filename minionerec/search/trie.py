@@ -14,7 +14,11 @@ from minionerec.common.files import InputError, atomic_write
 
 
 def pad_sequences(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(matrix [N, longest] int64 padded with -1, lengths [N])."""
+    """Token sequences side by side.
+
+    Returns:
+        (matrix [N, longest] int64, padded with -1 on the right; lengths [N]).
+    """
     lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
     matrix = np.full((len(sequences), int(lengths.max(initial=0))), -1, dtype=np.int64)
     matrix[np.arange(matrix.shape[1]) < lengths[:, None]] = np.fromiter(
@@ -24,19 +28,23 @@ def pad_sequences(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.nd
 
 
 def sort_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(order [N] that sorts the rows lexicographically, lcp [N]: columns each sorted row shares with the one before)."""
+    """Sort rows lexicographically.
+
+    Returns:
+        (order [N] that sorts the rows; lcp [N], the leading columns each sorted row shares with the one before).
+    """
     order = np.lexsort(matrix.T[::-1]) if matrix.shape[1] else np.arange(len(matrix))
     return order, count_common_columns(matrix[order])
 
 
 def count_common_columns(ordered: np.ndarray) -> np.ndarray:
     """[N]: how many leading columns each row shares with the row before; 0 for the first."""
-    shared = np.zeros(len(ordered), dtype=np.int64)
-    still = np.ones(max(len(ordered) - 1, 0), dtype=bool)
+    lcp = np.zeros(len(ordered), dtype=np.int64)
+    all_equal = np.ones(max(len(ordered) - 1, 0), dtype=bool)
     for column in ordered.T:
-        still &= column[1:] == column[:-1]
-        shared[1:] += still
-    return shared
+        all_equal &= column[1:] == column[:-1]
+        lcp[1:] += all_equal
+    return lcp
 
 
 def sort_codes(codes: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
@@ -44,41 +52,82 @@ def sort_codes(codes: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
 
     As many columns as fit are packed into one integer, so that ten million rows are one sort and not one per column.
     """
-    keys, space = [np.zeros(len(codes), dtype=np.int64)], 1
-    for column, size in zip(codes.T, sizes):
-        if space * size >= 2**63:
+    keys, key_values = [np.zeros(len(codes), dtype=np.int64)], 1
+    for column, size in zip(codes.T, sizes, strict=True):
+        if key_values * size >= 2**63:
             keys.append(np.zeros(len(codes), dtype=np.int64))
-            space = 1
+            key_values = 1
         keys[-1] = keys[-1] * size + column
-        space *= size
+        key_values *= size
     return np.argsort(keys[0], kind="stable") if len(keys) == 1 else np.lexsort(keys[::-1])
+
+
+def _encode_levels(matrix: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """(token ids of each level, ascending; codes [N, depth] int32: 1 + a token's index among them, 0 for padding)."""
+    level_tokens, codes = [], np.empty(matrix.shape, dtype=np.int32, order="F")
+    for level, column in enumerate(matrix.T):
+        occurs = np.zeros(int(column.max()) + 2, dtype=bool)
+        occurs[column + 1] = True
+        occurs[0] = True
+        codes[:, level] = (np.cumsum(occurs, dtype=np.int32) - 1)[column + 1]
+        level_tokens.append(np.flatnonzero(occurs)[1:] - 1)
+    return level_tokens, codes
+
+
+def _check_ends(level_tokens: list[np.ndarray], codes: np.ndarray, lengths: np.ndarray, lcp: np.ndarray) -> None:
+    """Stop at a sequence that goes on where the one before it, in lexicographic order, has ended."""
+    continues = np.flatnonzero(lcp[1:] == lengths[:-1])
+    if len(continues):
+        short, long = (
+            [int(level_tokens[level][code - 1]) for level, code in enumerate(codes[row]) if code]
+            for row in (continues[0], continues[0] + 1)
+        )
+        raise ValueError(f"sequence {long} continues {short}: end tokens are missing")
+
+
+def _count_forced_tokens(starts: list[int], children: list[np.ndarray], first_child: np.ndarray) -> np.ndarray:
+    """[V] int8: tokens from each node to the end where there is only one way, else -1; deepest level first.
+
+    Args:
+        starts: the first node of each level, and the number of nodes V.
+        children: per level, the number of children of each of its nodes.
+        first_child: [V + 1], see `SidTrie`.
+    """
+    forced = np.full(starts[-1], -1, dtype=np.int8)
+    for level in range(len(children) - 1, -1, -1):
+        low, high = starts[level], starts[level + 1]
+        below = forced[np.minimum(first_child[low:high], starts[-1] - 1)]
+        one_way = (children[level] == 1) & (below >= 0)
+        forced[low:high] = np.where(children[level] == 0, 0, np.where(one_way, below + 1, -1))
+    return forced
 
 
 class SidTrie:
     """All legal token sequences as a trie in flat tensors.
 
-    Nodes are numbered level by level and, within a level, in lexicographic order, so the children of node v are the nodes
-    first_child[v] .. first_child[v + 1] - 1 and every look-up is an index, with no Python per node. Node 0 is the root; a
-    node of level j stands for j tokens. A token is kept as its place among the tokens of its level.
+    Nodes are numbered level by level and, within a level, in lexicographic order, so the children of node v are the
+    nodes first_child[v] .. first_child[v + 1] - 1 and every look-up is an index, with no Python per node. Node 0 is the
+    root; a node of level j stands for j tokens. A token is kept as its code, its index among the tokens of its level.
 
     Args:
-        sequences: N token-id sequences, each a SID's tokens followed by the end token(s), or a matrix [N, longest] padded
-            with -1 on the right. Lengths may differ. Equal sequences are one path (items that share a SID).
+        sequences: N token-id sequences, each a SID's tokens followed by the end token(s), or a matrix [N, longest]
+            padded with -1 on the right. Lengths may differ. Equal sequences are one path (items that share a SID).
         device: where the tensors live.
 
-    Attributes (V nodes, S distinct sequences, numbered 0..S-1 in lexicographic order):
-        code [V]: place of the token on the edge into a node in level_tokens of its level; 0 for the root.
-        first_child [V + 1]: see above.
-        sequence [V]: the number of the sequence that ends in a node, or -1.
-        forced [V]: tokens left to the end where only one way is left; -1 where there is a choice.
-        leaf [S]: the node where each sequence ends.
-        row_sequence [N]: the sequence number of each input row.
+    Attributes:
+        code: [V] of V nodes, the index in level_tokens of the token on the edge into a node; 0 for the root.
+        first_child: [V + 1], see above.
+        sequence: [V], the number of the sequence that ends in a node, or -1. The S distinct sequences are numbered
+            0..S-1 in lexicographic order.
+        forced: [V], tokens left to the end where only one way is left; -1 where there is a choice.
+        leaf: [S], the node where each sequence ends.
+        row_sequence: [N], the sequence number of each input row.
         level_tokens: per level 1..depth, the token ids that occur there, ascending.
-        fanout: list of the largest number of children at each level 0..depth.
+        fanout: the largest number of children of a node, per level 0..depth.
 
     Raises:
-        ValueError: an empty list or sequence, padding before a token, more than 127 tokens, or a sequence that continues
-            another (no end token).
+        ValueError: an empty list or sequence, padding before a token, more than 127 tokens, or a sequence that
+            continues another (no end token).
     """
 
     TENSORS = ("code", "first_child", "sequence", "forced", "leaf", "row_sequence")
@@ -94,33 +143,24 @@ class SidTrie:
             raise ValueError(f"sequence {int(lengths.argmin())} is empty")
         if (depth := int(lengths.max())) > 127:
             raise ValueError(f"a sequence has {depth} tokens; a SID of more than 127 is surely a mistake")
-        matrix = matrix[:, :depth]
+        self._build(matrix[:, :depth], lengths)
+        self.to(device)
 
-        # Phase 1: tokens as codes of their level, 0 being the padding, and the rows in lexicographic order.
-        level_tokens, codes = [], np.empty(matrix.shape, dtype=np.int32, order="F")
-        for level, column in enumerate(matrix.T):
-            known = np.zeros(int(column.max()) + 2, dtype=bool)
-            known[column + 1] = True
-            known[0] = True
-            codes[:, level] = (np.cumsum(known, dtype=np.int32) - 1)[column + 1]
-            level_tokens.append(np.flatnonzero(known)[1:] - 1)
+    def _build(self, matrix: np.ndarray, lengths: np.ndarray) -> None:
+        """Fill all tables from token ids [N, depth], padded with -1, and their lengths [N]."""
+        # Phase 1: the rows as codes in lexicographic order, equal ones once.
+        level_tokens, codes = _encode_levels(matrix)
         if (np.count_nonzero(codes, axis=1) != lengths).any() or (codes[np.arange(len(codes)), lengths - 1] == 0).any():
             raise ValueError("padding (-1) stands before a token")
         order = sort_codes(codes, [len(tokens) + 1 for tokens in level_tokens])
         codes, lengths = codes[order], lengths[order]
         lcp = count_common_columns(codes)
-        distinct = lcp < depth
+        distinct = lcp < codes.shape[1]
         distinct[0] = True
         row_sequence = np.empty(len(order), dtype=np.int32)
         row_sequence[order] = np.cumsum(distinct, dtype=np.int32) - 1
         codes, lengths, lcp = codes[distinct], lengths[distinct], lcp[distinct]
-        continues = np.flatnonzero(lcp[1:] == lengths[:-1])
-        if len(continues):
-            short, long = (
-                [int(level_tokens[level][code - 1]) for level, code in enumerate(codes[continues[0] + i]) if code]
-                for i in (0, 1)
-            )
-            raise ValueError(f"sequence {long} continues {short}: end tokens are missing")
+        _check_ends(level_tokens, codes, lengths, lcp)
 
         # Phase 2: level by level, one node per distinct prefix.
         widest = max(map(len, level_tokens))
@@ -129,16 +169,16 @@ class SidTrie:
         children, sequence = [], [np.full(1, -1, dtype=np.int32)]
         node = np.zeros(len(codes), dtype=np.int32)  # of every sequence, on the level before
         leaf = np.empty(len(codes), dtype=np.int32)
-        for level in range(depth):
-            new = (lcp <= level) & (level < lengths)
-            new_rows = np.flatnonzero(new)
+        for level in range(codes.shape[1]):
+            is_new = (lcp <= level) & (level < lengths)
+            new_rows = np.flatnonzero(is_new)
             children.append(np.bincount(node[new_rows] - starts[-2], minlength=starts[-1] - starts[-2]))
-            node = (np.cumsum(new, dtype=np.int32) - 1) + np.int32(starts[-1])
+            node = (np.cumsum(is_new, dtype=np.int32) - 1) + np.int32(starts[-1])
             code.append((codes[new_rows, level] - 1).astype(code[0].dtype))
-            ends = np.flatnonzero(lengths == level + 1)
-            leaf[ends] = node[ends]
+            ended_rows = np.flatnonzero(lengths == level + 1)
+            leaf[ended_rows] = node[ended_rows]
             sequence.append(np.full(len(new_rows), -1, dtype=np.int32))
-            sequence[-1][node[ends] - starts[-1]] = ends
+            sequence[-1][node[ended_rows] - starts[-1]] = ended_rows
             starts.append(starts[-1] + len(new_rows))
         children.append(np.zeros(starts[-1] - starts[-2], dtype=np.int64))
         self.fanout = [int(counts.max(initial=0)) for counts in children]
@@ -146,13 +186,8 @@ class SidTrie:
         np.cumsum(np.concatenate(children), out=first_child[1:])
         first_child[1:] += 1
 
-        # Phase 3: how many tokens are forced before the end, deepest level first.
-        forced = np.full(starts[-1], -1, dtype=np.int8)
-        for level in range(depth, -1, -1):
-            low, high = starts[level], starts[level + 1]
-            below = forced[np.minimum(first_child[low:high], starts[-1] - 1)]
-            one_way = (children[level] == 1) & (below >= 0)
-            forced[low:high] = np.where(children[level] == 0, 0, np.where(one_way, below + 1, -1))
+        # Phase 3: how many tokens are forced before the end.
+        forced = _count_forced_tokens(starts, children, first_child)
 
         self.code = torch.from_numpy(np.concatenate(code))
         self.first_child = torch.from_numpy(first_child)
@@ -161,7 +196,6 @@ class SidTrie:
         self.leaf = torch.from_numpy(leaf)
         self.row_sequence = torch.from_numpy(row_sequence)
         self.level_tokens = [torch.from_numpy(tokens) for tokens in level_tokens]
-        self.to(device)
 
     def to(self, device: str | torch.device) -> SidTrie:
         """Move all tensors; returns self."""
@@ -181,28 +215,38 @@ class SidTrie:
 
     @property
     def num_nodes(self) -> int:
+        """V, the root included."""
         return len(self.code)
 
     @property
     def num_sequences(self) -> int:
+        """S, the number of distinct sequences."""
         return len(self.leaf)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all tables."""
+        """Memory of all tables, in bytes."""
         return sum(table.nbytes for table in (*(getattr(self, name) for name in self.TENSORS), *self.level_tokens))
 
     def children(self, nodes: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The children of `nodes` [...]: (nodes [..., width] int64, legal [..., width] bool); `width` >= the largest fan-out.
+        """The children of nodes.
 
-        Places past the last child hold node 0.
+        Args:
+            nodes: [...], all of one level.
+            width: at least their largest fan-out.
+
+        Returns:
+            (children [..., width] int64, node 0 past the last child; which of them are children [..., width] bool).
         """
         child = self.first_child[nodes].unsqueeze(-1) + torch.arange(width, device=nodes.device)
         legal = child < self.first_child[nodes + 1].unsqueeze(-1)
         return torch.where(legal, child, 0), legal
 
     def tokens(self, nodes: torch.Tensor, level: int) -> torch.Tensor:
-        """The token ids on the edges into `nodes`, all of one level >= 1; where a node is the root, any token of the level."""
+        """The token ids [...] on the edges into `nodes` [...], all of one level >= 1.
+
+        Where a node is the root, which stands for no child, any token of the level is returned.
+        """
         tokens = self.level_tokens[level - 1]
         code = self.code[nodes].long().clamp_(max=len(tokens) - 1)
         # The tokens of a level are usually numbered without gaps: then no second look-up is needed.
@@ -210,11 +254,20 @@ class SidTrie:
         return tokens[code] if first is None else code.add_(first)
 
     def advance(self, nodes: torch.Tensor, tokens: torch.Tensor, level: int) -> torch.Tensor:
-        """The child of each node (of `level`, or -1) along `tokens` (same shape), or -1 where there is none."""
+        """The child of each node along a token.
+
+        Args:
+            nodes: [...], all of `level`, or -1.
+            tokens: [...], one token id per node.
+            level: of the nodes.
+
+        Returns:
+            The children [...], -1 where there is none.
+        """
         if level >= self.depth:
             return torch.full_like(nodes, -1)
-        known = self.level_tokens[level]
-        code = torch.searchsorted(known, tokens.contiguous()).clamp(max=len(known) - 1)
+        level_tokens = self.level_tokens[level]
+        code = torch.searchsorted(level_tokens, tokens.contiguous()).clamp(max=len(level_tokens) - 1)
         start = nodes.clamp(min=0)
         low, stop = self.first_child[start].long(), self.first_child[start + 1].long()
         high = stop
@@ -223,22 +276,30 @@ class SidTrie:
             middle = (low + high) // 2
             below = (middle < high) & (self.code[middle.clamp(max=self.num_nodes - 1)] < code)
             low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
-        found = (low < stop) & (nodes >= 0) & (known[code] == tokens)
-        at = low.clamp(max=self.num_nodes - 1)
-        return torch.where(found & (self.code[at] == code), at, -1)
+        possible = (low < stop) & (nodes >= 0) & (level_tokens[code] == tokens)
+        child = low.clamp(max=self.num_nodes - 1)
+        return torch.where(possible & (self.code[child] == code), child, -1)
 
     def mask(self, nodes: torch.Tensor, vocab_size: int, level: int) -> torch.Tensor:
-        """Legal next tokens of `nodes` [n] (of `level`, or -1) as a bool matrix [n, vocab_size]; all False for -1 or an end."""
+        """Legal next tokens [n, vocab_size] bool of `nodes` [n], all of `level` or -1; all False for -1 or an end."""
         allowed = torch.zeros(len(nodes), vocab_size + 1, dtype=torch.bool, device=nodes.device)
         if level < self.depth:
             child, legal = self.children(nodes.clamp(min=0), self.fanout[level])
             legal = legal & (nodes >= 0).unsqueeze(-1)
-            # Illegal places write to a column of their own, which is cut off.
+            # What is no child writes to one more column, which is cut off.
             allowed.scatter_(1, torch.where(legal, self.tokens(child, level + 1), vocab_size), True)
         return allowed[:, :vocab_size]
 
     def sequence_range(self, nodes: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(first, stop) numbers of the sequences below `nodes`, all of one level: they follow one another."""
+        """The numbers of the sequences below nodes, which follow one another.
+
+        Args:
+            nodes: [...], all of `level`.
+            level: of the nodes.
+
+        Returns:
+            (first number [...], one past the last number [...]).
+        """
         first, last = nodes, nodes
         for _ in range(self.depth - level):
             low, stop = self.first_child[first].long(), self.first_child[first + 1]
@@ -264,8 +325,8 @@ class SidTrie:
             rows = np.flatnonzero(lengths >= level)
             out[rows, level - 1] = self.level_tokens[level - 1].cpu().numpy()[code[node[rows]]]
             # The parent is the last node whose children begin at or before this one.
-            above = first_child[starts[level - 1] : starts[level]]
-            node[rows] = starts[level - 1] + np.searchsorted(above, node[rows], side="right") - 1
+            first_children = first_child[starts[level - 1] : starts[level]]
+            node[rows] = starts[level - 1] + np.searchsorted(first_children, node[rows], side="right") - 1
         return out
 
     def add(self, sequences: Sequence[Sequence[int]]) -> SidTrie:
@@ -316,16 +377,16 @@ class SidTrie:
 
 
 class SubTries:
-    """Which sequences each of n prompts may find: all but some, or only some.
+    """Which sequences each of n prompts may end in: all but some, or only some.
 
     Args:
         trie: the catalogue.
-        excluded, included: sequence numbers per prompt, or None; an entry of `included` that is None allows everything.
-            What is excluded is not allowed, whether included or not.
+        excluded: sequence numbers per prompt that are not allowed, whether included or not; None excludes nothing.
+        included: sequence numbers per prompt that alone are allowed; None, also as an entry, allows all.
 
     Raises:
         ValueError: lists for different numbers of prompts, a number that is not in the trie, or a prompt that is left
-            with nothing to find.
+            without any sequence.
     """
 
     def __init__(
@@ -340,13 +401,13 @@ class SubTries:
         if len(excluded) != len(included):
             raise ValueError(f"{len(excluded)} lists of excluded sequences, but {len(included)} of included ones")
         numbers = []
-        for row, (out, only) in enumerate(zip(excluded, included)):
-            listed = np.unique(np.asarray(out, dtype=np.int64))
-            if only is not None:
-                listed = np.setdiff1d(np.asarray(only, dtype=np.int64), listed)
+        for row, (not_allowed, only_allowed) in enumerate(zip(excluded, included, strict=True)):
+            listed = np.unique(np.asarray(not_allowed, dtype=np.int64))
+            if only_allowed is not None:
+                listed = np.setdiff1d(np.asarray(only_allowed, dtype=np.int64), listed)
             if len(listed) and not 0 <= listed[0] <= listed[-1] < trie.num_sequences:
                 raise ValueError(f"prompt {row}: sequence numbers must lie in 0..{trie.num_sequences - 1}")
-            if len(listed) == (trie.num_sequences if only is None else 0):
+            if len(listed) == (trie.num_sequences if only_allowed is None else 0):
                 raise ValueError(f"prompt {row}: no sequence is left that may be found")
             numbers.append(listed)
         table = np.full((rows, max(map(len, numbers))), trie.num_sequences, dtype=np.int64)
@@ -354,11 +415,11 @@ class SubTries:
             table[row, : len(listed)] = listed
         self.trie = trie
         self.listed = torch.from_numpy(table).to(trie.device)
-        self.only_listed = torch.tensor([only is not None for only in included], device=trie.device)
+        self.only_listed = torch.tensor([numbers is not None for numbers in included], device=trie.device)
 
     def alive(self, nodes: torch.Tensor, level: int) -> torch.Tensor:
-        """Which of `nodes` [n, ...], all of one level, have a sequence below that their prompt may find; same shape."""
+        """Which of `nodes` [n, ...], all of `level`, have an allowed sequence of their prompt below; bool [n, ...]."""
         first, stop = (bound.flatten(1).long() for bound in self.trie.sequence_range(nodes, level))
         listed = torch.searchsorted(self.listed, stop) - torch.searchsorted(self.listed, first)
-        left = torch.where(self.only_listed[:, None], listed, stop - first - listed)
-        return (left > 0).view_as(nodes)
+        allowed = torch.where(self.only_listed[:, None], listed, stop - first - listed)
+        return (allowed > 0).view_as(nodes)

@@ -1,10 +1,8 @@
-"""A training run's log on the console: a table with a row per logging step, between the ticks of the progress bar."""
+"""Callbacks and a mixin of the trainers: the log as a table, the time of a stage, the epoch of the training set."""
 
 from __future__ import annotations
 
-from transformers import (
-    TrainerCallback,
-)
+from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from minionerec.common.stage import Stage
@@ -24,8 +22,8 @@ class StageTimer(TrainerCallback):
 class QuietCheckpoints:
     """Mixin for a Trainer: checkpoints are written without a bar of their own, and a process drives one device.
 
-    Where it sees several, the trainer would cut batches for them by DataParallel; ours are whole. `accelerate launch` uses
-    them all.
+    Where it sees several, the trainer would cut batches for them by DataParallel; ours are whole. `accelerate launch`
+    uses them all.
     """
 
     def __init__(self, *arguments, args, **named):
@@ -39,7 +37,10 @@ class QuietCheckpoints:
 
 
 class EpochSetter(TrainerCallback):
-    """Tells the training set the epoch, so that weights below 1 take other examples; data loaders do not in every setting."""
+    """Tells the training set the epoch, so that weights below 1 take other examples in every epoch.
+
+    Data loaders do not do so in every setting.
+    """
 
     def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
         train_dataloader.dataset.set_epoch(int(state.epoch or 0))
@@ -79,19 +80,19 @@ class TrainingTable(ProgressCallback):
             for _, heading, form in self.columns
         ]
 
-    def row(self, step: int, logs: dict[str, float]) -> str:
+    def format_row(self, step: int, logs: dict[str, float]) -> str:
         """One row, of the step and the columns' values."""
         cells = []
-        for (key, _, form), width in zip(self.columns, self._widths()):
+        for (key, _, form), width in zip(self.columns, self._widths(), strict=True):
             seconds, value = form.endswith("s"), logs.get(key)
             text = "" if value is None else f"{float(value):{form.removesuffix('s')}}".strip() + "s" * seconds
             cells.append(text.rjust(width))
         return f"{step:>6} " + " ".join(cells)
 
-    def heading(self) -> str:
+    def format_heading(self) -> str:
         """The row of headings."""
         return "  step " + " ".join(
-            heading.rjust(width) for (_, heading, _), width in zip(self.columns, self._widths())
+            heading.rjust(width) for (_, heading, _), width in zip(self.columns, self._widths(), strict=True)
         )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -100,9 +101,9 @@ class TrainingTable(ProgressCallback):
             return
         if "loss" in logs:
             if self._rows % HEADING_EVERY == 0:
-                self.training_bar.write(self.heading())
+                self.training_bar.write(self.format_heading())
             self._rows += 1
-            self.training_bar.write(self.row(state.global_step, logs))
+            self.training_bar.write(self.format_row(state.global_step, logs))
         measured = {key[5:]: value for key, value in logs.items() if key.startswith("eval_") and "@" in key}
         if measured:
             figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())

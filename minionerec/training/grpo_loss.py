@@ -1,4 +1,4 @@
-"""What GRPO and its relatives compute from log-probabilities: advantages, clipped ratios, KL estimate, weights of the mean.
+"""What GRPO and its relatives compute from log-probabilities: advantages, clipped ratios, KL estimate, weights.
 
 Everything is over labels: the K tokens of all completions of a batch, completion by completion. GRPO: arXiv 2402.03300;
 DAPO: arXiv 2503.14476; Dr. GRPO: arXiv 2503.20783; GSPO: arXiv 2507.18071.
@@ -69,8 +69,8 @@ def compute_policy_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss [K], whether the clip took effect [K] bool) of the labels.
 
-    loss = -min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon_high) * A), ratio = exp(log_probs - old). When the rollout
-    comes from the same weights, old = log_probs without gradient: the ratio is 1 and only its gradient matters.
+    loss = -min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon_high) * A), ratio = exp(log_probs - old). When the
+    rollout comes from the same weights, old = log_probs without gradient: the ratio is 1 and only its gradient matters.
 
     Args:
         log_probs, old, advantages: [K]. lengths [C]: ratios of whole completions (GSPO): exp of the mean difference.

@@ -1,4 +1,4 @@
-"""Completions of a batch of prompts as sequence numbers of the trie: beam search or sampling, and what is kept of them."""
+"""Completions of prompts as sequence numbers of the trie: by beam search or sampling, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from minionerec.search.trie import SidTrie
 
 
 def keep_diverse(drawn: Sequence[int], target: int, count: int) -> list[int]:
-    """`count` of the drawn completions, in their order: the target if it was drawn, then distinct ones, then repeats."""
-    first = {number: place for place, number in reversed(list(enumerate(drawn)))}
+    """`count` of the drawn completions, in their order: first the target, then distinct ones, then repeats."""
+    first = {number: index for index, number in reversed(list(enumerate(drawn)))}
     kept = {first[target]} if target in first else set()
-    for places in (sorted(first.values()), range(len(drawn))):
-        for place in places:
+    for indices in (sorted(first.values()), range(len(drawn))):
+        for index in indices:
             if len(kept) < count:
-                kept.add(place)
-    return [drawn[place] for place in sorted(kept)]
+                kept.add(index)
+    return [drawn[index] for index in sorted(kept)]
 
 
 def roll_out(
     model: PreTrainedModel,
     trie: SidTrie,
     prompts: Sequence[Sequence[int]],
+    *,
     targets: Sequence[int],
     count: int,
     batch_size: int,
@@ -39,30 +40,34 @@ def roll_out(
     """Sequence numbers of every prompt's completions, best first (beams) or in order of drawing.
 
     Args:
-        targets: each prompt's sequence number. count: completions per prompt; fewer only where the catalogue is smaller.
+        model, trie: the policy and the catalogue, on one device.
+        prompts: token ids.
+        targets: each prompt's sequence number.
+        count: completions per prompt; fewer only where the catalogue is smaller.
         batch_size: prompts per forward pass.
         beams: the best `count` sequences, all distinct; otherwise independent draws at `temperature`.
+        temperature: of the draws.
         dynamic: find half as many again and keep `keep_diverse` of them.
-        add_target: put the target in the last place of a group that lacks it.
+        add_target: put the target at the end of a group that lacks it.
         renormalize: rank beams by probabilities over the legal tokens.
         seed: what the draws are a function of, beside the prompts and the weights.
     """
-    wanted = count + count // 2 if dynamic else count
+    width = count + count // 2 if dynamic else count
     generator = torch.Generator(model.device).manual_seed(_hash_seed(seed))
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     groups: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        batch = [prompts[place] for place in places]
+        numbers = order[start : start + batch_size]
+        batch = [prompts[number] for number in numbers]
         if beams:
-            found = beam_search(model, trie, batch, wanted, renormalize=renormalize)
+            result = beam_search(model, trie, batch, width, renormalize=renormalize)
         else:
-            found = sample(model, trie, batch, wanted, temperature, generator)
-        for place, numbers in zip(places, found.sequence.tolist()):
-            drawn = [number for number in numbers if number >= 0]
-            groups[place] = keep_diverse(drawn, targets[place], count) if dynamic else drawn
+            result = sample(model, trie, batch, width, temperature, generator)
+        for number, sequences in zip(numbers, result.sequence.tolist(), strict=True):
+            drawn = [sequence for sequence in sequences if sequence >= 0]
+            groups[number] = keep_diverse(drawn, targets[number], count) if dynamic else drawn
     if add_target:
-        for group, target in zip(groups, targets):
+        for group, target in zip(groups, targets, strict=True):
             if target not in group:
                 group[-1] = target
     return groups
@@ -77,9 +82,14 @@ def _hash_seed(seed: str) -> int:
 
 
 def find_legal_tokens(trie: SidTrie, completions: torch.Tensor) -> torch.Tensor:
-    """Which tokens the trie allows at each place of completions: ids [C, depth, most children], -1 where there are fewer.
+    """Which tokens the trie allows at each position of completions.
 
-    completions: [C, depth] token ids, -1 past a completion's end; the rows there are all -1.
+    Args:
+        trie: the catalogue.
+        completions: [C, depth] token ids, -1 past a completion's end.
+
+    Returns:
+        Token ids [C, depth, most children], -1 where there are fewer and past a completion's end.
     """
     widest = max(trie.fanout)
     table = torch.full((*completions.shape, widest), -1, dtype=torch.long, device=completions.device)

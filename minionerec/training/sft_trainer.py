@@ -1,10 +1,11 @@
-"""Supervised training over prefix trees: the loss and gradients of separate rows, every distinct prefix computed once."""
+"""Supervised training over prefix trees: loss and gradients of separate rows, every distinct prefix computed once."""
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch.utils.data import Dataset, SequentialSampler
@@ -21,15 +22,13 @@ from minionerec.search.prefix_tree import (
 )
 from minionerec.training.callbacks import QuietCheckpoints
 
-PACKINGS = ("tree", "none")
-
 
 class TreeBatches(Dataset):
     """The micro-batches of an epoch. Rows of a group share a tree; every optimizer step gets `batch_size` rows.
 
     With packing "tree" the groups of a micro-batch are merged into trees of about `tree_tokens` tokens, one a row: what
-    their prompts begin with is computed once too, and rows of one length need no padding. With "none" every example is a
-    row of its own, padded: the ordinary way.
+    their prompts begin with is computed once too, and rows of one length need no padding. With "none" every example
+    is a row of its own, padded: the ordinary way.
 
     Args:
         datasets: datasets of `Example`; those with `set_epoch` are told the epoch.
@@ -78,18 +77,21 @@ class TreeBatches(Dataset):
         flat = [(group, example) for group, examples in enumerate(order) for example in examples]
         bounds = [round(step * len(flat) / self.steps) for step in range(self.steps + 1)]
         self.plan: list[list[tuple[int, Example]]] = []
-        for low, high in zip(bounds, bounds[1:]):
+        for low, high in pairwise(bounds):
             rows = flat[low:high]
             if self.packing == "none":
                 # Rows of like length side by side need less padding; the sum over a step does not depend on the order.
                 rows.sort(key=lambda row: len(row[1].prompt_ids) + len(row[1].target_ids))
                 cuts = [round(part * len(rows) / self.micro_batches) for part in range(self.micro_batches + 1)]
-                self.plan += [rows[start:stop] for start, stop in zip(cuts, cuts[1:])]
+                self.plan += [rows[start:stop] for start, stop in pairwise(cuts)]
             else:
                 self.plan += self._share_out(rows)
 
     def _share_out(self, rows: list[tuple[int, Example]]) -> list[list[tuple[int, Example]]]:
-        """The rows of a step as micro-batches of like size in tokens; groups stay whole where there are enough of them."""
+        """The rows of a step as micro-batches of like size in tokens.
+
+        Groups stay whole where there are enough of them.
+        """
         whole: dict[int, list[tuple[int, Example]]] = defaultdict(list)
         for row in rows:
             whole[row[0]].append(row)

@@ -27,15 +27,18 @@ Model = RQVAE | RQKMeans
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The named device, or cuda where there is one, else cpu. InputError when it cannot be used."""
+    """The named device, or cuda where there is one, else cpu.
+
+    Raises:
+        InputError: the device cannot be used here.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device}: cannot be used here ({str(error).splitlines()[0]})") from None
-    return chosen
+    return torch.device(device)
 
 
 def sort_ids(item_ids: list[str]) -> list[int]:
@@ -53,7 +56,11 @@ def load_items(path: str | Path, flag: str | None = None) -> tuple[np.ndarray, l
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint on the CPU, read without running any code from it; InputError when it is none."""
+    """A checkpoint on the CPU, read without running any code from it.
+
+    Raises:
+        InputError: the file is no checkpoint of this trainer.
+    """
     require_file(path)
     try:
         # Published checkpoints hold their command line as a Namespace: plain data, and not used here.
@@ -87,10 +94,14 @@ def _is_codebooks(path: Path) -> bool:
 
 
 def load_codebooks(path: str | Path, flag: str | None = None) -> list[torch.Tensor]:
-    """The codebooks [K, dim], one per level, of an `.npz` file or a checkpoint; InputError when there are none."""
+    """The codebooks [K, dim], one per level, of an `.npz` file or a checkpoint.
+
+    Raises:
+        InputError: no codebooks, or codebooks of different widths or with values that are not finite.
+    """
     path = require_file(path, flag)
     if not _is_codebooks(path):
-        return [layer.embedding.weight.detach() for layer in load_model(path).rq.vq_layers]
+        return [layer.embedding.weight.detach() for layer in load_frozen_model(path).rq.vq_layers]
     codebooks = []
     with np.load(path, allow_pickle=False) as content:
         for level in range(len(content.files)):
@@ -113,8 +124,12 @@ def save_codebooks(path: str | Path, codebooks: list[torch.Tensor]) -> None:
         np.savez(file, **{f"codebook_{level}": codes.cpu().numpy() for level, codes in enumerate(codebooks)})
 
 
-def load_model(path: str | Path, flag: str | None = None) -> Model:
-    """The frozen model of a codebook file, in evaluation mode on the CPU."""
+def load_frozen_model(path: str | Path, flag: str | None = None) -> Model:
+    """The frozen model of a codebook file, in evaluation mode on the CPU.
+
+    Raises:
+        InputError: the file is neither an `.npz` of codebooks nor a checkpoint.
+    """
     path = require_file(path, flag)
     if _is_codebooks(path):
         return RQKMeans(load_codebooks(path)).eval()
@@ -139,22 +154,22 @@ def quantise(model: Model, array: np.ndarray, batch_size: int) -> np.ndarray:
 
 @torch.no_grad()
 def compute_residuals(model: Model, array: np.ndarray, codes: np.ndarray) -> torch.Tensor:
-    """What the last level has to quantise, [n, e_dim] on the model's device, for array [n, in_dim] and its codes."""
+    """What the last level has to quantise: [n, e_dim] on the model's device, for array [n, in_dim] and its codes."""
     layers = model.rq.vq_layers
     device = layers[0].embedding.weight.device
-    left = model.encoder(torch.from_numpy(array).to(device))
+    residual = model.encoder(torch.from_numpy(array).to(device))
     for level, layer in enumerate(layers[:-1]):
-        left = left - layer.embedding(torch.from_numpy(codes[:, level]).to(device))
-    return left
+        residual = residual - layer.embedding(torch.from_numpy(codes[:, level]).to(device))
+    return residual
 
 
-def find_last_level(model: Model, array: np.ndarray, codes: np.ndarray) -> Callable[[np.ndarray], torch.Tensor]:
+def measure_last_level(model: Model, array: np.ndarray, codes: np.ndarray) -> Callable[[np.ndarray], torch.Tensor]:
     """A function from row numbers [m] to the squared distances [m, K] of those rows to the last level's codes.
 
     Computed when asked for: the tables of all rows of a large catalogue at once would not fit.
     """
-    book = model.rq.vq_layers[-1].embedding.weight.detach()
-    return lambda rows: squared_distances(compute_residuals(model, array[rows], codes[rows]), book)
+    codebook = model.rq.vq_layers[-1].embedding.weight.detach()
+    return lambda rows: squared_distances(compute_residuals(model, array[rows], codes[rows]), codebook)
 
 
 @torch.no_grad()

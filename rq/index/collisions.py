@@ -7,7 +7,6 @@ level's codes, [items asked for, K], smaller is nearer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,9 @@ from tqdm import tqdm
 from minionerec.common.files import InputError
 from minionerec.common.processes import is_main_process
 from rq.models.vq import sinkhorn
+from rq.settings import RepairFlags
 
 Distances = Callable[[np.ndarray], torch.Tensor]
-
-
 STEPS = (
     ["none"],
     ["sinkhorn"],
@@ -30,8 +28,6 @@ STEPS = (
     ["sinkhorn", "nearest_free"],
     ["sinkhorn", "extra_token"],
 )
-
-
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -41,7 +37,7 @@ def group_by_sid(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return inverse.reshape(-1), sizes
 
 
-def collision_rate(codes: np.ndarray) -> float:
+def compute_collision_rate(codes: np.ndarray) -> float:
     """1 - distinct codes / items; 0 when every item has its own."""
     return 1 - len(group_by_sid(codes)[1]) / len(codes)
 
@@ -52,31 +48,39 @@ def find_colliding_rows(codes: np.ndarray) -> np.ndarray:
     return np.flatnonzero(sizes[inverse] > 1)
 
 
-def _groups(codes: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+def _group_rows(codes: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
     """`rows` grouped by equal codes, each group ascending."""
     inverse, _ = group_by_sid(codes[rows])
     order = np.argsort(inverse, kind="stable")
     return np.split(rows[order], np.flatnonzero(np.diff(inverse[order])) + 1)
 
 
-def sinkhorn_repair(
+def spread_by_sinkhorn(
     codes: np.ndarray, distances: Distances, epsilon: float, iterations: int, rounds: int
 ) -> tuple[np.ndarray, int]:
     """Spread each bucket of colliding items over the last level by Sinkhorn, in up to `rounds` rounds.
 
     Each bucket is its own transport problem; buckets of one size are solved together. An item may land on a code that
-    is taken, which the next round sees. Stops early when a round changes nothing: it would repeat itself. Returns the
-    codes of the round with the fewest collisions, and the number of rounds done.
+    is taken, which the next round sees. Stops early when a round changes nothing: it would repeat itself.
+
+    Args:
+        codes: [n, levels].
+        distances: of rows to the codes of the last level.
+        epsilon, iterations: regularisation and scalings of `sinkhorn`.
+        rounds: at most.
+
+    Returns:
+        The codes of the round with the fewest collisions, and the number of rounds done.
     """
     codes = codes.copy()
-    best, fewest = codes.copy(), collision_rate(codes)
+    best, fewest = codes.copy(), compute_collision_rate(codes)
     n_codes = distances(np.arange(1)).shape[-1]
     for done in range(rounds):
         rows = find_colliding_rows(codes)
         if not len(rows):
             return codes, done
         before = codes[rows, -1]
-        groups = _groups(codes, rows)
+        groups = _group_rows(codes, rows)
         sizes = sorted({len(group) for group in groups})
         for size in tqdm(
             sizes, f"sinkhorn round {done + 1}", unit="bucket size", leave=False, disable=not is_main_process()
@@ -88,18 +92,21 @@ def sinkhorn_repair(
                 part = together[start : start + step]
                 problem = distances(part.reshape(-1)).reshape(len(part), size, -1)
                 codes[part, -1] = sinkhorn(problem, epsilon, iterations).argmax(-1).cpu().numpy()
-        if collision_rate(codes) < fewest:
-            best, fewest = codes.copy(), collision_rate(codes)
+        if compute_collision_rate(codes) < fewest:
+            best, fewest = codes.copy(), compute_collision_rate(codes)
         if np.array_equal(before, codes[rows, -1]):
             return best, done + 1
     return best, rounds
 
 
 def move_to_free_codes(codes: np.ndarray, distances: Distances) -> tuple[np.ndarray, np.ndarray]:
-    """Give colliding items free last-level codes of their prefix. Returns (codes, rows moved).
+    """Give colliding items free last-level codes of their prefix.
 
     In each bucket the item nearest to the shared code keeps it (the lower row on a tie); the others of a prefix go to
     its free codes, matched at least total distance. With too few free codes some stay where they are.
+
+    Returns:
+        The codes [n, levels] and the numbers of the rows that moved, ascending.
     """
     codes, moved = codes.copy(), []
     colliding = find_colliding_rows(codes)
@@ -113,65 +120,68 @@ def move_to_free_codes(codes: np.ndarray, distances: Distances) -> tuple[np.ndar
     ):
         members = by_prefix[bounds[number] : bounds[number + 1]]
         table = distances(members).double().cpu().numpy()
-        own = table[np.arange(len(members)), codes[members, -1]]
+        to_code = table[np.arange(len(members)), codes[members, -1]]
         # Nearest first within a code: all but the first of each code are displaced.
-        order = np.lexsort((members, own, codes[members, -1]))
+        order = np.lexsort((members, to_code, codes[members, -1]))
         ordered = codes[members[order], -1]
         displaced = np.sort(order[1:][ordered[1:] == ordered[:-1]])
         free = np.setdiff1d(np.arange(table.shape[1]), ordered)
         if not len(displaced) or not len(free):
             continue
-        who, where = linear_sum_assignment(table[np.ix_(displaced, free)])
-        codes[members[displaced[who]], -1] = free[where]
-        moved.append(members[displaced[who]])
+        rows, columns = linear_sum_assignment(table[np.ix_(displaced, free)])
+        codes[members[displaced[rows]], -1] = free[columns]
+        moved.append(members[displaced[rows]])
     return codes, np.sort(np.concatenate(moved)) if moved else np.empty(0, dtype=np.int64)
 
 
 def add_extra_level(codes: np.ndarray) -> np.ndarray:
-    """[n] a number from 0 that tells the members of a colliding bucket apart, in row order; -1 for items on their own.
+    """[n] a number from 0 that tells the members of a colliding bucket apart, in row order; -1 for other items.
 
     Every member gets one, the first too, so no SID is the beginning of another.
     """
     extra = np.full(len(codes), -1, dtype=np.int64)
     rows = find_colliding_rows(codes)
     if len(rows):
-        for group in _groups(codes, rows):
+        for group in _group_rows(codes, rows):
             extra[group] = np.arange(len(group))
     return extra
 
 
-@dataclass
-class Repair:
-    """What to do about items that share a SID: one of STEPS, done in turn, and the Sinkhorn step's numbers.
+def check_repair_flags(flags: RepairFlags) -> None:
+    """Refuse values that no repair can have.
 
-    none: nothing. sinkhorn: `sinkhorn_repair`, which may leave collisions. nearest_free: `relocate`, and an extra token
-    where a prefix is full. extra_token: one more token for every item of a shared SID. The last two leave no collision.
+    Raises:
+        InputError: other steps than those of STEPS, or a number out of range.
     """
-
-    steps: list[str] = field(default_factory=lambda: ["sinkhorn", "nearest_free"])
-    epsilon: float = 0.003
-    iterations: int = 100
-    rounds: int = 20
-
-    def check(self) -> None:
-        """InputError for other steps than those of STEPS, or a number out of range."""
-        if self.steps not in STEPS:
-            known = " | ".join(",".join(steps) for steps in STEPS)
-            raise InputError(f"--collisions {','.join(self.steps)}: expected one of {known}")
-        if self.epsilon <= 0 or self.iterations < 1 or self.rounds < 0:
-            raise InputError("expected --sk_epsilon above 0, --sk_iters >= 1 and --repair_rounds >= 0")
+    if flags.collisions not in STEPS:
+        choices = " | ".join(",".join(steps) for steps in STEPS)
+        raise InputError(f"--collisions {','.join(flags.collisions)}: expected one of {choices}")
+    if flags.sk_epsilon <= 0 or flags.sk_iters < 1 or flags.repair_rounds < 0:
+        raise InputError("expected --sk_epsilon above 0, --sk_iters >= 1 and --repair_rounds >= 0")
 
 
 def resolve_collisions(
-    codes: np.ndarray, distances: Distances, repair: Repair
+    codes: np.ndarray, distances: Distances, flags: RepairFlags
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
-    """(codes, extra tokens as of `extra_level` or None, counts to report) after the steps of `repair`."""
-    counts: dict[str, Any] = {"collision_rate_before": round(collision_rate(codes), 6)}
+    """Do the steps of flags.collisions in turn.
+
+    none: nothing. sinkhorn: `spread_by_sinkhorn`, which may leave collisions. nearest_free: `move_to_free_codes`, and
+    an extra token where a prefix is full. extra_token: `add_extra_level`. The last two leave no collision.
+
+    Args:
+        codes: [n, levels].
+        distances: of rows to the codes of the last level.
+        flags: the steps, one of STEPS, and the numbers of the sinkhorn step.
+
+    Returns:
+        The codes, the extra tokens of `add_extra_level` or None, and the counts to report.
+    """
+    counts: dict[str, Any] = {"collision_rate_before": round(compute_collision_rate(codes), 6)}
     extra = None
-    for step in repair.steps:
+    for step in flags.collisions:
         if step == "sinkhorn":
-            codes, rounds = sinkhorn_repair(codes, distances, repair.epsilon, repair.iterations, repair.rounds)
-            counts |= {"sinkhorn_rounds": rounds, "collision_rate_sinkhorn": round(collision_rate(codes), 6)}
+            codes, rounds = spread_by_sinkhorn(codes, distances, flags.sk_epsilon, flags.sk_iters, flags.repair_rounds)
+            counts |= {"sinkhorn_rounds": rounds, "collision_rate_sinkhorn": round(compute_collision_rate(codes), 6)}
         elif step == "nearest_free":
             codes, moved = move_to_free_codes(codes, distances)
             counts["moved_to_free_codes"] = len(moved)
@@ -179,13 +189,17 @@ def resolve_collisions(
             extra = add_extra_level(codes)
             counts["items_with_extra_token"] = int((extra >= 0).sum())
     left = find_colliding_rows(codes) if extra is None else []
-    rate = collision_rate(codes) if extra is None else 0.0
+    rate = compute_collision_rate(codes) if extra is None else 0.0
     counts |= {"collision_rate_after": round(rate, 6), "items_sharing_a_sid": len(left)}
     return codes, extra, counts
 
 
 def make_sid_tokens(codes: np.ndarray, extra: np.ndarray | None = None) -> list[list[str]]:
-    """`["<a_12>", "<b_7>", "<c_200>"]` per row, with `"<d_0>"` behind it where `extra` is not -1."""
+    """`["<a_12>", "<b_7>", "<c_200>"]` per row, with `"<d_0>"` behind it where `extra` is not -1.
+
+    Raises:
+        ValueError: more levels than letters.
+    """
     levels = codes.shape[1]
     if levels + (extra is not None and bool((extra >= 0).any())) > len(LETTERS):
         raise ValueError(f"{levels} levels: token letters run from a to z")

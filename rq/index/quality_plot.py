@@ -14,43 +14,36 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 
-LONGEST_NAME = 24
-
-
+LONGEST_NAME = 24  # of a report, in characters; reports with longer names are numbered
 NOTES = """\
 Good: few collisions, high perplexity, low Gini and error, and near items that agree far more often than random ones.
 extra: items with a token beyond the levels; no extra: collision rate without those; sharing: items whose SID is shared.
 error: share of the variance of the embeddings left unexplained; codebook: the same by the method's own codebook.
 near agree: how often one of an item's nearest items has the same codes so far; random: the same for any two items."""
-
-
-BUCKETS = [(1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 100), (101, None)]
-
-
+BUCKETS = [(1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 100), (101, None)]  # items with one SID: least, most
 BLUE, ORANGE, GREY = "#3465a4", "#e07b39", "#8a8f98"
+PROJECTED = 5000  # items in the scatter plot, at most
 
 
-PROJECTED = 5000
-
-
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _spread_cell(spread: dict[str, float] | None) -> str:
-    return "-" if spread is None else f"{spread['mean']:.4g}/{spread['median']:.4g}/{spread['max']}"
+def _format_summary(summary: dict[str, float] | None) -> str:
+    return "-" if summary is None else f"{summary['mean']:.4g}/{summary['median']:.4g}/{summary['max']}"
 
 
-def _grid(header: list[str], rows: list[list[str]]) -> str:
+def _format_grid(header: list[str], rows: list[list[str]]) -> str:
     """Columns as wide as they need to be, left-aligned up to the names of the reports."""
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     left = header.index("SIDs")
     lines = []
     for row in [header, *rows]:
-        cells = enumerate(zip(row, widths))
-        lines.append("  ".join(c.ljust(width) if place <= left else c.rjust(width) for place, (c, width) in cells))
+        cells = enumerate(zip(row, widths, strict=True))
+        padded = [text.ljust(width) if column <= left else text.rjust(width) for column, (text, width) in cells]
+        lines.append("  ".join(padded))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -58,30 +51,32 @@ def format_quality(reports: dict[str, dict[str, Any]]) -> str:
     """Reports by name as text: one line per report, then one line per level and report. Long names get a number."""
     names, legend = list(reports), []
     if max(map(len, names)) > LONGEST_NAME:
-        legend = [f"[{place}] {name}" for place, name in enumerate(names, 1)] + ["", ""]
-        names = [f"[{place}]" for place in range(1, len(names) + 1)]
+        legend = [f"[{number}] {name}" for number, name in enumerate(names, 1)] + ["", ""]
+        names = [f"[{number}]" for number in range(1, len(names) + 1)]
     whole, codes, near = [], [], []
-    for name, report in zip(names, reports.values()):
+    for name, report in zip(names, reports.values(), strict=True):
         keys = ["items", "levels", "items_with_extra_token", "collision_rate", "collision_rate_without_extra"]
         keys += ["items_with_unique_sid", "items_sharing_a_sid", "largest_bucket"]
         keys += ["reconstruction_error", "codebook_reconstruction_error"]
-        whole.append([name, *(_cell(report[key]) for key in keys)])
+        whole.append([name, *(_format_cell(report[key]) for key in keys)])
     for level in range(max(report["levels"] for report in reports.values())):
-        for name, report in zip(names, reports.values()):
+        for name, report in zip(names, reports.values(), strict=True):
             if level >= report["levels"]:
                 continue
             figures = report["per_level"][level]
             size = f"{figures['codes']}{'' if report['codebook_sizes_known'] else '?'}"
-            row = [f"{level + 1}", name, _cell(figures["codes_used"]), size]
-            row += [_cell(figures[key]) for key in ("dead_codes", "entropy_bits", "perplexity", "gini", "prefixes")]
+            row = [f"{level + 1}", name, _format_cell(figures["codes_used"]), size]
+            row += [
+                _format_cell(figures[key]) for key in ("dead_codes", "entropy_bits", "perplexity", "gini", "prefixes")
+            ]
             codes.append(
-                [*row, _spread_cell(figures["children_per_prefix"]), _spread_cell(figures["items_per_prefix"])]
+                [*row, _format_summary(figures["children_per_prefix"]), _format_summary(figures["items_per_prefix"])]
             )
             keys = ["reconstruction_error", "neighbour_agreement", "random_agreement", "lift", "cosine_within_prefix"]
-            cells = [_cell(figures[key]) for key in keys]
-            near.append([f"{level + 1}", name, *cells, _cell(report["cosine_of_random_pairs"])])
+            cells = [_format_cell(figures[key]) for key in keys]
+            near.append([f"{level + 1}", name, *cells, _format_cell(report["cosine_of_random_pairs"])])
     parts = [
-        _grid(
+        _format_grid(
             [
                 "SIDs",
                 "items",
@@ -97,19 +92,21 @@ def format_quality(reports: dict[str, dict[str, Any]]) -> str:
             ],
             whole,
         ),
-        _grid(
+        _format_grid(
             ["level", "SIDs", "used", "of", "dead", "bits", "perplexity", "Gini", "prefixes", "next codes*", "items*"],
             codes,
         ),
-        _grid(["level", "SIDs", "error", "near agree", "random", "lift", "cosine in prefix", "cosine of all"], near),
+        _format_grid(
+            ["level", "SIDs", "error", "near agree", "random", "lift", "cosine in prefix", "cosine of all"], near
+        ),
     ]
     notes = [NOTES, "* per prefix: mean/median/largest; next codes: different codes that follow it"]
     if not all(report["codebook_sizes_known"] for report in reports.values()):
-        notes.append("? size of the codebook not known: 1 + the largest code number seen")
+        notes.append("? size of the codebook unknown: 1 + the largest code number seen")
     return "\n".join(legend) + "\n\n".join([*parts, "\n".join(notes)])
 
 
-def _usage(axes: Axes, level: int, counts: np.ndarray, figures: dict[str, Any]) -> None:
+def _draw_usage(axes: Axes, level: int, counts: np.ndarray, figures: dict[str, Any]) -> None:
     """Items of each code, most used first, with the line of an even use of all codes."""
     axes.fill_between(np.arange(len(counts) + 1), np.append(counts, counts[-1]), step="post", color=BLUE)
     axes.set_xlim(0, figures["codes"])
@@ -124,7 +121,7 @@ def _usage(axes: Axes, level: int, counts: np.ndarray, figures: dict[str, Any]) 
     axes.legend(loc="upper right", frameon=False)
 
 
-def _bucket_sizes(axes: Axes, sids: Sequence[Sequence[str]], report: dict[str, Any]) -> None:
+def _draw_bucket_sizes(axes: Axes, sids: Sequence[Sequence[str]], report: dict[str, Any]) -> None:
     """Items by the number of items that have the same SID; without the extra tokens too where there are any."""
     series = [("SIDs as they are", BLUE, Counter(map(tuple, sids)))]
     if report["items_with_extra_token"]:
@@ -133,11 +130,11 @@ def _bucket_sizes(axes: Axes, sids: Sequence[Sequence[str]], report: dict[str, A
     sizes = [np.fromiter(buckets.values(), np.int64, len(buckets)) for _, _, buckets in series]
     shown = [low for low, _ in BUCKETS if low <= max(size.max() for size in sizes)]
     width = 0.8 / len(series)
-    for place, ((label, colour, _), size) in enumerate(zip(series, sizes)):
+    for number, ((label, colour, _), size) in enumerate(zip(series, sizes, strict=True)):
         bounds = [*shown, np.inf]
         items = [int(size[(size >= low) & (size < high)].sum()) for low, high in pairwise(bounds)]
-        where = np.arange(len(shown)) + (place - (len(series) - 1) / 2) * width
-        bars = axes.bar(where, items, width, color=colour, label=label)
+        positions = np.arange(len(shown)) + (number - (len(series) - 1) / 2) * width
+        bars = axes.bar(positions, items, width, color=colour, label=label)
         axes.bar_label(bars, [f"{count:,}" if count else "" for count in items], fontsize=8, padding=2)
     axes.set_yscale("log")
     axes.set_ylim(0.7, report["items"] * 4)
@@ -151,14 +148,14 @@ def _bucket_sizes(axes: Axes, sids: Sequence[Sequence[str]], report: dict[str, A
         axes.legend(loc="upper right", frameon=False)
 
 
-def _share(value: float) -> str:
+def _format_share(value: float) -> str:
     return f"{value:.2g}" if value >= 0.01 else "<.01" if value else "0"
 
 
-def _agreement(axes: Axes, report: dict[str, Any]) -> None:
+def _draw_agreement(axes: Axes, report: dict[str, Any]) -> None:
     """How often near items and random items share the first codes, level by level, and the error left."""
     figures = report["per_level"]
-    place = np.arange(len(figures))
+    positions = np.arange(len(figures))
     series = [
         ("one of the nearest items has the same codes", "neighbour_agreement", BLUE),
         ("a random item has the same codes", "random_agreement", GREY),
@@ -166,20 +163,20 @@ def _agreement(axes: Axes, report: dict[str, Any]) -> None:
     ]
     for shift, (label, key, colour) in enumerate(series):
         values = [level[key] or 0.0 for level in figures]
-        bars = axes.bar(place + (shift - 1) * 0.27, values, 0.27, color=colour, label=label)
-        texts = ["-" if level[key] is None else _share(level[key]) for level in figures]
+        bars = axes.bar(positions + (shift - 1) * 0.27, values, 0.27, color=colour, label=label)
+        texts = ["-" if level[key] is None else _format_share(level[key]) for level in figures]
         if len(figures) <= 4:  # more would write over each other
             axes.bar_label(bars, texts, fontsize=8, padding=2)
     axes.set_ylim(0, 1.5)
     axes.set_yticks(np.arange(0, 1.01, 0.2))
-    axes.set_xticks(place, [f"1-{level['level']}" if level["level"] > 1 else "1" for level in figures])
+    axes.set_xticks(positions, [f"1-{level['level']}" if level["level"] > 1 else "1" for level in figures])
     axes.set_title(f"First codes against the {report['neighbours']} nearest items\nerror after each level")
     axes.set_xlabel("codes compared, from the first")
     axes.set_ylabel("share")
     axes.legend(loc="upper left", frameon=False)
 
 
-def _projection(axes: Axes, sids: Sequence[Sequence[str]], array: np.ndarray) -> None:
+def _draw_projection(axes: Axes, sids: Sequence[Sequence[str]], array: np.ndarray) -> None:
     """Items on the first two principal components, coloured by first code; the most used codes are named."""
     from sklearn.utils.extmath import randomized_svd
 
@@ -197,9 +194,9 @@ def _projection(axes: Axes, sids: Sequence[Sequence[str]], array: np.ndarray) ->
     hues = np.arange(len(ranked)) * 0.61803398875 % 1
     shades = np.arange(len(ranked)) // 8 % 3
     colours = hsv_to_rgb(np.stack([hues, 0.9 - 0.2 * shades, 0.85 - 0.15 * shades], axis=1))
-    number = {token: place for place, token in enumerate(ranked)}
-    axes.scatter(*flat.T, s=9, c=colours[[number[token] for token in first.tolist()]], alpha=0.75, linewidths=0)
-    for token, colour in list(zip(ranked, colours))[:10]:
+    rank = {token: number for number, token in enumerate(ranked)}
+    axes.scatter(*flat.T, s=9, c=colours[[rank[token] for token in first.tolist()]], alpha=0.75, linewidths=0)
+    for token, colour in list(zip(ranked, colours, strict=True))[:10]:
         axes.scatter([], [], s=30, color=colour, label=token)
     axes.set_title(f"{len(rows):,} items coloured by first code ({len(ranked):,} codes)")
     axes.set_xlabel(f"first principal component ({explained[0]:.0%} of variance)")
@@ -213,7 +210,12 @@ def draw_quality(
 ) -> None:
     """Write one PNG page, 1600 pixels wide: code usage per level, bucket sizes, prefix agreement and a projection.
 
-    report: of `measure` for the same sids and array [N, dim]; path: the file, whatever its suffix.
+    Args:
+        report: of `measure_quality` for the same sids and array [N, dim].
+        sids: the tokens of every item.
+        array: the embeddings.
+        path: the file, whatever its suffix.
+        title: what the page is about.
     """
     levels = report["levels"]
     columns = min(levels, 4)
@@ -223,15 +225,15 @@ def draw_quality(
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     top, bottom = figure.subfigures(2, 1, height_ratios=[0.8 * rows, 1.1])
     panels = top.subplots(rows, columns, squeeze=False).ravel()
-    for level, (axes, figures) in enumerate(zip(panels, report["per_level"])):
+    for level, (axes, figures) in enumerate(zip(panels[:levels], report["per_level"], strict=True)):
         counts = np.sort(list(Counter(sid[level] for sid in sids).values()))[::-1]
-        _usage(axes, level + 1, counts, figures)
+        _draw_usage(axes, level + 1, counts, figures)
     for axes in panels[levels:]:
         axes.set_axis_off()
     buckets, agreement, projection = bottom.subplots(1, 3, width_ratios=[1, 1, 1.25])
-    _bucket_sizes(buckets, sids, report)
-    _agreement(agreement, report)
-    _projection(projection, sids, array)
+    _draw_bucket_sizes(buckets, sids, report)
+    _draw_agreement(agreement, report)
+    _draw_projection(projection, sids, array)
     figure.suptitle(
         f"{title}: {report['items']:,} items, collision rate {report['collision_rate']:.2%}, "
         f"reconstruction error {report['reconstruction_error']:.3f}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +12,59 @@ from minionerec.common.embeddings import side_file_path
 from minionerec.common.files import InputError, read_json, write_json
 from minionerec.common.processes import say
 from minionerec.common.records import read_index
-from minionerec.common.stage import Stage
+from minionerec.common.stage import Stage, open_stage
 from rq.index.append import append_items, parse_sids
 from rq.index.codebook import (
     Model,
     compute_reconstruction_error,
-    find_last_level,
+    load_frozen_model,
     load_items,
-    load_model,
+    measure_last_level,
     pick_device,
     quantise,
 )
-from rq.index.collisions import Repair, make_sid_tokens, resolve_collisions
+from rq.index.collisions import check_repair_flags, make_sid_tokens, resolve_collisions
 from rq.index.quality_plot import format_quality
-from rq.quality import report_files, write_report
+from rq.index.quality_report import list_report_files, write_report
+from rq.settings import IndexFlags, KMeansFlags
+
+
+def place_index(data_path: str | Path) -> Path:
+    """Where the index of DIR/NAME.emb-PLM-td.npy is written unless a flag says otherwise: DIR/NAME.index.json."""
+    path = Path(data_path)
+    return path.with_name(f"{path.name.removesuffix('.npy').split('.emb-')[0]}.index.json")
 
 
 def strip_index_suffix(output_file: str | Path) -> Path:
-    """DIR/NAME.index of DIR/NAME.index.json: what the names of the files beside the index begin with."""
+    """DIR/NAME.index of DIR/NAME.index.json: what the names of the files beside the index begin with.
+
+    Raises:
+        InputError: another suffix.
+    """
     path = Path(output_file)
     if path.suffix != ".json":
         raise InputError(f"--output_file {path}: expected a name such as NAME.index.json")
     return path.with_suffix("")
 
 
-def output_files(output_file: str | Path) -> list[Path]:
+def list_index_files(output_file: str | Path) -> list[Path]:
     """The index and its report."""
-    return [Path(output_file), *report_files(strip_index_suffix(output_file))]
+    return [Path(output_file), *list_report_files(strip_index_suffix(output_file))]
 
 
 def finish_index(stage: Stage, results: dict[str, Any], output_file: str | Path) -> None:
     """Record the stage and print its results and the report beside the index."""
     stage.done(**results)
-    say("\n" + format_quality({Path(output_file).name: read_json(report_files(strip_index_suffix(output_file))[0])}))
+    report = read_json(list_report_files(strip_index_suffix(output_file))[0])
+    say("\n" + format_quality({Path(output_file).name: report}))
 
 
-def _write(
+def _write_files(
     model: Model,
     codes: np.ndarray,
     sids: list[list[str]],
     array: np.ndarray,
+    *,
     index: dict[str, list[str]],
     output_file: str | Path,
     batch_size: int,
@@ -69,47 +83,62 @@ def write_index(
     codes: np.ndarray,
     array: np.ndarray,
     item_ids: list[str],
-    output_file: str | Path,
-    repair: Repair,
+    flags: IndexFlags | KMeansFlags,
     batch_size: int,
 ) -> dict[str, Any]:
-    """SIDs of array [n, in_dim] from its codes [n, levels], written with their report. Returns the results to print.
+    """Resolve collisions and write the index with its report.
 
-    array and item_ids are those of `load_items`, in the order of the ids.
+    Args:
+        model: gives the distances to the codes.
+        codes: [n, levels], of the rows of `array`.
+        array: the embeddings [n, in_dim] of item_ids, both as `load_items` orders them.
+        item_ids: the item of each row.
+        flags: the output file, and what happens to items that share a SID.
+        batch_size: rows decoded at a time.
+
+    Returns:
+        The results to print.
     """
-    codes, extra, counts = resolve_collisions(codes, find_last_level(model, array, codes), repair)
+    codes, extra, counts = resolve_collisions(codes, measure_last_level(model, array, codes), flags)
     sids = make_sid_tokens(codes, extra)
-    index = dict(zip(item_ids, sids))
-    return {"items": len(sids), **counts, **_write(model, codes, sids, array, index, output_file, batch_size)}
+    index = dict(zip(item_ids, sids, strict=True))
+    figures = _write_files(model, codes, sids, array, index=index, output_file=flags.output_file, batch_size=batch_size)
+    return {"items": len(sids), **counts, **figures}
 
 
-def append_to_index(
-    model: Model,
-    array: np.ndarray,
-    item_ids: list[str],
-    old_index: str | Path,
-    output_file: str | Path,
-    repair: Repair,
-    batch_size: int,
-) -> dict[str, Any]:
-    """`old_index` with SIDs for those of item_ids that it lacks; its own SIDs stay as they are.
+def append_to_index(model: Model, array: np.ndarray, item_ids: list[str], flags: IndexFlags) -> dict[str, Any]:
+    """Write the index flags.append_to with SIDs for those of item_ids that it lacks; its own SIDs stay as they are.
 
-    array [n, in_dim] holds the embeddings of item_ids, new ones alone or old ones too. The report covers these n items.
+    Args:
+        model: the codebook that the index was made with.
+        array: the embeddings [n, in_dim] of item_ids, new items alone or old ones too. The report covers these n items.
+        item_ids: the item of each row.
+        flags: the flags of the command, with `collisions` resolved.
+
+    Returns:
+        The results to print.
+
+    Raises:
+        InputError: other collision steps than one that gives no SID twice, item ids that are no whole numbers, an
+            index of another codebook, or nothing to add.
     """
-    if repair.steps not in (["nearest_free"], ["extra_token"]):
+    if flags.collisions not in (["nearest_free"], ["extra_token"]):
         raise InputError(
             "--append_to: expected --collisions nearest_free or extra_token, for no SID may be given twice"
         )
     if not all(item.isdigit() for item in item_ids):
         raise InputError("--append_to: expected item ids that are whole numbers")
-    old = read_index(old_index, "append_to")
-    parsed = parse_sids(old, model.config["num_emb_list"], str(old_index))
+    old = read_index(flags.append_to, "append_to")
+    parsed = parse_sids(old, model.config["num_emb_list"], flags.append_to)
     new = np.array([row for row, item in enumerate(item_ids) if int(item) not in old], dtype=np.int64)
     if not len(new):
-        raise InputError(f"--append_to {old_index}: all {len(item_ids)} items of the embeddings are in it already")
-    nearest = quantise(model, array[new], batch_size)
-    new_codes, extra, moved = append_items(model, array[new], nearest, parsed, repair.steps[0])
-    added = dict(zip(new.tolist(), zip(new_codes, make_sid_tokens(new_codes, extra))))
+        raise InputError(
+            f"--append_to {flags.append_to}: all {len(item_ids)} items of the embeddings are in it already"
+        )
+    nearest = quantise(model, array[new], flags.batch_size)
+    new_codes, extra, moved = append_items(model, array[new], nearest, parsed, flags.collisions[0])
+    new_sids = make_sid_tokens(new_codes, extra)
+    added = dict(zip(new.tolist(), zip(new_codes, new_sids, strict=True), strict=True))
     rows = [
         added[row] if row in added else (parsed[int(item)][0], list(old[int(item)]))
         for row, item in enumerate(item_ids)
@@ -117,45 +146,71 @@ def append_to_index(
     codes, sids = np.array([path for path, _ in rows]), [sid for _, sid in rows]
     index = {str(item): list(tokens) for item, tokens in old.items()}
     index |= {str(int(item_ids[row])): sids[row] for row in new}
+    figures = _write_files(
+        model, codes, sids, array, index=index, output_file=flags.output_file, batch_size=flags.batch_size
+    )
     return {
         "items_before": len(old),
         "items_added": len(new),
         "moved_to_free_codes": moved,
         "items_with_extra_token": int((extra >= 0).sum()),
-        **_write(model, codes, sids, array, index, output_file, batch_size),
+        **figures,
     }
 
 
-def generate_index(command: str, settings: dict[str, Any], only: type | None = None) -> None:
-    """The commands rq.generate_indices and rq.generate_indices_plus; settings: their flags; only: the kind of model."""
-    ckpt_path, data_path, output_file = (settings[name] for name in ("ckpt_path", "data_path", "output_file"))
-    append_to, batch_size = settings["append_to"], settings["batch_size"]
-    settings["collisions"] = settings["collisions"] or (["nearest_free"] if append_to else ["sinkhorn", "nearest_free"])
-    repair = Repair(settings["collisions"], settings["sk_epsilon"], settings["sk_iters"], settings["repair_rounds"])
-    repair.check()
-    if batch_size < 1:
-        raise InputError(f"--batch_size {batch_size}: expected 1 or more")
-    device = pick_device(settings["device"])
-    stage = Stage(
-        command,
-        settings,
-        [ckpt_path, data_path, side_file_path(data_path), *([append_to] if append_to else [])],
-        output_files(output_file),
-        f"{strip_index_suffix(output_file)}.stage.json",
-        settings["force"],
+def resolve_index_flags(flags: IndexFlags) -> IndexFlags:
+    """The flags with output file and collision steps worked out.
+
+    Raises:
+        InputError: a flag outside its range, or --append_to without --output_file, which might overwrite the old index.
+    """
+    if flags.append_to and flags.output_file is None:
+        raise InputError("--append_to: needs --output_file, the index to write")
+    flags = replace(
+        flags,
+        output_file=flags.output_file or str(place_index(flags.data_path)),
+        collisions=flags.collisions or (["nearest_free"] if flags.append_to else ["sinkhorn", "nearest_free"]),
+    )
+    check_repair_flags(flags)
+    if flags.batch_size < 1:
+        raise InputError(f"--batch_size {flags.batch_size}: expected 1 or more")
+    return flags
+
+
+def make_frozen_index(name: str, flags: IndexFlags, expected: type | None = None) -> None:
+    """Write the index of a frozen codebook: what rq.generate_indices and rq.generate_indices_plus do.
+
+    Args:
+        name: of the stage.
+        flags: the command's flags.
+        expected: the kind of model that flags.ckpt_path must hold; None for any.
+
+    Raises:
+        InputError: a flag outside its range, a checkpoint of another kind, or embeddings of another width.
+    """
+    flags = resolve_index_flags(flags)
+    device = pick_device(flags.device)
+    stage = open_stage(
+        name,
+        flags,
+        inputs=[flags.ckpt_path, flags.data_path, side_file_path(flags.data_path), flags.append_to],
+        outputs=list_index_files(flags.output_file),
+        record=f"{strip_index_suffix(flags.output_file)}.stage.json",
     )
     if stage.finished:
         return
-    model = load_model(ckpt_path, "ckpt_path").to(device)
-    if only and not isinstance(model, only):
-        raise InputError(f"--ckpt_path {ckpt_path}: not a checkpoint of {only.__name__}; use rq.generate_indices")
-    array, item_ids = load_items(data_path, "data_path")
+    model = load_frozen_model(flags.ckpt_path, "ckpt_path").to(device)
+    if expected and not isinstance(model, expected):
+        raise InputError(
+            f"--ckpt_path {flags.ckpt_path}: not a checkpoint of {expected.__name__}; use rq.generate_indices"
+        )
+    array, item_ids = load_items(flags.data_path, "data_path")
     in_dim = model.config["in_dim"]
     if array.shape[1] != in_dim:
-        raise InputError(f"{data_path}: {array.shape[1]} columns, but {ckpt_path} was trained on {in_dim}")
-    if append_to:
-        results = append_to_index(model, array, item_ids, append_to, output_file, repair, batch_size)
+        raise InputError(f"{flags.data_path}: {array.shape[1]} columns, but {flags.ckpt_path} was trained on {in_dim}")
+    if flags.append_to:
+        results = append_to_index(model, array, item_ids, flags)
     else:
-        codes = quantise(model, array, batch_size)
-        results = write_index(model, codes, array, item_ids, output_file, repair, batch_size)
-    finish_index(stage, results, output_file)
+        codes = quantise(model, array, flags.batch_size)
+        results = write_index(model, codes, array, item_ids, flags, flags.batch_size)
+    finish_index(stage, results, flags.output_file)

@@ -1,6 +1,6 @@
 """k-means whose clusters all have n // K or n // K + 1 points, for millions of points.
 
-Lloyd's rounds with the assignment of `rq/balanced_assignment.py`: first on a sample with nearly cheapest assignments,
+Lloyd's rounds with the assignment of `rq.kmeans.assignment`: first on a sample with nearly cheapest assignments,
 then with exact ones, then on all points. Prices carry over from round to round, which is what makes a round cheap.
 """
 
@@ -11,22 +11,16 @@ from tqdm import tqdm
 
 from minionerec.common.processes import is_main_process
 from rq.kmeans.assignment import (
-    Costs,
     anneal_prices,
     assign_points,
-    balanced_assign,
     check_centres,
     check_points,
     choose_price_sample,
-    find_nearest,
-    iterate_blocks,
-    make_even_sizes,
 )
+from rq.kmeans.costs import Costs, find_nearest, iterate_blocks, make_even_sizes
 
-__all__ = ["balanced_assign", "balanced_kmeans", "cluster_means"]
 
-
-def _plus_plus(x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+def _draw_centres(x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """k-means++ (Arthur and Vassilvitskii 2007): `count` rows of x, drawn by squared distance to those drawn before."""
     draws = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
     far = torch.full((len(x),), float("inf"), dtype=torch.float64, device=x.device)
@@ -41,7 +35,7 @@ def _plus_plus(x: torch.Tensor, count: int, generator: torch.Generator) -> torch
     return x[chosen]
 
 
-def _rank(group: torch.Tensor) -> torch.Tensor:
+def _rank_in_group(group: torch.Tensor) -> torch.Tensor:
     """How many earlier entries have the same number, for every entry of `group` [m]."""
     order = group.argsort(stable=True)
     ordered = group[order]
@@ -50,39 +44,39 @@ def _rank(group: torch.Tensor) -> torch.Tensor:
     return rank
 
 
-def _levelled(
+def _level_sizes(
     x: torch.Tensor, costs: Costs, labels: torch.Tensor, prices: torch.Tensor, wanted: torch.Tensor
 ) -> torch.Tensor:
     """`labels` [n] with the sizes `wanted` [K], by least regret: fast, but not of least cost.
 
-    Members of too large clusters bid for their nearest place in a cluster with room; those who lose least by it go.
+    Members of too large clusters bid for the nearest of the too small ones; those who lose least by it go.
     """
     labels = labels.clone()
     while True:
         surplus = torch.bincount(labels, minlength=len(wanted)) - wanted
         if not (surplus > 0).any():
             return labels
-        room = (surplus < 0).nonzero()[:, 0]
+        small = (surplus < 0).nonzero()[:, 0]
         rows = (surplus[labels] > 0).nonzero()[:, 0]
-        loss, place = torch.empty(len(rows), dtype=x.dtype, device=x.device), torch.empty_like(rows)
+        loss, target = torch.empty(len(rows), dtype=x.dtype, device=x.device), torch.empty_like(rows)
         for part in iterate_blocks(len(rows), len(wanted)):
             table = costs(x[rows[part]], prices)
-            least, place[part] = table[:, room].min(1)
+            least, target[part] = table[:, small].min(1)
             loss[part] = least - table.gather(1, labels[rows[part], None])[:, 0]
         order = loss.argsort(stable=True)
-        rows, place = rows[order], room[place[order]]
-        leaves = _rank(labels[rows]) < surplus[labels[rows]]
-        rows, place = rows[leaves], place[leaves]
-        enters = _rank(place) < -surplus[place]
-        labels[rows[enters]] = place[enters]
+        rows, target = rows[order], small[target[order]]
+        leaves = _rank_in_group(labels[rows]) < surplus[labels[rows]]
+        rows, target = rows[leaves], target[leaves]
+        enters = _rank_in_group(target) < -surplus[target]
+        labels[rows[enters]] = target[enters]
 
 
-def _spread(x: torch.Tensor, origin: torch.Tensor) -> float:
-    """Sum of the squared distances to `origin`."""
+def _measure_spread(x: torch.Tensor, origin: torch.Tensor) -> float:
+    """Sum of the squared distances of x [n, d] to `origin` [d]."""
     return sum((x[rows] - origin).double().square().sum().item() for rows in iterate_blocks(len(x), x.shape[1]))
 
 
-def cluster_means(
+def compute_means(
     x: torch.Tensor, labels: torch.Tensor, count: int, origin: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
     """(mean of every cluster [count, d]; sum over points of |mean - origin|^2, by which they lie nearer to it)."""
@@ -94,7 +88,7 @@ def cluster_means(
     return (means + origin).to(x.dtype), (sizes * means.square()).sum().item()
 
 
-def _rough_rounds(
+def _run_rough_rounds(
     x: torch.Tensor, centres: torch.Tensor, origin: torch.Tensor, iterations: int, tolerance: float, bar: tqdm
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(centres, prices) after Lloyd rounds over x whose assignments have the right sizes, but not quite the least cost.
@@ -102,12 +96,12 @@ def _rough_rounds(
     The sizes have to be right: centres that follow clusters of wrong sizes drive the prices up and down without end.
     """
     wanted = torch.full((len(centres),), len(x) / len(centres), dtype=torch.float64, device=x.device)
-    spread, before, prices = _spread(x, origin), float("inf"), None
+    spread, before, prices = _measure_spread(x, origin), float("inf"), None
     for _ in range(iterations):
         costs = Costs(centres, origin)
         prices = anneal_prices(x, costs, wanted, prices)
-        labels = _levelled(x, costs, find_nearest(x, costs, prices), prices, make_even_sizes(len(x), prices))
-        centres, gain = cluster_means(x, labels, len(centres), origin)
+        labels = _level_sizes(x, costs, find_nearest(x, costs, prices), prices, make_even_sizes(len(x), prices))
+        centres, gain = compute_means(x, labels, len(centres), origin)
         inertia = spread - gain
         bar.update()
         bar.set_postfix(points=len(x), inertia=f"{inertia:.6g}")
@@ -126,14 +120,25 @@ def balanced_kmeans(
     start: torch.Tensor | None = None,
     tolerance: float = 1e-4,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(centres [K, d], labels [n] int64): k-means of x [n, d] with n // K or n // K + 1 points in every cluster.
+    """k-means with n // K or n // K + 1 points in every cluster.
 
-    The centres are the means of their clusters, in x's type (float32 for half types); labels are of least inertia for
-    the centres of the round before. iterations: Lloyd rounds at most in each of the stages: rough and exact ones on a
-    sample, exact ones on all points; a stage ends when its inertia falls by no more than `tolerance` of itself.
-    start [K, d]: first centres; k-means++ on the sample without it. The same seed gives the same result on a CPU.
-    Memory: x, and a few numbers per point.
-    Raises ValueError for K < 1, K > n, iterations < 1, shapes that do not fit, or values that are not finite.
+    The same seed gives the same result on a CPU. Memory: x, and a few numbers per point.
+
+    Args:
+        x: the points [n, d].
+        n_clusters: K.
+        iterations: Lloyd rounds at most in each of the stages: rough and exact ones on a sample, exact ones on all
+            points.
+        seed: of the sample and of the first centres.
+        start: the first centres [K, d]; k-means++ on the sample without it.
+        tolerance: a stage ends when its inertia falls by no more than this share of itself.
+
+    Returns:
+        The centres [K, d], which are the means of their clusters, in x's type (float32 for half types), and the labels
+        [n] (int64), of least inertia for the centres of the round before.
+
+    Raises:
+        ValueError: K < 1, K > n, iterations < 1, shapes that do not fit, or values that are not finite.
     """
     x = check_points(x, n_clusters)
     if iterations < 1:
@@ -141,24 +146,24 @@ def balanced_kmeans(
     generator = torch.Generator().manual_seed(seed)
     sample = choose_price_sample(x, n_clusters, generator)
     if start is None:
-        centres = _plus_plus(sample, n_clusters, generator)
+        centres = _draw_centres(sample, n_clusters, generator)
     elif len(start) != n_clusters:
         raise ValueError(f"start must be [{n_clusters}, {x.shape[1]}], got {list(start.shape)}")
     else:
         centres = check_centres(start, x)
     origin = sample.double().mean(0).to(x.dtype)
     bar = tqdm(desc="balanced k-means", unit=" rounds", disable=not is_main_process())
-    centres, prices = _rough_rounds(sample, centres, origin, iterations, tolerance, bar)
+    centres, prices = _run_rough_rounds(sample, centres, origin, iterations, tolerance, bar)
     for points in (x,) if sample is x else (sample, x):
-        spread, best, labels = _spread(points, origin), float("inf"), None
+        spread, best, labels = _measure_spread(points, origin), float("inf"), None
         for _ in range(iterations):
-            found, prices = assign_points(points, sample, Costs(centres, origin), None, prices)
-            means, gain = cluster_means(points, found, n_clusters, origin)
+            assigned, prices = assign_points(points, sample, Costs(centres, origin), None, prices)
+            means, gain = compute_means(points, assigned, n_clusters, origin)
             inertia, before = max(0.0, spread - gain), best
             bar.update()
             bar.set_postfix(points=len(points), inertia=f"{inertia:.6g}")
             if inertia < best or labels is None:
-                best, centres, labels = inertia, means, found
+                best, centres, labels = inertia, means, assigned
             if before - inertia <= tolerance * inertia:
                 break
     bar.close()

@@ -9,9 +9,16 @@ from rq.models.vq import VectorQuantizer, squared_distances
 
 
 class ResidualVectorQuantizer(nn.Module):
-    """One VectorQuantizer per level, of sizes n_e_list (RQ-VAE, Lee et al. 2022; SIDs: Rajput et al. 2023).
+    """One VectorQuantizer per level (RQ-VAE, Lee et al. 2022; SIDs: Rajput et al. 2023).
 
-    sk_epsilons: one per level, 0 for nearest-code assignment; None for 0 everywhere.
+    Args:
+        n_e_list: codes per level.
+        e_dim: width of the codes.
+        sk_epsilons: one per level, 0 for nearest-code assignment; None for 0 everywhere.
+        beta, kmeans_init, kmeans_iters, sk_iters: those of every VectorQuantizer.
+
+    Raises:
+        ValueError: another number of epsilons than of levels.
     """
 
     def __init__(
@@ -29,8 +36,16 @@ class ResidualVectorQuantizer(nn.Module):
         if len(sk_epsilons) != len(n_e_list):
             raise ValueError(f"{len(sk_epsilons)} Sinkhorn epsilons for {len(n_e_list)} levels")
         self.vq_layers = nn.ModuleList(
-            VectorQuantizer(n_e, e_dim, beta, kmeans_init, kmeans_iters, epsilon, sk_iters)
-            for n_e, epsilon in zip(n_e_list, sk_epsilons)
+            VectorQuantizer(
+                n_e,
+                e_dim,
+                beta=beta,
+                kmeans_init=kmeans_init,
+                kmeans_iters=kmeans_iters,
+                sk_epsilon=epsilon,
+                sk_iters=sk_iters,
+            )
+            for n_e, epsilon in zip(n_e_list, sk_epsilons, strict=True)
         )
 
     def forward(self, x: torch.Tensor, use_sk: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -47,10 +62,17 @@ class ResidualVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, x: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
-        """Put the codes that no row of x [n, e_dim] is nearest to on rows of x; returns their numbers, level by level.
+        """Put the codes that no row of x is nearest to on rows of x.
 
         A row is drawn with probability proportional to its squared distance to its code, as in k-means++, so that new
         codes go where the error is. A level whose rows all lie on their codes keeps its dead codes: nothing is gained.
+
+        Args:
+            x: encoded items [n, e_dim].
+            generator: of the random draws, on the CPU.
+
+        Returns:
+            The numbers of the codes that moved, level by level.
         """
         revived, residual = [], x
         for layer in self.vq_layers:

@@ -11,7 +11,7 @@ from rq.models.rqvae import RQVAE
 
 
 class RQKMeans(nn.Module):
-    """Residual k-means: codebooks [K, dim] found elsewhere, no encoder. The same attributes as an RQVAE."""
+    """Residual k-means: given codebooks, one [K, dim] per level, and no encoder. The same attributes as an RQVAE."""
 
     def __init__(self, codebooks: list[torch.Tensor]):
         super().__init__()
@@ -19,7 +19,7 @@ class RQKMeans(nn.Module):
         sizes, dim = [len(codes) for codes in codebooks], codebooks[0].shape[1]
         self.config = {"in_dim": dim, "num_emb_list": sizes}
         self.rq = ResidualVectorQuantizer(sizes, dim)
-        for layer, codes in zip(self.rq.vq_layers, codebooks):
+        for layer, codes in zip(self.rq.vq_layers, codebooks, strict=True):
             layer.embedding.weight.data.copy_(codes)
 
 

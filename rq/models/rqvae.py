@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from rq.models.layers import MLPLayers
 from rq.models.rq import ResidualVectorQuantizer
+from rq.settings import HIDDEN_WIDTHS
 
 LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
 
@@ -16,6 +17,22 @@ class RQVAE(nn.Module):
     """Encoder MLP in_dim -> layers -> e_dim, residual quantiser, decoder MLP the other way round.
 
     `config` holds the arguments, so that `RQVAE(**config)` builds the model of a checkpoint.
+
+    Args:
+        in_dim: width of the embeddings.
+        num_emb_list: codes per level.
+        e_dim: width of the codes.
+        layers: hidden widths of the encoder, default 2048, 1024, 512, 256, 128, 64.
+        dropout_prob: dropout on the input of every layer.
+        bn: batch norm before each activation.
+        loss_type: reconstruction loss, mse or l1.
+        quant_loss_weight: weight of the quantisation loss.
+        beta: weight of the commitment term in it.
+        kmeans_init, kmeans_iters: start of the codes from k-means over the first training batch.
+        sk_epsilons, sk_iters: Sinkhorn assignment in training, one epsilon per level, 0 for the nearest code.
+
+    Raises:
+        ValueError: another loss_type, or another number of epsilons than of levels.
     """
 
     def __init__(
@@ -24,6 +41,7 @@ class RQVAE(nn.Module):
         num_emb_list: list[int],
         e_dim: int = 32,
         layers: list[int] | None = None,
+        *,
         dropout_prob: float = 0.0,
         bn: bool = False,
         loss_type: str = "mse",
@@ -37,7 +55,7 @@ class RQVAE(nn.Module):
         super().__init__()
         if loss_type not in LOSSES:
             raise ValueError(f"loss_type {loss_type!r}: expected one of {', '.join(LOSSES)}")
-        layers = [2048, 1024, 512, 256, 128, 64] if layers is None else list(layers)
+        layers = list(HIDDEN_WIDTHS if layers is None else layers)
         self.config = {
             "in_dim": in_dim,
             "num_emb_list": list(num_emb_list),
@@ -56,7 +74,15 @@ class RQVAE(nn.Module):
         self.loss_type, self.quant_loss_weight = loss_type, quant_loss_weight
         widths = [in_dim, *layers, e_dim]
         self.encoder = MLPLayers(widths, dropout_prob, bn)
-        self.rq = ResidualVectorQuantizer(num_emb_list, e_dim, sk_epsilons, beta, kmeans_init, kmeans_iters, sk_iters)
+        self.rq = ResidualVectorQuantizer(
+            num_emb_list,
+            e_dim,
+            sk_epsilons=sk_epsilons,
+            beta=beta,
+            kmeans_init=kmeans_init,
+            kmeans_iters=kmeans_iters,
+            sk_iters=sk_iters,
+        )
         self.decoder = MLPLayers(widths[::-1], dropout_prob, bn)
 
     def forward(self, x: torch.Tensor, use_sk: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ def squared_distances(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
 
 def sinkhorn(distances: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:
-    """The transport plan [..., n, K] (float64) that spreads n points of equal mass evenly over K codes.
+    """The transport plan that spreads n points of equal mass evenly over K codes.
 
     Entropy-regularised optimal transport (Cuturi, 2013) in the log domain: distances are first brought to [-1, 1], then
     the columns (mass 1/K each) and rows of exp(-d / epsilon) are scaled in turn, rows last. Leading dimensions are
@@ -26,6 +26,14 @@ def sinkhorn(distances: torch.Tensor, epsilon: float, iterations: int) -> torch.
     n >= K: rows have mass 1/n. n < K: rows have mass 1/K, and one further row, dropped at the end, takes the mass of
     the codes that stay empty. Without it every code, however far, would have to be filled, and the largest entry of a
     row would be decided by rounding.
+
+    Args:
+        distances: [..., n, K].
+        epsilon: regularisation, above 0.
+        iterations: scalings of columns and rows.
+
+    Returns:
+        The plan [..., n, K], float64.
     """
     distances = distances.double()
     low, high = distances.amin((-2, -1), keepdim=True), distances.amax((-2, -1), keepdim=True)
@@ -62,10 +70,17 @@ def kmeans_centres(x: torch.Tensor, n_codes: int, iterations: int) -> torch.Tens
 
 
 class VectorQuantizer(nn.Module):
-    """A codebook of n_e vectors of e_dim (VQ-VAE, van den Oord et al. 2017).
+    """A codebook (VQ-VAE, van den Oord et al. 2017).
 
-    beta: weight of the commitment term. kmeans_init: start from k-means over the first training batch. sk_epsilon > 0:
-    Sinkhorn assignment with that regularisation wherever `use_sk` is asked for; 0: always the nearest code.
+    Args:
+        n_e: codes.
+        e_dim: width of the codes.
+        beta: weight of the commitment term.
+        kmeans_init: start from k-means over the first training batch.
+        kmeans_iters: rounds of that k-means, at most.
+        sk_epsilon: above 0, Sinkhorn assignment with that regularisation wherever `use_sk` is asked for; 0: always the
+            nearest code.
+        sk_iters: scalings of a Sinkhorn assignment.
     """
 
     def __init__(

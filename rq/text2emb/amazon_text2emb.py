@@ -6,45 +6,67 @@ python -m rq.text2emb.amazon_text2emb --dataset NAME --root DIR --plm_name qwen 
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from pathlib import Path
+
+from minionerec.common.cli import parse_flags, run_command
+from rq.settings import EmbedFlags
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(EmbedFlags)
 
 import numpy as np
 
-from minionerec.common.cli import run
 from minionerec.common.embeddings import save_embeddings, side_file_path
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_records
 from minionerec.common.processes import is_main_process
-from minionerec.common.stage import Stage
+from minionerec.common.stage import open_stage
 from minionerec.common.texts import clean_text
 
 TEXT_FIELDS = ["title", "description"]
 
 
-def item_texts(items: dict[str, dict], fields: list[str]) -> list[str]:
+def join_fields(items: dict[str, dict], fields: list[str]) -> list[str]:
     """One text per item, its non-empty fields joined, in the order of `items`."""
     return [" ".join(filter(None, (clean_text(item.get(field)) for field in fields))) for item in items.values()]
 
 
-def tfidf_embeddings(texts: list[str], dim: int, seed: int) -> np.ndarray:
-    """float32 [N, min(dim, what the matrix allows)], rows of length 1 (0 for a text without any shared word).
+def drop_words(texts: list[str], ratio: float, seed: int) -> list[str]:
+    """The texts without a random share of their words; a ratio of 0 or less leaves them as they are."""
+    if ratio <= 0:
+        return texts
+    draws = random.Random(seed)
+    return [" ".join(word for word in text.split(" ") if draws.random() > ratio) for text in texts]
 
-    TF-IDF over words and word pairs with sublinear counts, then truncated SVD (latent semantic analysis, Deerwester et
-    al. 1990). Terms of a single item say nothing about its neighbours and are left out, unless all terms are such.
+
+def embed_by_tfidf(texts: list[str], dim: int, seed: int) -> np.ndarray:
+    """TF-IDF over words and word pairs with sublinear counts, then truncated SVD.
+
+    Latent semantic analysis (Deerwester et al. 1990). Terms of a single item say nothing about its neighbours and are
+    left out, unless all terms are such.
+
+    Returns:
+        float32 [N, min(dim, what the matrix allows)], rows of length 1 (0 for a text without any shared word).
+
+    Raises:
+        InputError: no words, or too few for an embedding.
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
 
-    for least in (2, 1):
+    for min_df in (2, 1):
         try:
-            matrix = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=least).fit_transform(texts)
+            matrix = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df).fit_transform(texts)
             break
         except ValueError:
             continue
     else:
         raise InputError("the item texts hold no words")
-    # The last singular direction needs no room for oversampling: the solver takes at most one fewer than either side.
+    # The solver takes at most one component fewer than either side of the matrix.
     most = min(matrix.shape) - 1
     if most < 1:
         raise InputError(f"{matrix.shape[0]} items x {matrix.shape[1]} terms are too few for a TF-IDF embedding")
@@ -52,12 +74,25 @@ def tfidf_embeddings(texts: list[str], dim: int, seed: int) -> np.ndarray:
     return normalize(reduced).astype(np.float32)
 
 
-def encoder_embeddings(
+def embed_by_encoder(
     texts: list[str], checkpoint: str, max_sent_len: int, batch_size: int, device: str | None
 ) -> np.ndarray:
-    """float32 [N, hidden size], pooled and normalised as the encoder's own sentence-transformers configuration says.
+    """Embeddings pooled and normalised as the sentence-transformers configuration of the encoder says.
 
     A plain Hugging Face folder has no such configuration; sentence-transformers then takes the mean over tokens.
+
+    Args:
+        texts: N texts.
+        checkpoint: sentence-transformers or Hugging Face folder, or hub name.
+        max_sent_len: tokens read of a text, at most.
+        batch_size: texts read at a time.
+        device: such as cuda:0 or cpu; None for what is there.
+
+    Returns:
+        float32 [N, hidden size].
+
+    Raises:
+        InputError: an encoder that cannot be loaded.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -71,62 +106,63 @@ def encoder_embeddings(
     ).astype(np.float32)
 
 
-def main(
-    dataset: str,
-    root: str,
-    plm_name: str = "tfidf",
-    plm_checkpoint: str | None = None,
-    text_fields: list[str] | None = None,
-    dim: int = 256,
-    max_sent_len: int = 2048,
-    batch_size: int = 64,
-    device: str | None = None,
-    seed: int = 42,
-    force: bool = False,
-) -> None:
-    """Embed the items of ROOT/DATASET.item.json into ROOT/DATASET.emb-PLM_NAME-td.npy and its .json side file.
+def resolve_embed_flags(flags: EmbedFlags) -> EmbedFlags:
+    """The flags with the name of the encoder worked out.
 
-    plm_name: tfidf, or any name for the encoder of plm_checkpoint
-    plm_checkpoint: sentence-transformers or Hugging Face folder, or hub name
-    text_fields: item fields that make up the text; default title,description
-    dim, seed: tfidf only, SVD components at most and its random start
-    max_sent_len, batch_size, device: encoder only; tokens kept of a text, texts at a time, cuda or cpu (default: found)
+    Raises:
+        InputError: tfidf with a checkpoint, an encoder without one, or a number out of range.
     """
-    settings = dict(locals())
-    fields = text_fields or TEXT_FIELDS
-    if (plm_checkpoint is None) != (plm_name == "tfidf"):
-        raise InputError(
-            f"--plm_name {plm_name}: "
-            + (
-                "tfidf takes no --plm_checkpoint"
-                if plm_checkpoint
-                else "--plm_checkpoint must name the encoder's folder"
-            )
-        )
-    if dim < 1 or batch_size < 1 or max_sent_len < 1:
+    default = "tfidf" if flags.plm_checkpoint is None else "qwen"
+    flags = replace(flags, plm_name=flags.plm_name or default)
+    if flags.plm_name == "tfidf" and flags.plm_checkpoint is not None:
+        raise InputError("--plm_name tfidf: tfidf takes no --plm_checkpoint")
+    if flags.plm_name != "tfidf" and flags.plm_checkpoint is None:
+        raise InputError(f"--plm_name {flags.plm_name}: --plm_checkpoint must name the encoder's folder")
+    if min(flags.dim, flags.batch_size, flags.max_sent_len) < 1:
         raise InputError("--dim, --batch_size and --max_sent_len must be at least 1")
-    item_file = Path(root) / f"{dataset}.item.json"
-    output = Path(root) / f"{dataset}.emb-{plm_name}-td.npy"
-    stage = Stage(
-        "text2emb", settings, [item_file], [output, side_file_path(output)], output.with_suffix(".stage.json"), force
+    if flags.word_drop_ratio >= 1:
+        raise InputError(f"--word_drop_ratio {flags.word_drop_ratio}: expected a number below 1")
+    return flags
+
+
+def read_texts(flags: EmbedFlags, item_file: Path, fields: list[str]) -> tuple[list[str], list[str]]:
+    """(item ids, one text per item) of an item file.
+
+    Raises:
+        InputError: a field that no item has.
+    """
+    items = read_item_records(item_file)
+    missing = [field for field in fields if not any(field in item for item in items.values())]
+    if missing:
+        raise InputError(f"--text_fields {','.join(missing)}: no item of {item_file} has it")
+    return list(items), drop_words(join_fields(items, fields), flags.word_drop_ratio, flags.seed)
+
+
+def embed_items(flags: EmbedFlags) -> None:
+    """Embed the items of ROOT/DATASET.item.json into ROOT/DATASET.emb-PLM_NAME-td.npy and its .json side file."""
+    flags = resolve_embed_flags(flags)
+    fields = flags.text_fields or TEXT_FIELDS
+    item_file = Path(flags.root) / f"{flags.dataset}.item.json"
+    output = Path(flags.root) / f"{flags.dataset}.emb-{flags.plm_name}-td.npy"
+    stage = open_stage(
+        "text2emb",
+        flags,
+        inputs=[item_file],
+        outputs=[output, side_file_path(output)],
+        record=output.with_suffix(".stage.json"),
     )
     if stage.finished:
         return
-    items = read_item_records(item_file)
-    unknown = [field for field in fields if not any(field in item for item in items.values())]
-    if unknown:
-        raise InputError(f"--text_fields {','.join(unknown)}: no item of {item_file} has it")
-    texts = item_texts(items, fields)
-    empty = sum(not text for text in texts)
-    if plm_name == "tfidf":
-        array = tfidf_embeddings(texts, dim, seed)
+    item_ids, texts = read_texts(flags, item_file, fields)
+    if flags.plm_name == "tfidf":
+        array = embed_by_tfidf(texts, flags.dim, flags.seed)
     else:
-        array = encoder_embeddings(texts, plm_checkpoint, max_sent_len, batch_size, device)
+        array = embed_by_encoder(texts, flags.plm_checkpoint, flags.max_sent_len, flags.batch_size, flags.device)
     if not np.isfinite(array).all():
-        raise InputError(f"{plm_checkpoint}: the encoder gave values that are not finite")
-    save_embeddings(output, array, list(items), plm_checkpoint or plm_name, fields)
-    stage.done(items=len(array), dim=array.shape[1], items_without_text=empty)
+        raise InputError(f"{flags.plm_checkpoint}: the encoder gave values that are not finite")
+    save_embeddings(output, array, item_ids, flags.plm_checkpoint or flags.plm_name, fields)
+    stage.done(items=len(array), dim=array.shape[1], items_without_text=sum(not text for text in texts))
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(embed_items, FLAGS)

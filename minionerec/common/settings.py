@@ -1,0 +1,79 @@
+"""Flags that several commands share, in groups; a command's own dataclass is composed of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minionerec.common.cli import Flags, flag
+
+
+@dataclass
+class SeedFlags(Flags):
+    """Repeatability."""
+
+    seed: int = flag(42, "seed of everything random")
+
+
+@dataclass
+class StageFlags(Flags):
+    """The run."""
+
+    force: bool = flag(False, "do a finished run again")
+
+
+@dataclass
+class PluginFlags(Flags):
+    """Plugins."""
+
+    plugin: list[str] | None = flag(
+        None, "Python files that are run first and may register tasks, rewards and baselines (docs/extending.md)"
+    )
+
+
+@dataclass
+class CatalogueFlags(Flags):
+    """Catalogue."""
+
+    info_file: str = flag(help="the catalogue: sid<TAB>title<TAB>item_id, one item a line")
+    shared_sids: bool = flag(
+        False, "accept items that share a SID; a model cannot tell them apart, and metrics say how such ties fall"
+    )
+
+
+@dataclass
+class PromptFlags(Flags):
+    """Prompts."""
+
+    prompts: str | None = flag(
+        None,
+        "prompt set: compact (bare SIDs), worded, a YAML file with one set, or FILE:SET",
+        default_text="that of the checkpoint; of a base without one, worded",
+    )
+    category: str | None = flag(None, "any text, for prompts that show {category}")
+    cutoff_len: int = flag(
+        512, "longest prompt with its target, in tokens; the oldest history is dropped until it fits"
+    )
+
+
+@dataclass
+class AdapterFlags(Flags):
+    """LoRA."""
+
+    lora: bool = flag(
+        False,
+        "train LoRA matrices beside the linear layers of the decoder and the token rows of the SIDs; freeze the rest",
+    )
+    lora_rank: int = flag(16, "rank of the LoRA matrices")
+    lora_alpha: int = flag(32, "the matrices act times lora_alpha / lora_rank")
+    lora_targets: list[str] | None = flag(
+        None, "names of the linear layers, such as q_proj,v_proj", default_text="every linear layer of the decoder"
+    )
+    lora_dropout: float = flag(0.0, "dropout on the input of the LoRA matrices")
+
+
+@dataclass
+class LoggingFlags(Flags):
+    """Logging."""
+
+    wandb_project: str | None = flag(None, "log to this wandb project; WANDB_MODE=offline is respected")
+    wandb_run_name: str | None = flag(None, "name of the wandb run")

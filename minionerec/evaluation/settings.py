@@ -1,0 +1,111 @@
+"""The flags of evaluate.py and recommend.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minionerec.common.cli import Flags, flag
+from minionerec.common.settings import CatalogueFlags, PromptFlags, SeedFlags, StageFlags
+from minionerec.recommenders.settings import BaselineFlags
+
+
+@dataclass
+class SearchFlags(Flags):
+    """Search."""
+
+    batch_size: int | None = flag(
+        None,
+        "prompts of a forward pass of one process",
+        default_text="what fits into the free memory, at most 32 on a CPU",
+    )
+    num_beams: int = flag(50, "beams of the search")
+    K: int | None = flag(
+        None, "length of the lists, at most --num_beams", default_text="50, or --num_beams if that is less"
+    )
+    length_penalty: float = flag(
+        0.0, "exponent of the length that divides the score of a SID; 0 leaves the log-probability itself"
+    )
+    renormalize: bool = flag(False, "score with probabilities over the legal tokens, not over the whole vocabulary")
+    exclude_seen: bool = flag(False, "the search leaves out what is in the row's history")
+    only_items: str | None = flag(
+        None, "a file with an item id a line, such as those of a category; the search finds no others"
+    )
+    engine: str = flag(
+        "tree",
+        "tree is the project's search; hf is the same search by Hugging Face generate, slow, for comparison",
+        choices=("tree", "hf"),
+    )
+
+
+@dataclass
+class FusionFlags(BaselineFlags):
+    """Fusion with a baseline."""
+
+    fuse: str | None = flag(
+        None,
+        "a baseline whose likelihoods are added: transitions, content (likeness of titles), sasrec, one that a plugin "
+        "registers, or a predictions file of the same rows with log-probabilities. The fused lists are over items and "
+        "go to NAME.fused.json",
+    )
+    fuse_weight: float | None = flag(
+        None,
+        "weight of the baseline",
+        default_text="the best of 0, .01, .03, .1, .3, 1, 3 by NDCG@10 on --fuse_valid_file",
+    )
+    fuse_valid_file: str | None = flag(None, "CSV of the validation split, on which the weight is chosen")
+    fuse_valid_sample: int = flag(-1, "choose the weight on that many random rows; -1 is all")
+
+
+@dataclass
+class PublishedEvaluateFlags(Flags):
+    """Accepted for the published command line."""
+
+    max_new_tokens: int | None = flag(None, no_effect="the catalogue decides how long a SID is")
+    temperature: float | None = flag(None, no_effect="beam search has no temperature")
+    guidance_scale: float | None = flag(None, no_effect="the search is not guided")
+
+
+@dataclass
+class EvaluateFlags(
+    SearchFlags, FusionFlags, CatalogueFlags, PromptFlags, SeedFlags, StageFlags, PublishedEvaluateFlags
+):
+    """Model and data."""
+
+    base_model: str = flag(help="checkpoint of sft.py or rl.py")
+    train_file: str | None = flag(
+        None,
+        "CSV of the train split. Its target counts order the items that share a SID, which are ordered by id without "
+        "it, and split the metrics by popularity of the target",
+    )
+    test_data_path: str = flag(help="CSV of the split whose rows are ranked")
+    result_json_data: str = flag(
+        help="the predictions, NAME.json; metrics and plots are written beside it as NAME.metrics.json and NAME.png. "
+        "Until then NAME.partial/ holds the finished rows, so that the same command after a kill does the others only"
+    )
+    sample: int = flag(-1, "evaluate that many random rows, for a quick look; -1 is all")
+
+
+@dataclass
+class RecommendFlags(CatalogueFlags, PromptFlags):
+    """Model, history and list."""
+
+    base_model: str = flag(help="checkpoint of sft.py or rl.py")
+    history_file: str | None = flag(None, "CSV split in which --user_id is looked up")
+    user_id: str | None = flag(
+        None, "a user of --history_file; the history is that of the user's last row, and that row's target"
+    )
+    titles: str | None = flag(
+        None,
+        'the history, oldest first: "first; second" or a JSON list, in any case. A part of a title is enough where no '
+        "other title has it, and a SID may stand for a title",
+    )
+    interactive: bool = flag(False, "read lines such as those of --titles from the standard input until an empty one")
+    top: int = flag(10, "recommendations to print, at most --num_beams")
+    num_beams: int = flag(50, "beams of the search")
+    max_history: int = flag(10, "newest items of a history that the model is shown, as in its training data; 0 is all")
+    exclude_seen: bool = flag(False, "leave out the items of the history")
+    train_file: str | None = flag(
+        None,
+        "CSV of the train split; of items that share a SID, the more frequent target is then shown first, else the "
+        "lower id",
+    )

@@ -1,0 +1,117 @@
+"""What sft.py and rl.py set up alike: splits, checks of flags, arguments of the trainer."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import TrainingArguments
+
+from minionerec.common.files import InputError
+from minionerec.common.processes import process_state
+from minionerec.common.records import Catalogue, Row, check_rows, draw_rows, read_rows
+from minionerec.language.prompts import resolve_prompts_file
+from minionerec.training.settings import OptimizationFlags, SplitFlags
+
+PUBLISHED_SHARE = 0.8  # of the train rows that the published --sample_train True keeps
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def list_training_inputs(flags: Any, required: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """The files and folders that a run reads, for its stage.
+
+    Args:
+        flags: of the command.
+        required: flags of files that must be there.
+        optional: flags that may be None, or name a model on the hub.
+    """
+    paths = [getattr(flags, name) for name in optional]
+    inputs = [getattr(flags, name) for name in required] + [path for path in paths if path and Path(path).exists()]
+    if flags.prompts:
+        inputs.append(resolve_prompts_file(flags.prompts)[0])
+    return [*inputs, *(flags.plugin or ())]
+
+
+def read_splits(
+    flags: SplitFlags,
+    catalogue: Catalogue,
+    source: str,
+    train_sample: int | bool,
+    seed: int,
+    *,
+    history: bool,
+) -> tuple[list[Row], list[Row], list[Row]]:
+    """(all train rows, the drawn ones, the drawn validation rows).
+
+    Args:
+        flags: train_file, eval_file and eval_sample.
+        catalogue: read from the file `source`; the rows' items must be in it.
+        train_sample: train rows to draw; -1 is all, True the published share of them.
+        seed: of the drawing.
+        history: check the items of the histories too.
+
+    Raises:
+        InputError: a broken file, or an item outside the catalogue.
+    """
+    generator = random.Random(seed)
+    splits = []
+    for path, name, count in (
+        (flags.train_file, "train_file", train_sample),
+        (flags.eval_file, "eval_file", flags.eval_sample),
+    ):
+        rows = read_rows(path, name)
+        check_rows(rows, catalogue, path, source, history=history)
+        count = round(PUBLISHED_SHARE * len(rows)) if count is True else count
+        splits += [rows, draw_rows(rows, count, generator)]
+    return splits[0], splits[1], splits[3]
+
+
+def build_arguments(
+    kind: type[Arguments], flags: OptimizationFlags, steps: int, report_to: list[str], **specific: Any
+) -> Arguments:
+    """The arguments of a trainer: what SFT and RL have in common, and what is specific to one of them.
+
+    Args:
+        kind: `TrainingArguments` or a class derived from it.
+        steps: optimizer steps of the run, of which warmup_ratio are warm-up.
+        report_to: names of the loggers, may be empty.
+    """
+    if flags.wandb_project:
+        os.environ["WANDB_PROJECT"] = flags.wandb_project
+    return kind(
+        output_dir=flags.output_dir,
+        learning_rate=flags.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(flags.warmup_ratio * steps),
+        weight_decay=flags.weight_decay,
+        gradient_checkpointing=flags.gradient_checkpointing,
+        use_cpu=not torch.accelerator.is_available(),
+        disable_tqdm=False,
+        ddp_find_unused_parameters=False,
+        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        seed=flags.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        report_to=report_to or "none",
+        run_name=flags.wandb_run_name,
+        **specific,
+    )
+
+
+def check_divisible(batch_size: int, micro_batch_size: int) -> int:
+    """Forward passes of an optimizer step on each process.
+
+    Raises:
+        InputError: batches that do not divide evenly.
+    """
+    world = process_state().num_processes
+    if micro_batch_size < 1 or batch_size < 1 or batch_size % (micro_batch_size * world):
+        raise InputError(
+            f"--batch_size {batch_size}: must be a multiple of micro_batch_size {micro_batch_size} x {world} "
+            "process(es)"
+        )
+    return batch_size // (micro_batch_size * world)
