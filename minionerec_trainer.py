@@ -13,7 +13,6 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from safetensors.torch import load_model, save_model
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback
-from trl import GRPOConfig
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from minionerec.common.files import InputError
@@ -48,25 +46,10 @@ from minionerec.training.grpo_loss import (
     estimate_kl,
 )
 from minionerec.training.rewards import NamedReward
+from minionerec.training.rl_config import RLConfig
 from minionerec.training.rollouts import find_legal_tokens, roll_out
 
 REFERENCE_FILE = "reference.safetensors"
-
-
-@dataclass
-class RLConfig(GRPOConfig):
-    """TRL's `GRPOConfig` and what it has no word for.
-
-    `per_device_train_batch_size` counts completions, as in TRL; a batch holds that many / num_generations prompts.
-    loss_type is one of `LOSSES`; temperature is that of sampled rollouts, and of their log-probabilities.
-    """
-
-    beam_search: bool = field(default=True, metadata={"help": "Roll out by beam search; False: by sampling."})
-    dynamic_sampling: bool = field(default=False, metadata={"help": "Find 1.5 G completions, keep a diverse G."})
-    add_gt: bool = field(default=False, metadata={"help": "Put the target into groups that lack it."})
-    mask_all_zero: bool = field(default=False, metadata={"help": "Leave groups of equal rewards out, KL included."})
-    renormalize: bool = field(default=False, metadata={"help": "Probabilities over legal tokens only."})
-    tree_tokens: int = field(default=512, metadata={"help": "Prompt groups share a tree up to about so many tokens."})
 
 
 class GroupTrainer(QuietCheckpoints, Trainer):

@@ -331,7 +331,9 @@ def test_a_set_without_next_sid_is_validated_on_its_own_tasks(toy, tmp_path):
     ],
 )
 def test_wrong_flags_of_sft(toy, tmp_path, changes, said, monkeypatch):
-    monkeypatch.setattr("sft.build_model_from_config", lambda *_: pytest.fail("a model was made"))
+    monkeypatch.setattr(
+        "minionerec.training.sft_setup.build_model_from_config", lambda *_: pytest.fail("a model was made")
+    )
     with pytest.raises(InputError) as error:
         train(toy, tmp_path / "sft", **changes)
     assert said in str(error.value)

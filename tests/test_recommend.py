@@ -12,10 +12,11 @@ import torch
 from minionerec.common.cli import parse_flags, run_command
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, read_info, read_rows
+from minionerec.evaluation.recommender import History, find_item, find_latest_history, split_titles
 from minionerec.evaluation.settings import RecommendFlags
 from minionerec.language.models import load_model
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
-from recommend import History, find_item, find_latest_history, recommend, split_titles
+from recommend import recommend
 
 CATALOGUE = Catalogue(
     ["<a_1>", "<a_2>", "<a_3>", "<a_3>", "<a_4>", "<a_5>"],

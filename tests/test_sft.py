@@ -289,7 +289,9 @@ def test_checkpoints_of_other_settings_are_never_resumed(toy, tmp_path, monkeypa
     assert find_last_checkpoint(output)
     expected = weights(train(toy, tmp_path / "fresh", num_epochs=1, learning_rate=1e-3))
     with monkeypatch.context() as patch:
-        patch.setattr("sft.build_model_from_config", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "minionerec.training.sft_setup.build_model_from_config", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             train(toy, output, num_epochs=1, learning_rate=1e-3)
     train(toy, output, num_epochs=1, learning_rate=1e-3)
@@ -414,7 +416,9 @@ def test_wrong_settings(toy, tmp_path, changes, said, monkeypatch):
 @pytest.fixture
 def no_training(monkeypatch):
     """Wrong input must be found before a model is even made."""
-    monkeypatch.setattr("sft.build_model_from_config", lambda *_: pytest.fail("a model was made"))
+    monkeypatch.setattr(
+        "minionerec.training.sft_setup.build_model_from_config", lambda *_: pytest.fail("a model was made")
+    )
 
 
 def test_an_index_that_lacks_an_item(toy, tmp_path, no_training):

@@ -55,7 +55,7 @@ def parse_list_cell(text: str, where: str) -> list:
 
 
 def read_rows(path: str | Path, flag: str | None = None) -> list[Row]:
-    """The rows of a CSV split (DESIGN file contract: CSV_COLUMNS, list columns as Python or JSON list literals).
+    """The rows of a CSV split (docs/file_formats.md: CSV_COLUMNS, list columns as Python or JSON literals).
 
     Raises:
         InputError: a missing column, a broken list literal, an item id that is no number, history columns of different

@@ -1,0 +1,107 @@
+"""The parts of an evaluation: its flags worked out, its files, its data."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from minionerec.common.files import InputError
+from minionerec.common.items import read_item_ids
+from minionerec.common.processes import is_main_process, process_state, say
+from minionerec.common.records import Catalogue, Row, check_rows, draw_rows, read_info, read_rows
+from minionerec.common.stage import Stage
+from minionerec.evaluation.fusion import check_fusion_flags
+from minionerec.evaluation.predictions import EvaluationFiles
+from minionerec.evaluation.settings import EvaluateFlags
+from minionerec.evaluation.shards import prepare_folder
+from minionerec.language.prompts import resolve_prompts_file
+from minionerec.recommenders.registry import BASELINES
+
+DEFAULT_LENGTH = 50  # of the lists
+
+
+@dataclass
+class EvaluationData:
+    """What a run reads.
+
+    Attributes:
+        catalogue: the items, with their popularity where --train_file is given.
+        train_rows: all of the train split, or none.
+        test_rows: the rows to rank for.
+        valid_rows: those that a weight is chosen on, or none.
+        item_ids: the items of --only_items, or none.
+    """
+
+    catalogue: Catalogue
+    train_rows: list[Row]
+    test_rows: list[Row]
+    valid_rows: list[Row]
+    item_ids: list[int]
+
+
+def resolve_evaluate_flags(flags: EvaluateFlags) -> EvaluateFlags:
+    """The flags with every default worked out, once they are checked against each other.
+
+    Raises:
+        InputError: flags that contradict each other.
+    """
+    if flags.num_beams < 1:
+        raise InputError(f"--num_beams {flags.num_beams}: must be at least 1")
+    # The published command line knows 0 as "not given".
+    flags = replace(flags, K=flags.K or min(DEFAULT_LENGTH, flags.num_beams), train_file=flags.train_file or None)
+    if flags.K > flags.num_beams:
+        raise InputError(f"--K {flags.K}: cannot exceed --num_beams {flags.num_beams}")
+    if flags.K < 1:
+        raise InputError(f"--K {flags.K}: must be at least 1")
+    if flags.engine == "hf" and flags.num_beams < 2:
+        raise InputError("--engine hf: needs --num_beams of 2 or more")
+    if flags.engine == "hf" and (flags.renormalize or flags.exclude_seen or flags.only_items):
+        raise InputError("--engine hf: has neither --renormalize nor --exclude_seen nor --only_items")
+    check_fusion_flags(flags)
+    if flags.sample < -1 or flags.sample == 0:
+        raise InputError(f"--sample {flags.sample}: expected -1 (all rows) or at least 1")
+    if flags.batch_size is not None and flags.batch_size < 1:
+        raise InputError(f"--batch_size {flags.batch_size}: must be at least 1")
+    return flags
+
+
+def list_evaluation_inputs(flags: EvaluateFlags) -> list[str]:
+    """The files and folders that a run reads; hub names are no files."""
+    inputs = [flags.train_file, flags.info_file, flags.test_data_path, flags.only_items, flags.fuse_valid_file]
+    inputs += [flags.cf_path, *(flags.plugin or ())]
+    inputs += [resolve_prompts_file(flags.prompts)[0]] if flags.prompts else []
+    inputs += [flags.fuse] if flags.fuse not in BASELINES else []
+    inputs += [flags.base_model] if Path(flags.base_model).exists() else []
+    return [path for path in inputs if path]
+
+
+def prepare_partial_files(files: EvaluationFiles, stage: Stage) -> None:
+    """Keep the finished batches of a run that was cut off, remove those of another one, before anyone reads them."""
+    if is_main_process():
+        for folder in (files.partial, files.valid_partial):
+            prepare_folder(folder, stage.resuming)
+    process_state().wait_for_everyone()
+
+
+def read_evaluation_data(flags: EvaluateFlags) -> EvaluationData:
+    """Everything that can be wrong with the input is found here, before a model is loaded."""
+    catalogue = read_info(flags.info_file, flags.shared_sids)
+    train_rows: list[Row] = []
+    if flags.train_file:
+        train_rows = read_rows(flags.train_file, "train_file")
+        catalogue = catalogue.with_counts(train_rows)
+    else:
+        say("[evaluate] no --train_file: items that share a SID stand by id, metrics are not split by popularity")
+    generator = random.Random(flags.seed)
+
+    def read_split(path: str, flag: str, count: int) -> list[Row]:
+        rows = read_rows(path, flag)
+        check_rows(rows, catalogue, path, flags.info_file, history=flags.fuse is not None)
+        return draw_rows(rows, count, generator)
+
+    test_rows = read_split(flags.test_data_path, "test_data_path", flags.sample)
+    chosen_on = flags.fuse_valid_file
+    valid_rows = read_split(chosen_on, "fuse_valid_file", flags.fuse_valid_sample) if chosen_on else []
+    item_ids = read_item_ids(flags.only_items, catalogue.sid_of) if flags.only_items else []
+    return EvaluationData(catalogue, train_rows, test_rows, valid_rows, item_ids)

@@ -1,0 +1,236 @@
+"""The parts of an RL run: its flags worked out, its data, policy and rewards, its steps and configuration."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, Trainer, set_seed
+
+from minionerec.common.files import InputError
+from minionerec.common.processes import process_state, say
+from minionerec.common.records import Catalogue, Row, check_index_against_info, read_index, read_info
+from minionerec.language.adapters import check_adapter_flags, wrap_with_adapters
+from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie
+from minionerec.language.examples import TaskMixture
+from minionerec.language.models import add_dropout, load_model
+from minionerec.language.prompts import Encoder, PromptSet
+from minionerec.training.checkpoints import export_model
+from minionerec.training.grpo_loss import CLIP, choose_loss
+from minionerec.training.rewards import DEFAULT_REWARDS, REWARDS, NamedReward, RewardInputs, build_rewards
+from minionerec.training.rl_config import RLConfig
+from minionerec.training.settings import RLFlags
+from minionerec.training.setup import build_arguments, read_splits
+
+PROMPTS_PER_STEP = 64
+
+
+@dataclass
+class RLData:
+    """What a run reads: the catalogue and the rows of the splits."""
+
+    catalogue: Catalogue
+    all_train_rows: list[Row]
+    train_rows: list[Row]
+    valid_rows: list[Row]
+
+
+@dataclass
+class Policy:
+    """What a run trains, its reference, and how their texts become tokens.
+
+    Attributes:
+        reference: None where the KL term is off, or where the reference is the model without its adapters.
+    """
+
+    model: PreTrainedModel | PeftModel
+    reference: PreTrainedModel | None
+    encoder: Encoder
+    catalogue_trie: CatalogueTrie
+
+
+@dataclass
+class Schedule:
+    """Optimizer steps of a run, steps between two validations, and prompts of a step over all processes."""
+
+    steps: int
+    interval: int
+    prompts: int
+
+
+def resolve_rl_flags(flags: RLFlags) -> RLFlags:
+    """The flags with every default worked out, once they are checked against each other.
+
+    Raises:
+        InputError: flags that contradict each other.
+    """
+    generations, batch = flags.num_generations, flags.train_batch_size
+    if generations < 2:
+        raise InputError(f"--num_generations {generations}: a group needs at least 2 completions")
+    if batch % generations or batch < generations:
+        raise InputError(f"--train_batch_size {batch}: must be a multiple of num_generations {generations}")
+    if flags.test_beam < 10 or flags.eval_batch_size < flags.test_beam:
+        raise InputError(
+            f"--eval_batch_size {flags.eval_batch_size}: must hold at least test_beam {flags.test_beam} completions, "
+            "and test_beam 10 or more"
+        )
+    if flags.temperature <= 0:
+        raise InputError(f"--temperature {flags.temperature}: must be positive")
+    accumulation = flags.gradient_accumulation_steps
+    if accumulation is None:
+        accumulation = max(1, round(PROMPTS_PER_STEP * generations / (batch * process_state().num_processes)))
+    if flags.num_iterations < 1 or accumulation < 1:
+        raise InputError("--num_iterations, --gradient_accumulation_steps: must be at least 1")
+    if flags.early_stopping_patience and not flags.test_during_training:
+        raise InputError("--early_stopping_patience: needs --test_during_training True")
+    if flags.sync_ref_model and (flags.lora or not flags.beta):
+        raise InputError("--sync_ref_model True: needs a reference of its own: a beta above 0, and no --lora")
+    if flags.ref_model_path and not flags.beta:
+        raise InputError("--ref_model_path: has no effect with --beta 0")
+    choose_loss(flags.dapo, flags.gspo, flags.dr_grpo)
+    check_adapter_flags(flags)
+    sample_train = -1 if flags.sample_train is False else flags.sample_train
+    return replace(flags, gradient_accumulation_steps=accumulation, sample_train=sample_train)
+
+
+def read_rl_data(flags: RLFlags) -> RLData:
+    """The catalogue and the splits, every row checked against the catalogue."""
+    catalogue = read_info(flags.info_file, flags.shared_sids)
+    if flags.sid_index_path:
+        index = read_index(flags.sid_index_path, "sid_index_path")
+        check_index_against_info(index, catalogue, flags.sid_index_path, flags.info_file)
+    names = [entry.partition(":")[0] for entry in flags.reward_type or DEFAULT_REWARDS]
+    uses_items = any(REWARDS[name].uses_items for name in names if name in REWARDS)
+    rows = read_splits(flags, catalogue, flags.info_file, flags.sample_train, flags.seed, history=uses_items)
+    return RLData(catalogue, *rows)
+
+
+def build_reward_terms(flags: RLFlags, data: RLData) -> list[NamedReward]:
+    """The terms of the reward, with the files they need."""
+    files = {name: getattr(flags, name) for name in ("ada_path", "cf_path", "reward_module")}
+    inputs = RewardInputs(data.catalogue, data.all_train_rows, str(process_state().device), files)
+    return build_rewards(flags.reward_type or DEFAULT_REWARDS, inputs)
+
+
+def build_policy(flags: RLFlags, data: RLData, prompts: PromptSet) -> Policy:
+    """The model on its device, wrapped where only a part of it is trained, and the reference of its KL term."""
+    set_seed(flags.seed)
+    model, tokenizer = load_model(flags.model_path, "model_path")
+    encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
+    device = process_state().device
+    catalogue_trie = build_catalogue_trie(data.catalogue, encoder, device)
+    model.to(device)
+    reference = None
+    if flags.ref_model_path:
+        reference, other = load_model(flags.ref_model_path, "ref_model_path")
+        if other.get_vocab() != tokenizer.get_vocab():
+            raise InputError(
+                f"--ref_model_path {flags.ref_model_path}: its vocabulary is not that of {flags.model_path}"
+            )
+        reference = reference.to(device).eval().requires_grad_(False)
+    elif flags.beta and not flags.lora:
+        reference = copy.deepcopy(model).eval().requires_grad_(False)
+    tokens = {token for level in catalogue_trie.trie.level_tokens for token in level.tolist()}
+    model = wrap_with_adapters(model, sorted(tokens - set(encoder.end)), flags)
+    if flags.dropout:  # after the wrapping: its hooks are to stand on the layers that are called
+        add_dropout(model, flags.dropout)
+    return Policy(model, reference, encoder, catalogue_trie)
+
+
+def try_rewards(rewards: list[NamedReward], train_set: TaskMixture, sids: list[str], generations: int) -> None:
+    """Call every reward once, so that one that cannot work says so before the first step."""
+    for dataset in train_set.datasets:
+        completions = list(dict.fromkeys([dataset[0].sid, *sids[:generations]]))[:generations]
+        for reward in rewards:
+            reward(completions, dataset[0])
+
+
+def plan_steps(flags: RLFlags, prompts: int) -> Schedule:
+    """How long the run is, and when it validates, for that many training prompts."""
+    world = process_state().num_processes
+    per_step = flags.train_batch_size // flags.num_generations * flags.gradient_accumulation_steps * world
+    # An epoch's last step is filled up.
+    updates = flags.num_train_epochs * math.ceil(prompts / per_step) * flags.num_iterations
+    steps = flags.max_steps if flags.max_steps > 0 else max(1, round(updates))
+    interval = max(1, round(flags.eval_step * steps) if flags.eval_step < 1 else int(flags.eval_step))
+    # A checkpoint holds no rollouts that are to be used again.
+    interval = -(-interval // flags.num_iterations) * flags.num_iterations
+    return Schedule(steps, interval, per_step)
+
+
+def build_config(flags: RLFlags, schedule: Schedule) -> RLConfig:
+    """The configuration of the trainer."""
+    if flags.tensorboard:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(flags.output_dir) / "runs"))
+    loss = choose_loss(flags.dapo, flags.gspo, flags.dr_grpo)
+    validating = flags.test_during_training
+    return build_arguments(
+        RLConfig,
+        flags,
+        schedule.steps,
+        ["wandb"] * bool(flags.wandb_project) + ["tensorboard"] * flags.tensorboard,
+        beam_search=flags.beam_search,
+        dynamic_sampling=flags.dynamic_sampling,
+        add_gt=flags.add_gt,
+        mask_all_zero=flags.mask_all_zero,
+        renormalize=flags.renormalize,
+        loss_type=loss,
+        importance_sampling_level="sequence" if flags.gspo else "token",
+        scale_rewards="none" if loss == "dr_grpo" else "group",
+        num_iterations=flags.num_iterations,
+        epsilon=CLIP[loss][0] if flags.epsilon is None else flags.epsilon,
+        epsilon_high=CLIP[loss][1] if flags.epsilon_high is None else flags.epsilon_high,
+        per_device_train_batch_size=flags.train_batch_size,
+        gradient_accumulation_steps=flags.gradient_accumulation_steps,
+        num_generations=flags.num_generations,
+        temperature=flags.temperature,
+        beta=flags.beta,
+        sync_ref_model=flags.sync_ref_model,
+        ref_model_sync_steps=flags.ref_model_sync_steps,
+        ref_model_mixup_alpha=flags.ref_model_mixup_alpha,
+        num_train_epochs=flags.num_train_epochs,
+        max_steps=flags.max_steps,
+        max_grad_norm=flags.max_grad_norm,
+        eval_strategy="steps" if validating else "no",
+        eval_steps=schedule.interval,
+        eval_on_start=False,
+        per_device_eval_batch_size=flags.num_generations,
+        save_strategy="steps",
+        save_steps=schedule.interval,
+        save_total_limit=1,
+        load_best_model_at_end=validating,
+        metric_for_best_model="HR@10" if validating else None,
+        greater_is_better=True if validating else None,
+        logging_steps=max(1, schedule.steps // 20),
+    )
+
+
+def train_and_export(
+    flags: RLFlags,
+    policy: Policy,
+    trainer: Trainer,
+    validate: Callable[[], dict[str, float]],
+    checkpoint: str | None,
+) -> dict[str, Any]:
+    """Train, and keep the best validated weights, the start included; returns what the stage records."""
+    start = validate() if flags.test_during_training else {}
+    if start:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in start.items())
+        say(f"[rl] validation before the first step: {figures}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    results: dict[str, Any] = {"steps": trainer.state.global_step}
+    model = policy.model
+    if start:
+        best = trainer.state.best_metric
+        results |= {"validation HR@10 at start": round(start["HR@10"], 4), "validation HR@10 best": round(best, 4)}
+        if best <= start["HR@10"]:
+            say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
+            model = load_model(flags.model_path, "model_path")[0]
+    export_model(trainer, model, policy.encoder, Path(flags.output_dir) / "final_checkpoint")
+    return results

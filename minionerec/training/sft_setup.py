@@ -1,0 +1,146 @@
+"""The parts of an SFT run: its data, its model, its micro-batches, the arguments of its trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+
+from minionerec.common.files import InputError
+from minionerec.common.items import read_catalogue, read_preferences
+from minionerec.common.processes import process_state
+from minionerec.common.records import Catalogue, Row, read_index
+from minionerec.language.adapters import check_adapter_flags, wrap_with_adapters
+from minionerec.language.examples import TaskMixture
+from minionerec.language.models import add_dropout, build_model_from_config, check_attention, load_model
+from minionerec.language.prompts import Encoder, PromptSet
+from minionerec.language.sid_tokens import add_sid_tokens, compute_start_directions
+from minionerec.training.settings import SFTFlags
+from minionerec.training.setup import build_arguments, check_divisible, read_splits
+from minionerec.training.sft_trainer import TreeBatches
+
+
+def check_sft_flags(flags: SFTFlags) -> None:
+    """Stop at flags that contradict each other.
+
+    Raises:
+        InputError: what to write instead.
+    """
+    check_adapter_flags(flags, flags.freeze_LLM, flags.train_from_scratch)
+    if flags.eval_beams < 10:
+        raise InputError(f"--eval_beams {flags.eval_beams}: HR@10 needs 10 beams or more")
+    if flags.tree_tokens < 1:
+        raise InputError(f"--tree_tokens {flags.tree_tokens}: must be at least 1")
+    check_attention(flags.attention)
+    if Path(flags.base_model).is_file() and not flags.train_from_scratch:
+        raise InputError(
+            f"--base_model {flags.base_model}: a config file has no weights; add --train_from_scratch True"
+        )
+    check_divisible(flags.batch_size, flags.micro_batch_size)
+
+
+@dataclass
+class SFTInputs:
+    """What a run reads: the catalogue with its SID tokens and texts, the rows, the tasks."""
+
+    index: dict[int, tuple[str, ...]]
+    catalogue: Catalogue
+    descriptions: dict[int, str]
+    preferences: dict[str, str] | None
+    train_rows: list[Row]
+    valid_rows: list[Row]
+
+    @property
+    def sid_tokens(self) -> list[str]:
+        """The distinct tokens of all SIDs."""
+        return sorted({token for tokens in self.index.values() for token in tokens})
+
+
+@dataclass
+class SFTModel:
+    """What a run trains, and how its texts become tokens."""
+
+    model: PreTrainedModel
+    encoder: Encoder
+    parameters: int
+    new_tokens: int
+
+
+def read_sft_data(flags: SFTFlags) -> SFTInputs:
+    """Everything that can be wrong with the input is found here, before a model is loaded."""
+    index = read_index(flags.sid_index_path, "sid_index_path")
+    catalogue, descriptions = read_catalogue(flags.item_meta_path, index, flags.sid_index_path)
+    preferences = read_preferences(flags.preference_file) if flags.preference_file else None
+    _, train_rows, valid_rows = read_splits(
+        flags, catalogue, flags.sid_index_path, flags.sample, flags.seed, history=True
+    )
+    return SFTInputs(index, catalogue, descriptions, preferences, train_rows, valid_rows)
+
+
+def build_sft_model(flags: SFTFlags, data: SFTInputs, prompts: PromptSet) -> SFTModel:
+    """The base with a row for every SID token; wrapped, where only a part of it is trained."""
+    set_seed(flags.seed)
+    scratch, titles = flags.train_from_scratch, data.catalogue.titles
+    descriptions = list(data.descriptions.values())
+    if scratch:
+        texts = [text for text in (*titles, *descriptions) if text]
+        model, tokenizer = build_model_from_config(flags.base_model, texts, flags.seed, flags.attention)
+    else:
+        model, tokenizer = load_model(flags.base_model, "base_model", flags.attention)
+    directions = None
+    if flags.sid_init == "text" and not tokenizer.get_vocab().keys() >= set(data.sid_tokens):
+        sids = [data.index[item] for item in data.catalogue.item_ids]
+        directions = compute_start_directions(model, tokenizer, sids, titles, descriptions, flags.seed, scratch)
+    # A random model's rows would take epochs to part if they started alike; a pretrained one's must not be outliers.
+    spread = 1.0 if scratch else 0.1
+    new_tokens = add_sid_tokens(model, tokenizer, data.sid_tokens, flags.seed, spread, directions)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model = wrap_with_adapters(model, tokenizer.convert_tokens_to_ids(data.sid_tokens), flags, flags.freeze_LLM)
+    if flags.dropout:  # after the wrapping: its hooks are to stand on the layers that are called
+        add_dropout(model, flags.dropout)
+    return SFTModel(model, Encoder(tokenizer, prompts, flags.cutoff_len), parameters, new_tokens)
+
+
+def batch_training(flags: SFTFlags, part: TaskMixture, encoder: Encoder) -> TreeBatches:
+    """The micro-batches of every epoch, shuffled.
+
+    Raises:
+        InputError: rows too few for --batch_size.
+    """
+    world = process_state().num_processes
+    micro_batches = check_divisible(flags.batch_size, flags.micro_batch_size) * world
+    how = {"packing": flags.packing, "tree_tokens": flags.tree_tokens}
+    try:
+        return TreeBatches([part], flags.batch_size, micro_batches, encoder.pad_token_id, flags.seed, **how)
+    except ValueError as error:
+        raise InputError(f"--batch_size {flags.batch_size}: {error}") from None
+
+
+def batch_validation(flags: SFTFlags, part: TaskMixture, encoder: Encoder) -> TreeBatches:
+    """The validation examples in micro-batches, in their order."""
+    world = process_state().num_processes
+    micro_batches = max(world, -(-len(part) // flags.micro_batch_size // world) * world)
+    how = {"packing": flags.packing, "tree_tokens": flags.tree_tokens}
+    return TreeBatches([part], len(part), min(micro_batches, len(part)), encoder.pad_token_id, None, **how)
+
+
+def build_sft_arguments(flags: SFTFlags, steps_per_epoch: int) -> TrainingArguments:
+    """The arguments of the trainer, which keeps the best epoch by --best_by."""
+    return build_arguments(
+        TrainingArguments,
+        flags,
+        flags.num_epochs * steps_per_epoch,
+        ["wandb"] if flags.wandb_project else [],
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=check_divisible(flags.batch_size, flags.micro_batch_size),
+        num_train_epochs=flags.num_epochs,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=flags.save_total_limit,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{flags.best_by}",
+        greater_is_better=flags.best_by != "loss",
+    )
