@@ -36,7 +36,7 @@ from minionerec.search.prefix_tree import (
     pack_trees,
 )
 from minionerec.search.trie import pad_sequences
-from minionerec.training.callbacks import QuietCheckpoints, TrainingTable
+from minionerec.training.callbacks import LaunchedTrainer, TrainingTable
 from minionerec.training.groups import GroupBatch, StepSampler
 from minionerec.training.grpo_loss import (
     LOSSES,
@@ -48,11 +48,12 @@ from minionerec.training.grpo_loss import (
 from minionerec.training.rewards import NamedReward
 from minionerec.training.rl_config import RLConfig
 from minionerec.training.rollouts import find_legal_tokens, roll_out
+from minionerec.training.sharded import gather_model
 
 REFERENCE_FILE = "reference.safetensors"
 
 
-class GroupTrainer(QuietCheckpoints, Trainer):
+class GroupTrainer(LaunchedTrainer, Trainer):
     """A `transformers.Trainer` whose row is one prompt group, configured by `RLConfig`.
 
     All prompts of an optimizer step are rolled out together before its first forward pass, so that means are taken over
@@ -66,7 +67,7 @@ class GroupTrainer(QuietCheckpoints, Trainer):
         catalogue_trie: the catalogue, on the model's device.
         rewards: the terms of the reward, see `minionerec/training/rewards.py`.
         pad_token_id: of the tokenizer.
-        validate: called without gradients on every process, returns validation metrics.
+        validate: called with the plain policy on every process, returns validation metrics.
         callbacks: of the `Trainer`.
 
     Raises:
@@ -83,7 +84,7 @@ class GroupTrainer(QuietCheckpoints, Trainer):
         catalogue_trie: CatalogueTrie,
         rewards: Sequence[NamedReward],
         pad_token_id: int,
-        validate: Callable[[], dict[str, float]] | None = None,
+        validate: Callable[[PreTrainedModel | PeftModel], dict[str, float]] | None = None,
         callbacks: Sequence | None = None,
     ):
         self.catalogue_trie, self.trie = catalogue_trie, catalogue_trie.trie
@@ -165,12 +166,12 @@ class GroupTrainer(QuietCheckpoints, Trainer):
 
     def rollout(self, examples: Sequence[Example]) -> list[list[int]]:
         """Sequence numbers of every prompt's completions, see `roll_out`."""
-        policy, args = self.accelerator.unwrap_model(self.model), self.args
-        if not self._rollout_batch:
-            beams = args.num_generations * 3 // 2 if args.dynamic_sampling else args.num_generations
-            longest = max(len(self.train_dataset[number].prompt_ids) for number in range(len(self.train_dataset)))
-            self._rollout_batch = choose_batch_size(policy, self.trie, longest, beams)
-        with self.compute_loss_context_manager():
+        args = self.args
+        with gather_model(self) as policy, self.compute_loss_context_manager():
+            if not self._rollout_batch:
+                beams = args.num_generations * 3 // 2 if args.dynamic_sampling else args.num_generations
+                longest = max(len(self.train_dataset[number].prompt_ids) for number in range(len(self.train_dataset)))
+                self._rollout_batch = choose_batch_size(policy, self.trie, longest, beams)
             return roll_out(
                 policy,
                 self.trie,
@@ -349,9 +350,14 @@ class GroupTrainer(QuietCheckpoints, Trainer):
             self._logged_step = self.state.global_step
         super().log(logs, *args, **kwargs)
 
+    def measure(self) -> dict[str, float]:
+        """What `validate` says of the policy as it is now; called by all processes."""
+        with gather_model(self) as policy, self.compute_loss_context_manager():
+            return self.validate(policy)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Validation metrics by beam search instead of a validation loss."""
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate().items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measure().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

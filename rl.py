@@ -13,11 +13,11 @@ if __name__ == "__main__":
     # Before the imports below, which take seconds: --help and a wrong flag answer at once.
     FLAGS = parse_flags(RLFlags)
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import EarlyStoppingCallback
+from peft import PeftModel
+from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from data import RL_TASKS, EvalSidDataset, TaskInputs, build_mixture, choose_tasks
 from minionerec.common.items import read_descriptions, read_preferences
@@ -85,22 +85,20 @@ def build_rl_trainer(
     rewards: list[NamedReward],
     valid: list[Example],
     stage: Stage,
-) -> tuple[GroupTrainer, Callable[[], dict[str, float]]]:
-    """(the trainer, its validation by search)."""
+) -> GroupTrainer:
+    """The trainer, with its validation by search."""
     schedule = plan_steps(flags, len(train_set))
     say(
         f"[rl] {count_trainable_parameters(policy.model):,} trainable parameters, {len(train_set):,} prompts, about "
         f"{schedule.steps:,} steps of {schedule.prompts} prompts x {flags.num_generations} completions"
     )
 
-    def validate() -> dict[str, float]:
-        with trainer.compute_loss_context_manager():
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            batch_size = max(1, flags.eval_batch_size // flags.test_beam)
-            return measure_validation(model, policy.catalogue_trie, valid, flags.test_beam, batch_size)
+    def validate(model: PreTrainedModel | PeftModel) -> dict[str, float]:
+        batch_size = max(1, flags.eval_batch_size // flags.test_beam)
+        return measure_validation(model, policy.catalogue_trie, valid, flags.test_beam, batch_size)
 
     patience = flags.early_stopping_patience
-    trainer = GroupTrainer(
+    return GroupTrainer(
         model=policy.model,
         reference=policy.reference,
         args=build_config(flags, schedule),
@@ -111,7 +109,6 @@ def build_rl_trainer(
         validate=validate if flags.test_during_training else None,
         callbacks=[StageTimer(stage), EpochSetter(), *([EarlyStoppingCallback(patience)] if patience else [])],
     )
-    return trainer, validate
 
 
 def rl(flags: RLFlags) -> None:
@@ -138,8 +135,8 @@ def rl(flags: RLFlags) -> None:
     train_set = build_prompts(flags, data, weights, policy.encoder)
     try_rewards(rewards, train_set, data.catalogue.sids, flags.num_generations)
     valid = EvalSidDataset(data.valid_rows, policy.encoder).examples
-    trainer, validate = build_rl_trainer(flags, policy, train_set, rewards, valid, stage)
-    stage.done(**train_and_export(flags, policy, trainer, validate, checkpoint))
+    trainer = build_rl_trainer(flags, policy, train_set, rewards, valid, stage)
+    stage.done(**train_and_export(flags, policy, trainer, checkpoint))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ if __name__ == "__main__":
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from data import EvalSidDataset, TaskInputs, build_mixture, choose_tasks
 from minionerec.common.plugins import load_plugins
@@ -88,11 +88,10 @@ def build_sft_trainer(
         catalogue_trie = build_catalogue_trie(data.catalogue, built.encoder, process_state().device)
         examples = EvalSidDataset(data.valid_rows, built.encoder).examples
 
-        def validate() -> dict[str, float]:
-            policy = trainer.accelerator.unwrap_model(trainer.model)
-            return measure_validation(policy, catalogue_trie, examples, flags.eval_beams, flags.micro_batch_size)
+        def validate(model: PreTrainedModel) -> dict[str, float]:
+            return measure_validation(model, catalogue_trie, examples, flags.eval_beams, flags.micro_batch_size)
 
-    trainer = TreeTrainer(
+    return TreeTrainer(
         model=built.model,
         validate=validate,
         train_dataset=train_set,
@@ -100,7 +99,6 @@ def build_sft_trainer(
         callbacks=[EarlyStoppingCallback(flags.early_stopping_patience), StageTimer(stage)],
         args=build_sft_arguments(flags, train_set.steps),
     )
-    return trainer
 
 
 def sft(flags: SFTFlags) -> None:
@@ -125,7 +123,7 @@ def sft(flags: SFTFlags) -> None:
     say(f"[sft] {batches[0].rows:,} training rows, {batches[0].steps} steps an epoch")
     trainer = build_sft_trainer(flags, data, built, batches, stage)
     trainer.train(resume_from_checkpoint=checkpoint)
-    export_model(trainer, built.model, built.encoder, final)
+    export_model(trainer, built.encoder, final)
     stage.done(
         **{f"eval_{flags.best_by}": round(trainer.state.best_metric, 4)},
         steps=trainer.state.global_step,

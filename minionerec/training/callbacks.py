@@ -7,6 +7,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from minionerec.common.stage import Stage
 from minionerec.language.models import hide_file_progress
+from minionerec.training.sharded import announce_engine, check_engine, copy_before_sharding
 
 
 class StageTimer(TrainerCallback):
@@ -19,17 +20,24 @@ class StageTimer(TrainerCallback):
         self.stage.tick()
 
 
-class QuietCheckpoints:
-    """Mixin for a Trainer: checkpoints are written without a bar of their own, and a process drives one device.
+class LaunchedTrainer:
+    """Mixin for a Trainer: the engine is checked and announced, and checkpoints have no bar of their own.
 
-    Where it sees several, the trainer would cut batches for them by DataParallel; ours are whole. `accelerate launch`
-    uses them all.
+    A process drives one device: where it sees several, the trainer would cut batches for them by DataParallel; ours are
+    whole. `accelerate launch` uses them all.
+
+    Attributes:
+        plain_copy: what trained adapters are merged into where the engine shards weights, see `copy_before_sharding`.
     """
 
     def __init__(self, *arguments, args, **named):
         if args.n_gpu > 1:
             args._n_gpu = 1
         super().__init__(*arguments, args=args, **named)
+        moving = getattr(args, "sync_ref_model", False)
+        engine = check_engine(self.accelerator, self.model, moving_reference=moving)
+        announce_engine(engine, self.accelerator.num_processes)
+        self.plain_copy = copy_before_sharding(self.accelerator, self.model)
 
     def save_model(self, *args, **kwargs):
         with hide_file_progress():

@@ -6,39 +6,92 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from minionerec.common.files import atomic_write
+from minionerec.common.files import InputError, atomic_write
 from minionerec.common.processes import is_main_process
 from minionerec.language.adapters import merge_adapters
-from minionerec.language.models import hide_file_progress
+from minionerec.language.models import hide_file_progress, load_model
 from minionerec.language.prompts import PROMPTS_FILE, Encoder, PromptSet
+from minionerec.training.sharded import gather_state, is_sharding, leave_zero3
 
 
 def save_checkpoint_folder(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, path: str | Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptSet,
+    path: str | Path,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write weights, tokenizer and prompts as one HF folder that appears whole or not at all. Main process only."""
-    with atomic_write(path) as folder, hide_file_progress():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (folder / PROMPTS_FILE).write_text(prompts.to_yaml(), encoding="utf-8")
-
-
-def export_model(trainer: Trainer, model: PreTrainedModel | PeftModel, encoder: Encoder, path: str | Path) -> None:
-    """Write the model as a plain HF folder that the next stage reads; called on every process, one of them writes.
+    """Write weights, tokenizer and prompts as one HF folder that appears whole or not at all. Main process only.
 
     Args:
-        trainer: knows the processes.
-        model: the trained model; adapters are merged into it.
+        model, tokenizer, prompts: what is written.
+        path: of the folder.
+        state: the weights where they are not the model's own, as under engines that shard.
+
+    Raises:
+        InputError: the weights cannot be loaded again, or are not finite.
+    """
+    with atomic_write(path) as folder, hide_file_progress():
+        model.save_pretrained(folder, state_dict=state)
+        tokenizer.save_pretrained(folder)
+        (folder / PROMPTS_FILE).write_text(prompts.to_yaml(), encoding="utf-8")
+        check_checkpoint_folder(folder)
+
+
+def export_model(trainer: Trainer, encoder: Encoder, path: str | Path, unchanged: str | None = None) -> None:
+    """Write what was trained as a plain HF folder that the next stage reads, whatever the engine.
+
+    Called on every process; one of them writes, and the folder appears only once it was loaded again.
+
+    Args:
+        trainer: whose model it is; adapters are merged into it.
         encoder: its tokenizer and prompts.
         path: of the folder.
+        unchanged: a model to write instead of the trained one.
+
+    Raises:
+        InputError: what was written is not a whole, finite model.
     """
+    sharding = is_sharding(trainer.accelerator)
+    state = gather_state(trainer) if sharding and not unchanged else None
+    if sharding:
+        leave_zero3()
     if trainer.is_world_process_zero():
-        save_checkpoint_folder(merge_adapters(model), encoder.tokenizer, encoder.prompts, path)
+        model = trainer.model
+        if unchanged:
+            model, state = load_model(unchanged, "model_path")[0], None
+        elif trainer.plain_copy is not None:
+            missing, unexpected = trainer.plain_copy.load_state_dict(state, strict=False)
+            model, state = trainer.plain_copy, None
+        elif sharding:
+            model = trainer.accelerator.unwrap_model(model)
+        save_checkpoint_folder(merge_adapters(model), encoder.tokenizer, encoder.prompts, path, state)
     trainer.accelerator.wait_for_everyone()
+
+
+def check_checkpoint_folder(folder: str | Path) -> None:
+    """Load a written model again: every weight of its config is there, in its shape, and finite.
+
+    Raises:
+        InputError: what is wrong with it.
+    """
+    wrong = "cannot be loaded again"
+    try:
+        with hide_file_progress():
+            model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        names = sorted({str(name) for key in ("missing_keys", "unexpected_keys") for name in report[key]})
+        wrong = f"its weights are not those of its config: {', '.join(names[:3])}" if names else ""
+    except (OSError, ValueError, RuntimeError) as error:
+        wrong += f" ({str(error).splitlines()[0]})"
+    if not wrong:
+        broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+        wrong = f"weights that are not finite: {', '.join(broken[:3])}" if broken else ""
+    if wrong:
+        raise InputError(f"the trained model was not written: {wrong}")
 
 
 def find_last_checkpoint(output_dir: str | Path) -> str | None:

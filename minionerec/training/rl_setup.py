@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -211,26 +210,20 @@ def build_config(flags: RLFlags, schedule: Schedule) -> RLConfig:
     )
 
 
-def train_and_export(
-    flags: RLFlags,
-    policy: Policy,
-    trainer: Trainer,
-    validate: Callable[[], dict[str, float]],
-    checkpoint: str | None,
-) -> dict[str, Any]:
+def train_and_export(flags: RLFlags, policy: Policy, trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
     """Train, and keep the best validated weights, the start included; returns what the stage records."""
-    start = validate() if flags.test_during_training else {}
+    start = trainer.measure() if flags.test_during_training else {}
     if start:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in start.items())
         say(f"[rl] validation before the first step: {figures}")
     trainer.train(resume_from_checkpoint=checkpoint)
     results: dict[str, Any] = {"steps": trainer.state.global_step}
-    model = policy.model
+    unchanged = None
     if start:
         best = trainer.state.best_metric
         results |= {"validation HR@10 at start": round(start["HR@10"], 4), "validation HR@10 best": round(best, 4)}
         if best <= start["HR@10"]:
             say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
-            model = load_model(flags.model_path, "model_path")[0]
-    export_model(trainer, model, policy.encoder, Path(flags.output_dir) / "final_checkpoint")
+            unchanged = flags.model_path
+    export_model(trainer, policy.encoder, Path(flags.output_dir) / "final_checkpoint", unchanged)
     return results

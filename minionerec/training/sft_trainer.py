@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from minionerec.language.examples import Example
 from minionerec.search.prefix_tree import (
@@ -20,7 +20,8 @@ from minionerec.search.prefix_tree import (
     fill_bins,
     pack_trees,
 )
-from minionerec.training.callbacks import QuietCheckpoints
+from minionerec.training.callbacks import LaunchedTrainer
+from minionerec.training.sharded import gather_model
 
 
 class TreeBatches(Dataset):
@@ -125,13 +126,14 @@ class TreeBatches(Dataset):
         return vars(batch_trees(packed, self.pad_token_id))
 
 
-class TreeTrainer(QuietCheckpoints, Trainer):
+class TreeTrainer(LaunchedTrainer, Trainer):
     """`transformers.Trainer` whose batch is one `TreeBatch`; the loss is the mean over all label tokens of a step.
 
-    validate: called with every evaluation; its figures stand beside the validation loss.
+    validate: called with the plain model on every process at every evaluation; its figures stand beside the validation
+        loss.
     """
 
-    def __init__(self, *args, validate: Callable[[], dict[str, float]] | None = None, **kwargs):
+    def __init__(self, *args, validate: Callable[[PreTrainedModel], dict[str, float]] | None = None, **kwargs):
         self.validate = validate
         super().__init__(*args, data_collator=lambda batch: batch[0], **kwargs)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the labels of the whole step itself
@@ -151,19 +153,22 @@ class TreeTrainer(QuietCheckpoints, Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Mean loss per label token over the whole evaluation set, whatever its batches."""
-        self.model.eval()
-        total = torch.zeros(2, device=self.args.device)
-        with torch.no_grad():
-            for inputs in self.get_eval_dataloader(eval_dataset):
-                batch = TreeBatch(**self._prepare_inputs(inputs))
+        with gather_model(self) as model, torch.no_grad():
+            metrics = {f"{metric_key_prefix}_loss": self._measure_loss(model, eval_dataset)}
+            if self.validate:
                 with self.compute_loss_context_manager():
-                    log_probs = compute_tree_log_probs(self.model, batch)
-                total += torch.stack((-(log_probs * batch.label_weight).sum(), batch.label_weight.sum()))
-        total = self.accelerator.reduce(total)
-        metrics = {f"{metric_key_prefix}_loss": (total[0] / total[1]).item()}
-        if self.validate:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.validate().items()}
+                    metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.validate(model).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _measure_loss(self, model: PreTrainedModel, eval_dataset: Dataset | None) -> float:
+        model.eval()
+        total = torch.zeros(2, device=self.args.device)
+        for inputs in self.get_eval_dataloader(eval_dataset):
+            batch = TreeBatch(**self._prepare_inputs(inputs))
+            with self.compute_loss_context_manager():
+                log_probs = compute_tree_log_probs(model, batch)
+            total += torch.stack((-(log_probs * batch.label_weight).sum(), batch.label_weight.sum()))
+        total = self.accelerator.reduce(total)
+        return (total[0] / total[1]).item()
