@@ -20,13 +20,14 @@ import dataclasses
 import difflib
 import sys
 import textwrap
+import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from minionerec.common.files import InputError, open_text
-from minionerec.common.processes import say
+from minionerec.common.processes import count_processes, report_failure, say, wait_if_left_alone
 
 AnyFlags = TypeVar("AnyFlags")
 HELP_WIDTH = 110
@@ -149,12 +150,22 @@ def parse_flags(
 
 
 def run_command(command: Callable[[AnyFlags], Any], flags: AnyFlags) -> None:
-    """Run a command; wrong input ends it with one line on standard error and status 2."""
+    """Run a command; wrong input ends it with one line on standard error and status 2.
+
+    Of several processes, the one that fails leaves its reason to the launcher, which ends the others.
+    """
     try:
         command(flags)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report_failure(str(error))
         sys.exit(2)
+    except Exception as error:
+        wait_if_left_alone(error)
+        if count_processes() > 1:
+            traceback.print_exc()
+            report_failure(f"{type(error).__name__}: {error}".splitlines()[0])
+            sys.exit(1)
+        raise
 
 
 def _names(flags_class: type) -> dict[str, str]:

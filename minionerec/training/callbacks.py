@@ -7,7 +7,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from minionerec.common.stage import Stage
 from minionerec.language.models import hide_file_progress
-from minionerec.training.sharded import announce_engine, check_engine, copy_before_sharding
+from minionerec.training.sharded import announce_engine, check_engine, check_resumable, copy_before_sharding
 
 
 class StageTimer(TrainerCallback):
@@ -27,6 +27,7 @@ class LaunchedTrainer:
     whole. `accelerate launch` uses them all.
 
     Attributes:
+        engine: see `name_engine`.
         plain_copy: what trained adapters are merged into where the engine shards weights, see `copy_before_sharding`.
     """
 
@@ -35,9 +36,14 @@ class LaunchedTrainer:
             args._n_gpu = 1
         super().__init__(*arguments, args=args, **named)
         moving = getattr(args, "sync_ref_model", False)
-        engine = check_engine(self.accelerator, self.model, moving_reference=moving)
-        announce_engine(engine, self.accelerator.num_processes)
+        self.engine = check_engine(self.accelerator, self.model, moving_reference=moving)
+        announce_engine(self.engine, self.accelerator.num_processes)
         self.plain_copy = copy_before_sharding(self.accelerator, self.model)
+
+    def train(self, resume_from_checkpoint=None, **named):
+        if resume_from_checkpoint:
+            check_resumable(resume_from_checkpoint, self.engine, self.accelerator.num_processes)
+        return super().train(resume_from_checkpoint, **named)
 
     def save_model(self, *args, **kwargs):
         with hide_file_progress():

@@ -65,7 +65,7 @@ def export_model(trainer: Trainer, encoder: Encoder, path: str | Path, unchanged
         if unchanged:
             model, state = load_model(unchanged, "model_path")[0], None
         elif trainer.plain_copy is not None:
-            missing, unexpected = trainer.plain_copy.load_state_dict(state, strict=False)
+            trainer.plain_copy.load_state_dict(state)
             model, state = trainer.plain_copy, None
         elif sharding:
             model = trainer.accelerator.unwrap_model(model)

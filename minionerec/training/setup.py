@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from minionerec.common.files import InputError
-from minionerec.common.processes import process_state
+from minionerec.common.processes import computes_on_cpu, process_state
 from minionerec.common.records import Catalogue, Row, check_rows, draw_rows, read_rows
 from minionerec.language.prompts import resolve_prompts_file
 from minionerec.training.settings import OptimizationFlags, SplitFlags
@@ -80,6 +80,7 @@ def build_arguments(
         steps: optimizer steps of the run, of which warmup_ratio are warm-up.
         report_to: names of the loggers, may be empty.
     """
+    on_cpu = computes_on_cpu()
     if flags.wandb_project:
         os.environ["WANDB_PROJECT"] = flags.wandb_project
     return kind(
@@ -89,10 +90,10 @@ def build_arguments(
         warmup_steps=round(flags.warmup_ratio * steps),
         weight_decay=flags.weight_decay,
         gradient_checkpointing=flags.gradient_checkpointing,
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=on_cpu,
         disable_tqdm=False,
         ddp_find_unused_parameters=False,
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        bf16=not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         seed=flags.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

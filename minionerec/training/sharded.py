@@ -11,6 +11,7 @@ import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -78,6 +79,34 @@ def check_engine(accelerator: Accelerator, model: PreTrainedModel | PeftModel, *
             f"--sync_ref_model True: not under {engine}, whose policy is in parts; use zero2.yaml or ddp.yaml"
         )
     return engine
+
+
+def check_resumable(checkpoint: str | Path, engine: str, world: int) -> None:
+    """Stop before a checkpoint of another engine is resumed, which would leave its optimizer state out, or fail late.
+
+    Args:
+        checkpoint: a checkpoint-N folder.
+        engine: of this run, see `name_engine`.
+        world: processes of this run.
+
+    Raises:
+        InputError: how to launch the run instead.
+    """
+    folder = Path(checkpoint)
+    written, processes = "DDP", None
+    if (folder / "latest").is_file():
+        states = [path.name for path in folder.glob("global_step*/*.pt")]
+        written = "ZeRO-3" if any("zero_pp" in name and "model_states" in name for name in states) else "ZeRO-2"
+        processes = sum("optim_states" in name for name in states)
+    elif (folder / "pytorch_model_fsdp.bin").is_file() or (folder / "optimizer.bin").is_file():
+        written = "FSDP2"
+    same = written == engine or (written, engine) in (("DDP", "one process"), ("ZeRO-2", "ZeRO-1"))
+    if not same or processes not in (None, world):
+        by = f"{processes} processes of {written}" if processes else "DDP or one process" if written == "DDP" else written
+        raise InputError(
+            f"{checkpoint}: written by {by}, and this run is {engine} with {world}; launch it as before, or begin anew "
+            "with --force True"
+        )
 
 
 def announce_engine(engine: str, world: int) -> None:

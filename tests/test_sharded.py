@@ -1,0 +1,289 @@
+"""Engines that share or shard weights over two processes (gloo): the same weights as one process, never a hang.
+
+The short form runs FSDP2 and, where deepspeed is installed, ZeRO-2 and ZeRO-3. `bash scripts/test_launch.sh` makes an
+environment with deepspeed and runs the long form too (LAUNCH_TESTS=all).
+"""
+
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import TINY_CONFIG, make_dataset
+from transformers import AutoModelForCausalLM
+
+from minionerec.common.files import InputError, read_json
+from minionerec.training.checkpoints import check_checkpoint_folder
+from minionerec.training.settings import RLFlags, SFTFlags
+from minionerec.training.sharded import check_resumable
+from rl import rl
+from sft import sft
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 150  # a launch takes about ten on an idle machine
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: bash scripts/test_launch.sh"
+)
+long_form = pytest.mark.skipif(
+    os.environ.get("LAUNCH_TESTS") != "all", reason="the long form: bash scripts/test_launch.sh"
+)
+ENGINES = [
+    pytest.param("ddp", marks=long_form),
+    "fsdp2",
+    pytest.param("zero2", marks=needs_deepspeed),
+    pytest.param("zero3", marks=needs_deepspeed),
+]
+# What the parameters of a layer are at the first step: their class, and the share of them that a rank holds.
+HELD = {"ddp": ("Parameter", 1), "fsdp2": ("DTensor", 0.5), "zero2": ("Parameter", 1), "zero3": ("ZeRO-3", 0.5)}
+FILES = {"fsdp2": "fsdp2_cpu", "ddp": "ddp_cpu"}
+
+
+def launch(engine, flags, *, script="sft.py", processes=2, file=None, **environment):
+    """The finished command under accelerate with config/accelerate/ENGINE.yaml; it must end within SECONDS."""
+    named = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    variables = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "FSDP_ON_CPU": "1" if engine == "fsdp2" else "",
+    }
+    file = file or f"config/accelerate/{FILES.get(engine, engine)}.yaml"
+    launcher = ["--config_file", file, "--num_processes", str(processes), "--main_process_port", str(free_port())]
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *launcher, str(ROOT / "tests/launched.py"), script, *named],
+        env={**os.environ, **variables, **environment},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def free_port():
+    return random.Random().randint(20_000, 32_000)
+
+
+def read_weights(folder):
+    """The exported weights, from a folder that loads as a plain model."""
+    final = Path(folder) / "final_checkpoint"
+    model = AutoModelForCausalLM.from_pretrained(final)
+    assert all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
+    return load_file(final / "model.safetensors")
+
+
+def largest_difference(first, second):
+    assert first.keys() == second.keys()
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def assert_engine(seen, engine):
+    """What every rank saw of its parameters at the first step is what the engine makes of them."""
+    kind, share = HELD[engine]
+    for rank in range(2):
+        parameters = read_json(seen / f"{rank}.json")["parameters"]
+        held = {name: value for name, value in parameters.items() if "layers.0.self_attn.q_proj" in name}
+        assert held
+        for found, local, whole in held.values():
+            assert found == kind and local == share * whole
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Flags of both commands on a dataset whose validation rows are odd in number, and two bases trained by one process.
+
+    Their outputs are folder/tied and folder/untied.
+    """
+    folder = tmp_path_factory.mktemp("sharded")
+    paths = make_dataset(folder / "data")
+    rows = Path(paths["eval_file"]).read_text().splitlines(keepends=True)
+    Path(paths["eval_file"]).write_text("".join(rows[: len(rows) - len(rows) % 2]))  # the first is the heading
+    data = {name: paths[name] for name in ("train_file", "eval_file", "sid_index_path", "item_meta_path")}
+    shared = {"num_epochs": 2, "batch_size": 32, "micro_batch_size": 4, "best_by": "HR@10", "early_stopping_patience": 9}
+    scratch = data | shared | {"train_from_scratch": True, "learning_rate": 3e-3}
+    bases = {}
+    for name, tied in (("tied", True), ("untied", False)):
+        config = folder / f"{name}.json"
+        config.write_text(json.dumps({**TINY_CONFIG, "tie_word_embeddings": tied}))
+        bases[name] = str(config)
+        sft(SFTFlags(base_model=str(config), output_dir=str(folder / name), **scratch))
+    rl_flags = {name: paths[name] for name in ("train_file", "eval_file", "info_file")} | {
+        "model_path": str(folder / "tied" / "final_checkpoint"),
+        "max_steps": 4,
+        "learning_rate": 3e-4,
+        "num_generations": 8,
+        "reward_type": ["rule"],
+        "eval_step": 2,
+        "test_beam": 10,
+        "eval_batch_size": 20,
+    }
+    return SimpleNamespace(folder=folder, data=data, shared=shared, scratch=scratch, rl=rl_flags, bases=bases)
+
+
+def as_texts(flags):
+    return {name: ",".join(value) if isinstance(value, list) else value for name, value in flags.items()}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sft_gives_the_weights_of_one_process_also_after_a_kill(toy, tmp_path, engine):
+    """Ranks make unequal numbers of forward passes; the run is killed in its second epoch and goes on."""
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    flags = toy.scratch | {"base_model": toy.bases["tied"], "output_dir": tmp_path / "run"}
+    epoch = read_json(toy.folder / "tied" / "sft.stage.json")["results"]["steps"] // 2
+    environment = {"SEEN": str(seen), "EXTRA_FORWARDS": "1"}
+    dying = {"DIE_ON_RANK": "1", "DIE_AT_STEP": str(epoch + 1), "DIE_HOW": "kill"}
+    killed = launch(engine, flags, **environment, **dying)
+    assert killed.returncode != 0 and not (tmp_path / "run" / "final_checkpoint").exists()
+    assert_engine(seen, engine)
+    done = launch(engine, flags, **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("an earlier run was cut off") == 1
+    names = {"ddp": "DDP", "fsdp2": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
+    assert done.stdout.count(f"[launch] 2 processes, engine: {names[engine]}") == 1
+    assert largest_difference(read_weights(toy.folder / "tied"), read_weights(tmp_path / "run")) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def one_rl(toy):
+    rl(RLFlags(**toy.rl, train_batch_size=16, output_dir=str(toy.folder / "rl")))
+    return toy.folder / "rl"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rl_gives_the_weights_of_one_process(toy, one_rl, tmp_path, engine):
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    flags = as_texts(toy.rl) | {"train_batch_size": 8, "output_dir": tmp_path / "run"}
+    done = launch(engine, flags, script="rl.py", SEEN=str(seen), EXTRA_FORWARDS="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_engine(seen, engine)
+    start, one, two = (read_weights(folder) for folder in (toy.folder / "tied", one_rl, tmp_path / "run"))
+    assert largest_difference(one, two) < 1e-5
+    results = [read_json(folder / "rl.stage.json")["results"] for folder in (one_rl, tmp_path / "run")]
+    assert results[0] == results[1]
+    beaten = results[0]["validation HR@10 best"] > results[0]["validation HR@10 at start"]
+    assert (largest_difference(start, one) > 1e-4) == beaten
+
+
+ADAPTERS = [
+    ("fsdp2", "untied", {"lora": True, "lora_rank": 2}),
+    pytest.param("fsdp2", "untied", {"freeze_LLM": True}, marks=long_form),
+    pytest.param("ddp", "tied", {"lora": True, "lora_rank": 2}, marks=long_form),
+    pytest.param("zero2", "tied", {"lora": True, "lora_rank": 2}, marks=[long_form, needs_deepspeed]),
+    pytest.param("zero3", "untied", {"lora": True, "lora_rank": 2}, marks=[long_form, needs_deepspeed]),
+    pytest.param("zero3", "tied", {"freeze_LLM": True}, marks=[long_form, needs_deepspeed]),
+    pytest.param("zero3", "tied", {"lora": True, "lora_rank": 2}, marks=needs_deepspeed),
+]
+
+
+@pytest.mark.parametrize("engine, base, adapter", ADAPTERS)
+def test_adapters_give_the_weights_of_one_process(toy, tmp_path, engine, base, adapter):
+    start = toy.folder / base
+    flags = toy.data | toy.shared | adapter | {"num_epochs": 1, "learning_rate": 1e-3, "prompts": "compact"}
+    flags |= {"base_model": str(start / "final_checkpoint")}
+    sft(SFTFlags(**flags, output_dir=str(tmp_path / "one")))
+    done = launch(engine, flags | {"output_dir": tmp_path / "two"}, EXTRA_FORWARDS="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = read_weights(tmp_path / "one"), read_weights(tmp_path / "two")
+    assert largest_difference(one, two) < 1e-5 and largest_difference(read_weights(start), one) > 1e-4
+
+
+@long_form
+@pytest.mark.parametrize(
+    "engine", ["ddp", *(pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3"))]
+)
+def test_rl_with_adapters_gives_the_weights_of_one_process(toy, tmp_path, engine):
+    more = {"lora": True, "lora_rank": 2, "beta": 0.1, "learning_rate": 1e-4}
+    rl(RLFlags(**toy.rl | more, train_batch_size=16, output_dir=str(tmp_path / "one")))
+    flags = as_texts(toy.rl | more) | {"train_batch_size": 8, "output_dir": tmp_path / "two"}
+    done = launch(engine, flags, script="rl.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert largest_difference(read_weights(tmp_path / "one"), read_weights(tmp_path / "two")) < 1e-5
+
+
+def last_line(text):
+    return [line for line in text.splitlines() if line.strip(" =-")][-1]
+
+
+def test_fsdp2_refuses_adapters_on_a_tied_base(toy, tmp_path):
+    flags = toy.data | {"base_model": toy.folder / "tied" / "final_checkpoint", "lora": True, "prompts": "compact"}
+    done = launch("fsdp2", flags | {"output_dir": tmp_path, "batch_size": 32})
+    assert done.returncode != 0 and "error: FSDP2 with --lora or --freeze_LLM" in done.stderr
+    assert not (tmp_path / "final_checkpoint").exists()
+
+
+def test_a_file_for_fsdp_is_refused_where_another_engine_starts(toy, tmp_path):
+    flags = toy.scratch | {"base_model": toy.bases["tied"], "output_dir": tmp_path}
+    done = launch("none", flags, file="config/accelerate/fsdp2_cpu.yaml")
+    assert done.returncode != 0 and "asks for FSDP, but DDP started" in done.stderr
+
+
+@needs_deepspeed
+def test_the_published_file_works_by_its_published_name(toy, tmp_path):
+    flags = toy.scratch | {"base_model": toy.bases["tied"], "output_dir": tmp_path, "num_epochs": 1}
+    done = launch("none", flags, file="./config/zero2_opt.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "engine: ZeRO-2" in done.stdout
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("ddp", marks=long_form)])
+def test_an_error_on_one_rank_ends_all_with_its_line_last(toy, tmp_path, engine):
+    flags = toy.scratch | {"base_model": toy.bases["tied"], "output_dir": tmp_path}
+    done = launch(engine, flags, DIE_ON_RANK="1", DIE_AT_STEP="1", DIE_HOW="error")
+    assert done.returncode != 0 and "error on rank 1: rank 1 stops here" in last_line(done.stderr)
+    assert "error on rank 0" not in done.stderr and "error: " not in done.stderr.replace("rank 1: ", "")
+
+
+def test_a_checkpoint_of_another_engine_is_refused(tmp_path):
+    plain, fsdp, zero = (tmp_path / name for name in ("plain", "fsdp", "zero"))
+    (zero / "global_step4").mkdir(parents=True)
+    (zero / "latest").write_text("global_step4")
+    for rank in range(2):
+        for part in ("model", "optim"):
+            (zero / "global_step4" / f"zero_pp_rank_{rank}_mp_rank_00_{part}_states.pt").touch()
+    fsdp.mkdir()
+    (fsdp / "optimizer.bin").touch()
+    plain.mkdir()
+    (plain / "optimizer.pt").touch()
+    for folder, engine, world in ((plain, "one process", 1), (plain, "DDP", 3), (fsdp, "FSDP2", 4), (zero, "ZeRO-3", 2)):
+        check_resumable(folder, engine, world)
+    refused = ((plain, "FSDP2", 2), (plain, "ZeRO-2", 2), (fsdp, "DDP", 2), (zero, "ZeRO-3", 4), (zero, "ZeRO-2", 2))
+    for folder, engine, world in refused:
+        with pytest.raises(InputError, match="launch it as before"):
+            check_resumable(folder, engine, world)
+
+
+def test_an_export_that_is_not_whole_or_not_finite_is_refused(toy, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(toy.folder / "untied" / "final_checkpoint")
+    state = model.state_dict()
+    model.save_pretrained(tmp_path / "good")
+    check_checkpoint_folder(tmp_path / "good")
+    name = "model.layers.0.mlp.up_proj.weight"
+    for number, (changed, expected) in enumerate(
+        [
+            ({name: torch.zeros(0)}, "loaded again"),
+            ({name: torch.full_like(state[name], float("nan"))}, "not finite"),
+            ({name: None}, "not those of its config"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        whole = {key: value for key, value in (state | changed).items() if value is not None}
+        model.save_pretrained(folder, state_dict=whole)
+        with pytest.raises(InputError, match=expected):
+            check_checkpoint_folder(folder)
+
+
+def test_no_file_for_accelerate_names_a_number_of_gpus():
+    files = [*(ROOT / "config/accelerate").glob("*.yaml"), ROOT / "config/zero2_opt.yaml"]
+    assert len(files) == 9
+    for file in files:
+        if file.stem not in ("cpu", "gpu"):  # one process
+            assert "num_processes:" not in file.read_text()
