@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The long form of tests/test_sharded.py: sft.py and rl.py over two processes on the CPU under DDP, FSDP2, ZeRO-2 and
+# ZeRO-3, whole and with adapters, killed and resumed, beside one process. About ten minutes.
+#
+#   bash scripts/test_launch.sh                makes .venv-launch once: the environment of everything else and deepspeed
+#   bash scripts/test_launch.sh -k zero3       the chosen tests alone: arguments go to pytest
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+LAUNCH_VENV="${LAUNCH_VENV:-.venv-launch}"
+if ! cmp -s requirements-gpu.txt "$LAUNCH_VENV/requirements.installed"; then
+    echo "[test_launch] installing deepspeed into $LAUNCH_VENV"
+    "$PYTHON" -m venv "$LAUNCH_VENV"
+    # What the environment of everything else holds is found there too, and not installed again.
+    "$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
+        > "$("$LAUNCH_VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/base.pth"
+    # DS_BUILD_OPS=0: nothing is compiled for a GPU. ninja is there to compile what runs on the CPU when it is needed.
+    DS_BUILD_OPS=0 "$LAUNCH_VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+        "$(grep '^deepspeed' requirements-gpu.txt)" ninja
+    cp requirements-gpu.txt "$LAUNCH_VENV/requirements.installed"
+fi
+export DS_ACCELERATOR=cpu LAUNCH_TESTS=all OMP_NUM_THREADS=1
+PATH="$PWD/$LAUNCH_VENV/bin:$PATH" # ninja
+exec "$LAUNCH_VENV/bin/python" -m pytest tests/test_sharded.py tests/test_two_processes.py -rs "$@"
