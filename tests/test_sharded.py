@@ -22,12 +22,12 @@ from transformers import AutoModelForCausalLM
 from minionerec.common.files import InputError, read_json
 from minionerec.training.checkpoints import check_checkpoint_folder
 from minionerec.training.settings import RLFlags, SFTFlags
-from minionerec.training.sharded import check_resumable
+from minionerec.training.sharded import check_engine, check_resumable
 from rl import rl
 from sft import sft
 
 ROOT = Path(__file__).parent.parent
-SECONDS = 150  # a launch takes about ten on an idle machine
+SECONDS = 240  # a launch takes about ten on an idle machine; deepspeed's first one compiles a minute longer
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: bash scripts/test_launch.sh"
 )
@@ -57,7 +57,15 @@ def launch(engine, flags, *, script="sft.py", processes=2, file=None, **environm
     file = file or f"config/accelerate/{FILES.get(engine, engine)}.yaml"
     launcher = ["--config_file", file, "--num_processes", str(processes), "--main_process_port", str(free_port())]
     return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *launcher, str(ROOT / "tests/launched.py"), script, *named],
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            *launcher,
+            str(ROOT / "tests/launched.py"),
+            script,
+            *named,
+        ],
         env={**os.environ, **variables, **environment},
         capture_output=True,
         text=True,
@@ -97,7 +105,8 @@ def assert_engine(seen, engine):
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Flags of both commands on a dataset whose validation rows are odd in number, and two bases trained by one process.
+    """Flags of both commands on a dataset whose validation rows are odd in number, and two bases trained by one
+    process.
 
     Their outputs are folder/tied and folder/untied.
     """
@@ -106,7 +115,13 @@ def toy(tmp_path_factory):
     rows = Path(paths["eval_file"]).read_text().splitlines(keepends=True)
     Path(paths["eval_file"]).write_text("".join(rows[: len(rows) - len(rows) % 2]))  # the first is the heading
     data = {name: paths[name] for name in ("train_file", "eval_file", "sid_index_path", "item_meta_path")}
-    shared = {"num_epochs": 2, "batch_size": 32, "micro_batch_size": 4, "best_by": "HR@10", "early_stopping_patience": 9}
+    shared = {
+        "num_epochs": 2,
+        "batch_size": 32,
+        "micro_batch_size": 4,
+        "best_by": "HR@10",
+        "early_stopping_patience": 9,
+    }
     scratch = data | shared | {"train_from_scratch": True, "learning_rate": 3e-3}
     bases = {}
     for name, tied in (("tied", True), ("untied", False)):
@@ -197,9 +212,7 @@ def test_adapters_give_the_weights_of_one_process(toy, tmp_path, engine, base, a
 
 
 @long_form
-@pytest.mark.parametrize(
-    "engine", ["ddp", *(pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3"))]
-)
+@pytest.mark.parametrize("engine", ["ddp", *(pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3"))])
 def test_rl_with_adapters_gives_the_weights_of_one_process(toy, tmp_path, engine):
     more = {"lora": True, "lora_rank": 2, "beta": 0.1, "learning_rate": 1e-4}
     rl(RLFlags(**toy.rl | more, train_batch_size=16, output_dir=str(tmp_path / "one")))
@@ -242,6 +255,47 @@ def test_an_error_on_one_rank_ends_all_with_its_line_last(toy, tmp_path, engine)
     assert "error on rank 0" not in done.stderr and "error: " not in done.stderr.replace("rank 1: ", "")
 
 
+def pretend(kind, *, fsdp2=False, stage=2, processes=1):
+    """What `check_engine` reads of an accelerator."""
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+    named = {"is_fsdp2": fsdp2, "num_processes": processes, "state": state}
+    return SimpleNamespace(distributed_type=SimpleNamespace(value=kind), **named)
+
+
+def test_engines_are_named_and_those_that_would_train_wrongly_are_refused(monkeypatch):
+    plain = torch.nn.Linear(1, 1)
+    assert check_engine(pretend("NO"), plain, moving_reference=True) == "one process"
+    with pytest.raises(InputError, match="write fsdp_version: 2"):
+        check_engine(pretend("FSDP"), plain, moving_reference=False)
+    for accelerator in (pretend("FSDP", fsdp2=True), pretend("DEEPSPEED", stage=3)):
+        with pytest.raises(InputError, match="--sync_ref_model True: not under"):
+            check_engine(accelerator, plain, moving_reference=True)
+    assert check_engine(pretend("DEEPSPEED", stage=2), plain, moving_reference=True) == "ZeRO-2"
+    with pytest.raises(InputError, match="announced 1 processes, but 2"):
+        check_engine(pretend("MULTI_CPU", processes=2), plain, moving_reference=False)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match="asks for DeepSpeed, but one process started"):
+        check_engine(pretend("NO"), plain, moving_reference=False)
+
+
+@pytest.mark.parametrize(
+    "how, expected",
+    [
+        ("fsdp2", "accelerate has no FSDP on CPUs"),
+        ("ddp", "say with PROCESSES how many"),
+        ("gpu", "no GPU that torch can use"),
+        ("unknown", "expected auto, cpu, gpu"),
+    ],
+)
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="says what it says on a machine without GPU")
+def test_scripts_refuse_an_engine_that_the_machine_does_not_have(how, expected):
+    environment = {**os.environ, "MINIONEREC_PYTHON": sys.executable, "LAUNCH": how}
+    environment.pop("PROCESSES", None)
+    script = ["bash", str(ROOT / "scripts/sft.sh"), "--base_model", "none"]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and expected in done.stderr
+
+
 def test_a_checkpoint_of_another_engine_is_refused(tmp_path):
     plain, fsdp, zero = (tmp_path / name for name in ("plain", "fsdp", "zero"))
     (zero / "global_step4").mkdir(parents=True)
@@ -253,7 +307,12 @@ def test_a_checkpoint_of_another_engine_is_refused(tmp_path):
     (fsdp / "optimizer.bin").touch()
     plain.mkdir()
     (plain / "optimizer.pt").touch()
-    for folder, engine, world in ((plain, "one process", 1), (plain, "DDP", 3), (fsdp, "FSDP2", 4), (zero, "ZeRO-3", 2)):
+    for folder, engine, world in (
+        (plain, "one process", 1),
+        (plain, "DDP", 3),
+        (fsdp, "FSDP2", 4),
+        (zero, "ZeRO-3", 2),
+    ):
         check_resumable(folder, engine, world)
     refused = ((plain, "FSDP2", 2), (plain, "ZeRO-2", 2), (fsdp, "DDP", 2), (zero, "ZeRO-3", 4), (zero, "ZeRO-2", 2))
     for folder, engine, world in refused:

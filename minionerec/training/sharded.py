@@ -71,8 +71,8 @@ def check_engine(accelerator: Accelerator, model: PreTrainedModel | PeftModel, *
         raise InputError("FSDP version 1 is not supported: write fsdp_version: 2, as config/accelerate/fsdp2.yaml does")
     if engine == "FSDP2" and isinstance(model, PeftModel) and model.config.tie_word_embeddings:
         raise InputError(
-            "FSDP2 with --lora or --freeze_LLM: the base ties its output layer to the embedding, which accelerate would "
-            "shard twice; use config/accelerate/zero3.yaml, zero2.yaml or ddp.yaml"
+            "FSDP2 with --lora or --freeze_LLM: the base ties its output layer to the embedding, which accelerate "
+            "would shard twice; use config/accelerate/zero3.yaml, zero2.yaml or ddp.yaml"
         )
     if moving_reference and engine in SHARDING:
         raise InputError(
@@ -102,7 +102,13 @@ def check_resumable(checkpoint: str | Path, engine: str, world: int) -> None:
         written = "FSDP2"
     same = written == engine or (written, engine) in (("DDP", "one process"), ("ZeRO-2", "ZeRO-1"))
     if not same or processes not in (None, world):
-        by = f"{processes} processes of {written}" if processes else "DDP or one process" if written == "DDP" else written
+        by = (
+            f"{processes} processes of {written}"
+            if processes
+            else "DDP or one process"
+            if written == "DDP"
+            else written
+        )
         raise InputError(
             f"{checkpoint}: written by {by}, and this run is {engine} with {world}; launch it as before, or begin anew "
             "with --force True"
