@@ -1,9 +1,7 @@
-"""Runs a command as a launcher does, and writes what its engine did to the weights: `launched.py sft.py --flag value
-...`
+"""Runs a command and writes what its engine did to the weights: `launched.py sft.py --flag value ...`
 
 Environment:
-    SEEN: a folder; the class and the local number of elements of every parameter at the first step go to
-        SEEN/RANK.json.
+    SEEN: a folder; class and local number of elements of every parameter at the first step go to SEEN/RANK.json.
     FSDP_ON_CPU: lets accelerate run real FSDP2 over gloo. accelerate 1.15 has no FSDP where PartialState says
         MULTI_CPU, though torch has; here it says MULTI_GPU.
     DIE_AT_STEP, DIE_ON_RANK, DIE_HOW: the rank kills itself ("kill") or stops by an error ("error") before that step.

@@ -105,8 +105,7 @@ def assert_engine(seen, engine):
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Flags of both commands on a dataset whose validation rows are odd in number, and two bases trained by one
-    process.
+    """Flags of both commands on a dataset with an odd number of validation rows, and two bases trained by one process.
 
     Their outputs are folder/tied and folder/untied.
     """
@@ -186,6 +185,15 @@ def test_rl_gives_the_weights_of_one_process(toy, one_rl, tmp_path, engine):
     assert results[0] == results[1]
     beaten = results[0]["validation HR@10 best"] > results[0]["validation HR@10 at start"]
     assert (largest_difference(start, one) > 1e-4) == beaten
+
+
+@long_form
+@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
+def test_rl_that_does_not_beat_its_start_exports_the_start(toy, tmp_path, engine):
+    flags = as_texts(toy.rl) | {"train_batch_size": 8, "output_dir": tmp_path, "learning_rate": 1e-12}
+    done = launch(engine, flags, script="rl.py")
+    assert done.returncode == 0 and "no checkpoint beat the SFT model" in done.stdout, done.stderr[-3000:]
+    assert largest_difference(read_weights(toy.folder / "tied"), read_weights(tmp_path)) == 0
 
 
 ADAPTERS = [

@@ -37,7 +37,7 @@ class LaunchedTrainer:
         super().__init__(*arguments, args=args, **named)
         moving = getattr(args, "sync_ref_model", False)
         self.engine = check_engine(self.accelerator, self.model, moving_reference=moving)
-        announce_engine(self.engine, self.accelerator.num_processes)
+        announce_engine(self.engine, self.accelerator)
         self.plain_copy = copy_before_sharding(self.accelerator, self.model)
 
     def train(self, resume_from_checkpoint=None, **named):

@@ -115,9 +115,10 @@ def check_resumable(checkpoint: str | Path, engine: str, world: int) -> None:
         )
 
 
-def announce_engine(engine: str, world: int) -> None:
-    """One line at the start of a run: how many processes share it, and by which engine."""
-    say(f"[launch] {world} process{'es' if world > 1 else ''}, engine: {engine}")
+def announce_engine(engine: str, accelerator: Accelerator) -> None:
+    """One line at the start of a run: how many processes share it, by which engine, and on what."""
+    world = accelerator.num_processes
+    say(f"[launch] {world} process{'es' if world > 1 else ''}, engine: {engine}, device: {accelerator.device.type}")
 
 
 def copy_before_sharding(accelerator: Accelerator, model: PreTrainedModel | PeftModel) -> PeftModel | None:
