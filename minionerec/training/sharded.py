@@ -102,13 +102,8 @@ def check_resumable(checkpoint: str | Path, engine: str, world: int) -> None:
         written = "FSDP2"
     same = written == engine or (written, engine) in (("DDP", "one process"), ("ZeRO-2", "ZeRO-1"))
     if not same or processes not in (None, world):
-        by = (
-            f"{processes} processes of {written}"
-            if processes
-            else "DDP or one process"
-            if written == "DDP"
-            else written
-        )
+        by = {"DDP": "DDP or one process"}.get(written, written)
+        by = f"{processes} processes of {written}" if processes else by
         raise InputError(
             f"{checkpoint}: written by {by}, and this run is {engine} with {world}; launch it as before, or begin anew "
             "with --force True"
