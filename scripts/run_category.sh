@@ -10,11 +10,15 @@
 #   --output_dir DIR      default output/NAME
 #   --seed N              default 42
 #   --sft "--flag value"  more flags for sft.py;  --rl "..." for rl.py;  --eval "..." for evaluate.py
+#
+# LAUNCH=ddp|zero2|zero3|fsdp2|FILE before the command runs SFT, RL and evaluation over several processes
+# (docs/cluster.md).
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
 DATA_ROOT="" CATEGORY="" BASE_MODEL="" OUTPUT_DIR="" SEED=42 SFT="" RL="" EVAL=""
 read_flags "data_root category base_model output_dir seed sft rl eval" "$@"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source scripts/launch.sh
 find_splits
 INDEX=$(find_file "index/$CATEGORY*.index.json")
 ITEMS=$(find_file "index/$CATEGORY*.item.json")
@@ -30,16 +34,16 @@ SFT_DATA=(--train_file "$TRAIN" --eval_file "$VALID" --sid_index_path "$INDEX" -
 "$PYTHON" baselines.py "${DATA[@]}" --test_data_path "$TEST" --output_dir "$OUTPUT_DIR/baselines"
 if [ -z "$BASE_MODEL" ]; then
     RECIPES=config/recipes/industrial
-    "$PYTHON" sft.py --config ${RECIPES}_likeness.yaml "${SFT_DATA[@]}" --output_dir "$OUTPUT_DIR/likeness"
+    launch sft.py --config ${RECIPES}_likeness.yaml "${SFT_DATA[@]}" --output_dir "$OUTPUT_DIR/likeness"
     BASE_MODEL="$OUTPUT_DIR/likeness/final_checkpoint"
     SFT_FLAGS=(--config ${RECIPES}_sft.yaml "${SFT_FLAGS[@]}")
     RL_FLAGS=(--config ${RECIPES}_rl.yaml "${RL_FLAGS[@]}")
 fi
-"$PYTHON" sft.py --base_model "$BASE_MODEL" "${SFT_DATA[@]}" --output_dir "$OUTPUT_DIR/sft" "${SFT_FLAGS[@]}"
-"$PYTHON" evaluate.py --base_model "$OUTPUT_DIR/sft/final_checkpoint" "${DATA[@]}" --test_data_path "$TEST" \
+launch sft.py --base_model "$BASE_MODEL" "${SFT_DATA[@]}" --output_dir "$OUTPUT_DIR/sft" "${SFT_FLAGS[@]}"
+launch evaluate.py --base_model "$OUTPUT_DIR/sft/final_checkpoint" "${DATA[@]}" --test_data_path "$TEST" \
     --result_json_data "$OUTPUT_DIR/sft/test.json" "${EVAL_FLAGS[@]}"
-"$PYTHON" rl.py --model_path "$OUTPUT_DIR/sft/final_checkpoint" "${DATA[@]}" --eval_file "$VALID" \
+launch rl.py --model_path "$OUTPUT_DIR/sft/final_checkpoint" "${DATA[@]}" --eval_file "$VALID" \
     --output_dir "$OUTPUT_DIR/rl" --seed "$SEED" "${RL_FLAGS[@]}"
-"$PYTHON" evaluate.py --base_model "$OUTPUT_DIR/rl/final_checkpoint" "${DATA[@]}" --test_data_path "$TEST" \
+launch evaluate.py --base_model "$OUTPUT_DIR/rl/final_checkpoint" "${DATA[@]}" --test_data_path "$TEST" \
     --result_json_data "$OUTPUT_DIR/rl/test.json" "${EVAL_FLAGS[@]}"
 "$PYTHON" -m scripts.summary --run_dir "$OUTPUT_DIR"
