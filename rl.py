@@ -65,13 +65,17 @@ def choose_rl_tasks(flags: RLFlags, prompts: PromptSet) -> tuple[dict[str, float
     return weights, replace(flags, item_meta_path=files["item_meta_path"])
 
 
-def build_prompts(flags: RLFlags, data: RLData, weights: dict[str, float], encoder: Encoder) -> TaskMixture:
-    """The training prompts of the chosen tasks."""
+def read_task_inputs(flags: RLFlags, data: RLData) -> TaskInputs:
+    """What the chosen tasks are made from; like all that can be wrong with a file, read before a model is loaded."""
     descriptions = None
     if flags.item_meta_path:
         descriptions = read_descriptions(flags.item_meta_path, data.catalogue.item_ids, flags.info_file)
     preferences = read_preferences(flags.preference_file) if flags.preference_file else None
-    inputs = TaskInputs(data.train_rows, data.catalogue, descriptions, preferences, seed=flags.seed)
+    return TaskInputs(data.train_rows, data.catalogue, descriptions, preferences, seed=flags.seed)
+
+
+def build_prompts(inputs: TaskInputs, weights: dict[str, float], encoder: Encoder) -> TaskMixture:
+    """The training prompts of the chosen tasks."""
     train_set = build_mixture(weights, inputs, encoder, RL_TASKS)
     for line in train_set.report():
         say(f"[rl] {line}")
@@ -118,9 +122,9 @@ def rl(flags: RLFlags) -> None:
     output, final = Path(flags.output_dir), Path(flags.output_dir) / "final_checkpoint"
     optional = ("model_path", "ref_model_path", "item_meta_path", "preference_file")
     optional += ("ada_path", "cf_path", "sid_index_path")
-    inputs = list_training_inputs(flags, ("train_file", "eval_file", "info_file"), optional)
-    inputs += [flags.reward_module.rpartition(":")[0]] if flags.reward_module else []
-    stage = open_stage("rl", flags, inputs, [final], output / "rl.stage.json")
+    files = list_training_inputs(flags, ("train_file", "eval_file", "info_file"), optional)
+    files += [flags.reward_module.rpartition(":")[0]] if flags.reward_module else []
+    stage = open_stage("rl", flags, files, [final], output / "rl.stage.json")
     if stage.finished:
         return
     # Now, not when training begins: a run cut off before that must not leave another run's checkpoints to be resumed.
@@ -131,8 +135,9 @@ def rl(flags: RLFlags) -> None:
     rewards = build_reward_terms(flags, data)
     prompts = load_checkpoint_prompts(flags.model_path, flags.prompts, flags.category)
     weights, flags = choose_rl_tasks(flags, prompts)
+    inputs = read_task_inputs(flags, data)
     policy = build_policy(flags, data, prompts)
-    train_set = build_prompts(flags, data, weights, policy.encoder)
+    train_set = build_prompts(inputs, weights, policy.encoder)
     try_rewards(rewards, train_set, data.catalogue.sids, flags.num_generations)
     valid = EvalSidDataset(data.valid_rows, policy.encoder).examples
     trainer = build_rl_trainer(flags, policy, train_set, rewards, valid, stage)

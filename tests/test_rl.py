@@ -397,3 +397,13 @@ def test_a_duplicate_sid_in_the_catalogue(trained, tmp_path):
     info.write_text(text + text.splitlines()[0].rsplit("\t", 1)[0] + "\t99\n")
     with pytest.raises(InputError, match=r"info.txt, line 31: SID .* line 1 already"):
         run(trained, tmp_path / "rl", info_file=str(info))
+
+
+def test_a_broken_preference_file_stops_before_a_model_is_loaded(trained, tmp_path, monkeypatch):
+    (tmp_path / "p.json").write_text("3")
+    prompts = tmp_path / "mine.yaml"
+    prompts.write_text("mine:\n  preference2sid:\n    prompt: '{preference}: '\n    target: '{sid}'\n")
+    monkeypatch.setattr("minionerec.training.rl_setup.load_model", lambda *_: pytest.fail("a model was loaded"))
+    flags = dict(tasks=["preference2sid"], prompts=str(prompts), preference_file=str(tmp_path / "p.json"))
+    with pytest.raises(InputError, match="p.json: expected one object"):
+        run(trained, tmp_path / "rl", **flags)
