@@ -13,6 +13,7 @@ if __name__ == "__main__":
     # Before the imports below, which take seconds: --help and a wrong flag answer at once.
     FLAGS = parse_flags(RLFlags)
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from data import RL_TASKS, EvalSidDataset, TaskInputs, build_mixture, choose_tas
 from minionerec.common.items import read_descriptions, read_preferences
 from minionerec.common.plugins import load_plugins
 from minionerec.common.processes import say
+from minionerec.common.records import Row
 from minionerec.common.stage import Stage, open_stage
 from minionerec.evaluation.ranking import measure_validation
 from minionerec.language.adapters import (
@@ -33,6 +35,8 @@ from minionerec.language.examples import Example, TaskMixture
 from minionerec.language.prompts import Encoder, PromptSet, load_checkpoint_prompts
 from minionerec.training.callbacks import EpochSetter, StageTimer
 from minionerec.training.checkpoints import choose_resume_checkpoint
+from minionerec.training.plan_report import report_plan
+from minionerec.training.planning import find_machine, pose_problem
 from minionerec.training.rewards import NamedReward
 from minionerec.training.rl_setup import (
     Policy,
@@ -115,10 +119,26 @@ def build_rl_trainer(
     )
 
 
+def plan_rl(flags: RLFlags) -> None:
+    """Print the plan of the run."""
+    data = read_rl_data(flags)
+    prompts = load_checkpoint_prompts(flags.model_path, flags.prompts, flags.category)
+    weights, flags = choose_rl_tasks(flags, prompts)
+    inputs = read_task_inputs(flags, data)
+
+    def build(rows: Sequence[Row], encoder: Encoder) -> TaskMixture:
+        return build_mixture(weights, replace(inputs, rows=rows), encoder, RL_TASKS)
+
+    problem = pose_problem(flags, data.catalogue, prompts, data.train_rows, build, add_tokens=False)
+    report_plan(problem, find_machine())
+
+
 def rl(flags: RLFlags) -> None:
     """GRPO from an SFT checkpoint."""
     load_plugins(flags.plugin)
     flags = resolve_rl_flags(flags)
+    if flags.dry_run:
+        return plan_rl(flags)
     output, final = Path(flags.output_dir), Path(flags.output_dir) / "final_checkpoint"
     optional = ("model_path", "ref_model_path", "item_meta_path", "preference_file")
     optional += ("ada_path", "cf_path", "sid_index_path")

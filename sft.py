@@ -13,6 +13,7 @@ if __name__ == "__main__":
     # Before the imports below, which take seconds: --help and a wrong flag answer at once.
     FLAGS = parse_flags(SFTFlags)
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 from data import EvalSidDataset, TaskInputs, build_mixture, choose_tasks
 from minionerec.common.plugins import load_plugins
 from minionerec.common.processes import process_state, say
+from minionerec.common.records import Row
 from minionerec.common.stage import Stage, open_stage
 from minionerec.evaluation.ranking import measure_validation
 from minionerec.language.adapters import (
@@ -28,9 +30,12 @@ from minionerec.language.adapters import (
     count_trainable_parameters,
 )
 from minionerec.language.catalogue_trie import build_catalogue_trie
+from minionerec.language.examples import TaskMixture
 from minionerec.language.prompts import Encoder, PromptSet, load_prompts
 from minionerec.training.callbacks import StageTimer
 from minionerec.training.checkpoints import choose_resume_checkpoint, export_model
+from minionerec.training.plan_report import report_plan
+from minionerec.training.planning import find_machine, pose_problem
 from minionerec.training.setup import list_training_inputs
 from minionerec.training.sft_setup import (
     SFTInputs,
@@ -101,10 +106,24 @@ def build_sft_trainer(
     )
 
 
+def plan_sft(flags: SFTFlags, prompts: PromptSet, weights: dict[str, float]) -> None:
+    """Print the plan of the run."""
+    data = read_sft_data(flags)
+
+    def build(rows: Sequence[Row], encoder: Encoder) -> TaskMixture:
+        texts = data.descriptions, data.preferences
+        inputs = TaskInputs(rows, data.catalogue, *texts, flags.cut_histories, flags.seed)
+        return build_mixture(weights, inputs, encoder)
+
+    report_plan(pose_problem(flags, data.catalogue, prompts, data.train_rows, build), find_machine())
+
+
 def sft(flags: SFTFlags) -> None:
     """Fine-tune a causal LM on next-SID prediction and, for pretrained bases, language alignment."""
     load_plugins(flags.plugin)
     flags, prompts, weights = resolve_sft_flags(flags)
+    if flags.dry_run:
+        return plan_sft(flags, prompts, weights)
     output, final = Path(flags.output_dir), Path(flags.output_dir) / "final_checkpoint"
     required = ("train_file", "eval_file", "sid_index_path", "item_meta_path")
     inputs = list_training_inputs(flags, required, ("base_model", "preference_file"))

@@ -33,7 +33,7 @@ AnyFlags = TypeVar("AnyFlags")
 HELP_WIDTH = 110
 HELP_COLUMN = 34  # where the help of a flag begins
 TYPE_NAMES = {str: "TEXT", int: "INT", float: "NUMBER", bool: "True|False"}
-UNRECORDED = ("force",)  # flags that change what a run does, not what it makes
+UNRECORDED = ("force", "dry_run")  # flags that change what a run does, not what it makes
 
 
 def flag(
@@ -73,7 +73,7 @@ def get_default(field: dataclasses.Field) -> Any:
 
 
 def recorded_settings(flags: Any) -> dict[str, Any]:
-    """{flag: value} of everything that decides what a run makes: all flags but --force and those without an effect."""
+    """{flag: value} of everything that decides what a run makes: all flags but UNRECORDED and those without an effect."""
     return {
         field.name: getattr(flags, field.name)
         for field in dataclasses.fields(flags)

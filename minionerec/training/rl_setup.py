@@ -63,8 +63,12 @@ class Schedule:
     prompts: int
 
 
-def resolve_rl_flags(flags: RLFlags) -> RLFlags:
+def resolve_rl_flags(flags: RLFlags, processes: int | None = None) -> RLFlags:
     """The flags with every default worked out, once they are checked against each other.
+
+    Args:
+        flags: as they were given.
+        processes: how many share the run, if it is another one than this.
 
     Raises:
         InputError: flags that contradict each other.
@@ -83,7 +87,8 @@ def resolve_rl_flags(flags: RLFlags) -> RLFlags:
         raise InputError(f"--temperature {flags.temperature}: must be positive")
     accumulation = flags.gradient_accumulation_steps
     if accumulation is None:
-        accumulation = max(1, round(PROMPTS_PER_STEP * generations / (batch * process_state().num_processes)))
+        world = processes or process_state().num_processes
+        accumulation = max(1, round(PROMPTS_PER_STEP * generations / (batch * world)))
     if flags.num_iterations < 1 or accumulation < 1:
         raise InputError("--num_iterations, --gradient_accumulation_steps: must be at least 1")
     if flags.early_stopping_patience and not flags.test_during_training:
@@ -150,9 +155,9 @@ def try_rewards(rewards: list[NamedReward], train_set: TaskMixture, sids: list[s
             reward(completions, dataset[0])
 
 
-def plan_steps(flags: RLFlags, prompts: int) -> Schedule:
-    """How long the run is, and when it validates, for that many training prompts."""
-    world = process_state().num_processes
+def plan_steps(flags: RLFlags, prompts: int, processes: int | None = None) -> Schedule:
+    """How long the run is, and when it validates, for that many training prompts; `processes` as above."""
+    world = processes or process_state().num_processes
     per_step = flags.train_batch_size // flags.num_generations * flags.gradient_accumulation_steps * world
     # An epoch's last step is filled up.
     updates = flags.num_train_epochs * math.ceil(prompts / per_step) * flags.num_iterations

@@ -29,6 +29,15 @@ class SplitFlags(PluginFlags):
 
 
 @dataclass
+class DryRunFlags(Flags):
+    """The plan."""
+
+    dry_run: bool = flag(
+        False, "print what the run would compute, keep in memory and take (docs/planning.md), and write nothing"
+    )
+
+
+@dataclass
 class OptimizationFlags(Flags):
     """Optimization."""
 
@@ -43,7 +52,9 @@ class OptimizationFlags(Flags):
 
 
 @dataclass
-class SFTFlags(SplitFlags, PromptFlags, OptimizationFlags, AdapterFlags, LoggingFlags, SeedFlags, StageFlags):
+class SFTFlags(
+    SplitFlags, PromptFlags, OptimizationFlags, AdapterFlags, LoggingFlags, SeedFlags, StageFlags, DryRunFlags
+):
     """Supervised fine-tuning."""
 
     base_model: str = flag(help="HF folder or hub name; with --train_from_scratch also a JSON config (config/*.json)")
@@ -179,6 +190,7 @@ class RLFlags(
     LoggingFlags,
     SeedFlags,
     StageFlags,
+    DryRunFlags,
 ):
     """Reinforcement learning."""
 

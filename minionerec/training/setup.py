@@ -103,13 +103,13 @@ def build_arguments(
     )
 
 
-def check_divisible(batch_size: int, micro_batch_size: int) -> int:
-    """Forward passes of an optimizer step on each process.
+def check_divisible(batch_size: int, micro_batch_size: int, processes: int | None = None) -> int:
+    """Forward passes of an optimizer step on each process, of this run or of one with other `processes`.
 
     Raises:
         InputError: batches that do not divide evenly.
     """
-    world = process_state().num_processes
+    world = processes or process_state().num_processes
     if micro_batch_size < 1 or batch_size < 1 or batch_size % (micro_batch_size * world):
         raise InputError(
             f"--batch_size {batch_size}: must be a multiple of micro_batch_size {micro_batch_size} x {world} "

@@ -102,14 +102,16 @@ def build_sft_model(flags: SFTFlags, data: SFTInputs, prompts: PromptSet) -> SFT
     return SFTModel(model, Encoder(tokenizer, prompts, flags.cutoff_len), parameters, new_tokens)
 
 
-def batch_training(flags: SFTFlags, part: TaskMixture, encoder: Encoder) -> TreeBatches:
-    """The micro-batches of every epoch, shuffled.
+def batch_training(
+    flags: SFTFlags, part: TaskMixture, encoder: Encoder, processes: int | None = None
+) -> TreeBatches:
+    """The micro-batches of every epoch, shuffled; of this run, or of one with other `processes`.
 
     Raises:
         InputError: rows too few for --batch_size.
     """
-    world = process_state().num_processes
-    micro_batches = check_divisible(flags.batch_size, flags.micro_batch_size) * world
+    world = processes or process_state().num_processes
+    micro_batches = check_divisible(flags.batch_size, flags.micro_batch_size, world) * world
     how = {"packing": flags.packing, "tree_tokens": flags.tree_tokens}
     try:
         return TreeBatches([part], flags.batch_size, micro_batches, encoder.pad_token_id, flags.seed, **how)
