@@ -36,7 +36,7 @@ from minionerec.language.prompts import Encoder, PromptSet, load_checkpoint_prom
 from minionerec.training.callbacks import EpochSetter, StageTimer
 from minionerec.training.checkpoints import choose_resume_checkpoint
 from minionerec.training.plan_report import report_plan
-from minionerec.training.planning import find_machine, pose_problem
+from minionerec.training.planning import Plan, find_machine, pose_problem
 from minionerec.training.rewards import NamedReward
 from minionerec.training.rl_setup import (
     Policy,
@@ -119,8 +119,8 @@ def build_rl_trainer(
     )
 
 
-def plan_rl(flags: RLFlags) -> None:
-    """Print the plan of the run."""
+def plan_rl(flags: RLFlags) -> Plan:
+    """Print the plan of the run and return it."""
     data = read_rl_data(flags)
     prompts = load_checkpoint_prompts(flags.model_path, flags.prompts, flags.category)
     weights, flags = choose_rl_tasks(flags, prompts)
@@ -130,7 +130,7 @@ def plan_rl(flags: RLFlags) -> None:
         return build_mixture(weights, replace(inputs, rows=rows), encoder, RL_TASKS)
 
     problem = pose_problem(flags, data.catalogue, prompts, data.train_rows, build, add_tokens=False)
-    report_plan(problem, find_machine())
+    return report_plan(problem, find_machine())
 
 
 def rl(flags: RLFlags) -> None:
@@ -138,7 +138,8 @@ def rl(flags: RLFlags) -> None:
     load_plugins(flags.plugin)
     flags = resolve_rl_flags(flags)
     if flags.dry_run:
-        return plan_rl(flags)
+        plan_rl(flags)
+        return
     output, final = Path(flags.output_dir), Path(flags.output_dir) / "final_checkpoint"
     optional = ("model_path", "ref_model_path", "item_meta_path", "preference_file")
     optional += ("ada_path", "cf_path", "sid_index_path")

@@ -35,7 +35,7 @@ from minionerec.language.prompts import Encoder, PromptSet, load_prompts
 from minionerec.training.callbacks import StageTimer
 from minionerec.training.checkpoints import choose_resume_checkpoint, export_model
 from minionerec.training.plan_report import report_plan
-from minionerec.training.planning import find_machine, pose_problem
+from minionerec.training.planning import Plan, find_machine, pose_problem
 from minionerec.training.setup import list_training_inputs
 from minionerec.training.sft_setup import (
     SFTInputs,
@@ -106,8 +106,8 @@ def build_sft_trainer(
     )
 
 
-def plan_sft(flags: SFTFlags, prompts: PromptSet, weights: dict[str, float]) -> None:
-    """Print the plan of the run."""
+def plan_sft(flags: SFTFlags, prompts: PromptSet, weights: dict[str, float]) -> Plan:
+    """Print the plan of the run and return it."""
     data = read_sft_data(flags)
 
     def build(rows: Sequence[Row], encoder: Encoder) -> TaskMixture:
@@ -115,7 +115,7 @@ def plan_sft(flags: SFTFlags, prompts: PromptSet, weights: dict[str, float]) -> 
         inputs = TaskInputs(rows, data.catalogue, *texts, flags.cut_histories, flags.seed)
         return build_mixture(weights, inputs, encoder)
 
-    report_plan(pose_problem(flags, data.catalogue, prompts, data.train_rows, build), find_machine())
+    return report_plan(pose_problem(flags, data.catalogue, prompts, data.train_rows, build), find_machine())
 
 
 def sft(flags: SFTFlags) -> None:
@@ -123,7 +123,8 @@ def sft(flags: SFTFlags) -> None:
     load_plugins(flags.plugin)
     flags, prompts, weights = resolve_sft_flags(flags)
     if flags.dry_run:
-        return plan_sft(flags, prompts, weights)
+        plan_sft(flags, prompts, weights)
+        return
     output, final = Path(flags.output_dir), Path(flags.output_dir) / "final_checkpoint"
     required = ("train_file", "eval_file", "sid_index_path", "item_meta_path")
     inputs = list_training_inputs(flags, required, ("base_model", "preference_file"))

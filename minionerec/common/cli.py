@@ -73,7 +73,7 @@ def get_default(field: dataclasses.Field) -> Any:
 
 
 def recorded_settings(flags: Any) -> dict[str, Any]:
-    """{flag: value} of everything that decides what a run makes: all flags but UNRECORDED and those without an effect."""
+    """{flag: value} of what decides what a run makes: all flags but UNRECORDED and those without an effect."""
     return {
         field.name: getattr(flags, field.name)
         for field in dataclasses.fields(flags)

@@ -199,7 +199,8 @@ def count_activation_bytes(shape: ModelShape, batch: BatchShape, setting: Settin
     layer, trains_all = count_layer_bytes(shape, batch, setting), shape.trains == "all"
     pure = setting.bf16 and not setting.autocast
     ends = batch.tokens * (
-        shape.hidden * (FLOAT + (0 if not trains_all else 2 if pure else FLOAT)) + FLOAT  # the last norm
+        shape.hidden * (FLOAT + (0 if not trains_all else 2 if pure else FLOAT))
+        + FLOAT  # the last norm
         + 2 * shape.head_width * (2 if pure else FLOAT)  # cosine and sine of the positions
         + 8  # token ids
     )

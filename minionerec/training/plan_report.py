@@ -100,7 +100,9 @@ def report_plan(problem: Problem, machine: Machine) -> Plan:
         other = find_fitting(problem, machine)
         lines.append("It does not fit.")
         if other is None:
-            lines.append("Nothing that was tried fits: smaller micro-batches, gradient checkpointing, ZeRO, LoRA, GPUs.")
+            lines.append(
+                "Nothing that was tried fits: smaller micro-batches, gradient checkpointing, ZeRO, LoRA, GPUs."
+            )
         else:
             size = _size(other.peak[1] + machine.reserve).strip()
             lines.append(f"The nearest setting that fits ({size}): {describe_changes(other, problem, machine)}")

@@ -92,9 +92,7 @@ def sample_mixture(
     mixture, share = build(drawn), len(drawn) / len(rows)
     if share < 1:
         datasets = zip(mixture.weights.items(), mixture.datasets, strict=True)
-        weights = {
-            task: weight * (1 if isinstance(data, RowDataset) else share) for (task, weight), data in datasets
-        }
+        weights = {task: weight * (1 if isinstance(data, RowDataset) else share) for (task, weight), data in datasets}
         mixture = TaskMixture(weights, mixture.datasets, seed)
     return mixture, share
 
@@ -113,12 +111,15 @@ def _sum_up(shapes: Sequence[BatchShape], count: float) -> dict[str, int]:
     """Tokens, pairs and label nodes of `count` micro-batches like `shapes`."""
     scale = count / len(shapes)
     return {
-        name: round(sum(getattr(shape, name) for shape in shapes) * scale) for name in ("tokens", "pairs", "label_nodes")
+        name: round(sum(getattr(shape, name) for shape in shapes) * scale)
+        for name in ("tokens", "pairs", "label_nodes")
     }
 
 
 def _note_sample(share: float, looked_at: int, batches: int) -> tuple[str, ...]:
-    notes = [f"rows: a sample of {100 * share:.1f} % of the train split, whole users, extrapolated"] if share < 1 else []
+    notes = (
+        [f"rows: a sample of {100 * share:.1f} % of the train split, whole users, extrapolated"] if share < 1 else []
+    )
     if looked_at < batches:
         notes.append(f"trees: built for {looked_at:,} of {batches:,} micro-batches, extrapolated")
     return tuple(notes)

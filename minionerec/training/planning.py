@@ -1,7 +1,7 @@
 """The plan of a training run: what it computes, what it keeps in memory, how long it takes, and what would fit.
 
-`--dry_run True` of sft.py and rl.py and `python -m scripts.plan` print it. No weight is loaded: the model is built on the
-meta device from its config. docs/planning.md explains every line.
+`--dry_run True` of sft.py and rl.py and `python -m scripts.plan` print it. No weight is loaded: the model is built on
+the meta device from its config. docs/planning.md explains every line.
 """
 
 from __future__ import annotations
@@ -165,7 +165,9 @@ def find_base(path: str, flag: str) -> str:
     if not Path(path).exists() and path.count("/") <= 1 and not path.startswith((".", "/")):
         cached = try_to_load_from_cache(path, "config.json")
     if not isinstance(cached, str):
-        raise InputError(f"--{flag} {path}: no folder with a config.json, and the hub's cache has no model of that name")
+        raise InputError(
+            f"--{flag} {path}: no folder with a config.json, and the hub's cache has no model of that name"
+        )
     return str(Path(cached).parent)
 
 

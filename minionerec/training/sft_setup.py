@@ -102,9 +102,7 @@ def build_sft_model(flags: SFTFlags, data: SFTInputs, prompts: PromptSet) -> SFT
     return SFTModel(model, Encoder(tokenizer, prompts, flags.cutoff_len), parameters, new_tokens)
 
 
-def batch_training(
-    flags: SFTFlags, part: TaskMixture, encoder: Encoder, processes: int | None = None
-) -> TreeBatches:
+def batch_training(flags: SFTFlags, part: TaskMixture, encoder: Encoder, processes: int | None = None) -> TreeBatches:
     """The micro-batches of every epoch, shuffled; of this run, or of one with other `processes`.
 
     Raises:
