@@ -1,4 +1,4 @@
-"""The planner against real runs: planned and measured peak memory of sft.py and rl.py, each run in a process of its own.
+"""The planner against real runs: planned and measured peak memory of sft.py and rl.py, each in its own process.
 
 Models are random, data is made up. Every process first runs the same command with a model of 30,000 weights, so that
 all libraries are loaded; what is resident then is its base. Measured is how far the resident memory then rises above
@@ -216,9 +216,8 @@ def bench(flags: PlanBenchFlags) -> None:
     """
     results = []
     environment = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": str(2**18)} if flags.returns_memory else {})}
-    say(
-        f"{'run':<24}{'phase':<28}{'planned MiB':>12}{'measured MiB':>14}{'ratio':>8}{'planned s':>11}{'measured s':>12}"
-    )
+    heading = f"{'run':<24}{'phase':<28}{'planned MiB':>12}{'measured MiB':>14}"
+    say(f"{heading}{'ratio':>8}{'planned s':>11}{'measured s':>12}")
     for run in flags.runs:
         program = "import sys; from benchmarks.bench_plan import print_run; print_run(*sys.argv[1:])"
         command = [sys.executable, "-c", program, run, str(flags.rows), str(flags.seed)]

@@ -67,6 +67,14 @@ def flag(
     return dataclasses.field(default=default, kw_only=True, metadata=metadata)
 
 
+def same_flag(flags_class: type, name: str) -> Any:
+    """The flag `name` of another command once more, for a command that shares single flags and no whole group."""
+    field = flags_class.__dataclass_fields__[name]
+    default = {"default": field.default, "default_factory": field.default_factory}
+    given = {key: value for key, value in default.items() if value is not dataclasses.MISSING}
+    return dataclasses.field(**given, kw_only=True, metadata=field.metadata)
+
+
 def get_default(field: dataclasses.Field) -> Any:
     """The default of a flag, `dataclasses.MISSING` for a required one."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

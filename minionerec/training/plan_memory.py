@@ -303,7 +303,9 @@ def count_phases(
     backward = batch.tokens * setting.element * (3 * shape.inner + 2 * shape.hidden)
     training["logits and backward pass"] = max(logits, logits // 4 + head, head + backward)
     ending = {**resident, "gradients": state["gradients"], "gradient buckets": state["buckets"]}
-    ending["gathered weights"], ending["gradients of token rows"] = state["gathered"], 2 * rows
+    ending["gathered weights"] = state["gathered"]
+    # Of tied rows both gradients, as output layer and as embedding, wait to be added.
+    ending["gradients of token rows"] = rows * (2 if shape.tied and shape.trains == "all" else 1)
     phases = {"training": training, "end of the backward pass": ending}
     for name, search in searches.items():
         whole = setting.element * shape.parameters if setting.shards else 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 
 from minionerec.common.processes import say
-from minionerec.training.planning import GIB, LAUNCHES, Machine, Plan, Problem, find_fitting, make_plan
+from minionerec.training.plan_fitting import find_fitting
+from minionerec.training.planning import GIB, LAUNCHES, Machine, Plan, Problem, make_plan
 
 COLUMN = 34
 
@@ -71,7 +72,8 @@ def _format_work(plan: Plan) -> list[str]:
 def _format_memory(plan: Plan) -> list[str]:
     machine, (phase, peak) = plan.machine, plan.peak
     unit = "process" if machine.device == "cpu" else "GPU"
-    processes = f"{machine.processes} {'processes' if machine.processes > 1 else 'process'}, {machine.engine}"
+    many = machine.processes > 1
+    processes = f"{machine.processes} processes, {machine.engine}" if many else "one process"
     precision = "float32" if not plan.setting.bf16 else "bf16 over float32 weights" if plan.setting.autocast else "bf16"
     lines = [f"Memory of each {unit} ({processes}, {precision})"]
     for name, parts in plan.phases.items():

@@ -59,7 +59,7 @@ class Work:
     notes: tuple[str, ...] = ()
 
 
-def draw_users(rows: Sequence[Row], count: int, seed: int) -> Sequence[Row]:
+def draw_whole_users(rows: Sequence[Row], count: int, seed: int) -> Sequence[Row]:
     """All rows of random users, about `count` of them, in their order; all rows where there are no more.
 
     Whole users, because the rows of one user share the prefixes that trees compute once.
@@ -88,7 +88,7 @@ def sample_mixture(
         seed: of the drawing.
         least: rows that a sample must have.
     """
-    drawn = draw_users(rows, max(SAMPLED_ROWS, least), seed)
+    drawn = draw_whole_users(rows, max(SAMPLED_ROWS, least), seed)
     mixture, share = build(drawn), len(drawn) / len(rows)
     if share < 1:
         datasets = zip(mixture.weights.items(), mixture.datasets, strict=True)
@@ -207,8 +207,8 @@ def count_rl_work(
         "rollouts": SearchShape(prompts * flags.gradient_accumulation_steps, max(lengths), beams, trie.depth, forced)
     }
     if flags.test_during_training:
-        size, forced = max(1, flags.eval_batch_size // flags.test_beam), find_forced_tokens(trie)
-        searches["validation"] = SearchShape(size, max(lengths), flags.test_beam, trie.depth, forced)
+        forced = find_forced_tokens(trie)
+        searches["validation"] = SearchShape(1, max(lengths), flags.test_beam, trie.depth, forced)
     steps_an_epoch = -(-examples // schedule.prompts)
     updates = steps_an_epoch * flags.num_iterations
     return Work(

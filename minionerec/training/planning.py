@@ -9,10 +9,9 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
 from pathlib import Path
 
 import psutil
@@ -116,7 +115,13 @@ def find_machine(utilization: float = UTILIZATION) -> Machine:
 
 
 def choose_machine(
-    gpus: int, gpu_memory: float | None, launch: str, reserve: float, peak_tflops: float | None, utilization: float
+    gpus: int,
+    *,
+    gpu_memory: float | None,
+    launch: str,
+    reserve: float,
+    peak_tflops: float | None,
+    utilization: float,
 ) -> Machine:
     """The machine that --gpus, --gpu_memory (GiB each) and --launch of the planner describe.
 
@@ -282,7 +287,8 @@ def pose_problem(
     works: dict[tuple, Work] = {}
 
     def work_of(changed: SFTFlags | RLFlags, processes: int) -> Work:
-        key = (getattr(changed, get_batch_flag(changed)), processes)
+        names = ("micro_batch_size", "train_batch_size")
+        key = (processes, *(getattr(changed, name, None) for name in names))
         if key not in works and isinstance(changed, RLFlags):
             works[key] = count_rl_work(changed, mixture, share, trie, processes)
         elif key not in works:
@@ -291,11 +297,6 @@ def pose_problem(
 
     shape_of = cache(lambda lora: shape_model(base, flags, sid_tokens, lora))
     return Problem(flags, shape_of, work_of, base.new_tokens, base.notes)
-
-
-def get_batch_flag(flags: SFTFlags | RLFlags) -> str:
-    """The flag that says how much goes through the model at once."""
-    return "train_batch_size" if isinstance(flags, RLFlags) else "micro_batch_size"
 
 
 # ----------------------------------------------------------------------------------------------------------------- plan
@@ -367,6 +368,9 @@ def make_plan(problem: Problem, machine: Machine, flags: SFTFlags | RLFlags | No
         each = count_search_bytes(shape, replace(work.searches["rollouts"], prompts=1), setting)
         most = min(SEARCHED_PROMPTS[machine.device], work.searches["rollouts"].prompts)
         work = with_prompts(work, "rollouts", max(1, min(most, free // 2 // each)))
+        if "validation" in work.searches:
+            size = max(1, flags.eval_batch_size // flags.test_beam)
+            work = with_prompts(work, "validation", min(size, flags.eval_sample) if flags.eval_sample > 0 else size)
     phases = count_phases(shape, work.largest, setting, work.searches)
     reference = is_rl and bool(flags.beta)
     operations = count_operations(shape, work, flags.gradient_checkpointing, reference)
@@ -374,63 +378,3 @@ def make_plan(problem: Problem, machine: Machine, flags: SFTFlags | RLFlags | No
     if machine.flops:
         seconds = sum(operations.values()) / (machine.flops * machine.utilization * machine.processes)
     return Plan(machine, flags, shape, work, setting, phases, find_peak(phases), operations, seconds)
-
-
-# ----------------------------------------------------------------------------------------------------------- what fits
-def _list_smaller(flags: SFTFlags | RLFlags) -> Iterator[dict[str, int]]:
-    """The flags' own micro-batch, then halves of it, with as many prompts or rows a step as before."""
-    if isinstance(flags, SFTFlags):
-        size = flags.micro_batch_size
-        while size >= 1:
-            yield {"micro_batch_size": size}
-            if size % 2:
-                return
-            size //= 2
-    else:
-        prompts, accumulation = flags.train_batch_size // flags.num_generations, flags.gradient_accumulation_steps
-        while True:
-            yield {
-                "train_batch_size": prompts * flags.num_generations,
-                "gradient_accumulation_steps": accumulation,
-            }
-            if prompts % 2:
-                return
-            prompts, accumulation = prompts // 2, accumulation * 2
-
-
-def _list_engines(machine: Machine) -> list[str]:
-    later = {"DDP": ["ZeRO-2", "ZeRO-3"], "ZeRO-2": ["ZeRO-3"]}.get(machine.engine, [])
-    return [machine.engine, *(later if machine.device != "cpu" else [])]
-
-
-def list_changes(flags: SFTFlags | RLFlags, machine: Machine) -> Iterator[tuple[SFTFlags | RLFlags, Machine]]:
-    """Settings to try, in the order of least change.
-
-    A smaller micro-batch comes first, which leaves every gradient as it is; then gradient checkpointing, which only
-    takes time; then an engine that shards more; then LoRA, which trains something else; then 2, 4 and 8 times the GPUs.
-    """
-    scratch = getattr(flags, "train_from_scratch", False) or getattr(flags, "freeze_LLM", False)
-    more = [1, 2, 4, 8] if machine.device != "cpu" else [1]
-    loras = [flags.lora] if flags.lora or scratch else [False, True]
-    for times, lora in product(more, loras):
-        engines = _list_engines(machine) if times == 1 or machine.processes > 1 else ["DDP", "ZeRO-2", "ZeRO-3"]
-        checkpointings = [True] if flags.gradient_checkpointing else [False, True]
-        for engine, checkpointing, smaller in product(engines, checkpointings, list(_list_smaller(flags))):
-            changes = {"lora": lora, "gradient_checkpointing": checkpointing, **smaller}
-            if isinstance(flags, RLFlags):  # as many prompts a step, on more GPUs
-                if smaller["gradient_accumulation_steps"] % times:
-                    continue
-                changes["gradient_accumulation_steps"] = smaller["gradient_accumulation_steps"] // times
-            yield replace(flags, **changes), replace(machine, engine=engine, processes=machine.processes * times)
-
-
-def find_fitting(problem: Problem, machine: Machine) -> Plan | None:
-    """The plan of the first setting of `list_changes` that fits; None if none does."""
-    for flags, changed in list_changes(problem.flags, machine):
-        try:
-            plan = make_plan(problem, changed, flags)
-        except InputError:  # batches that do not divide among so many GPUs, an engine that refuses the flags
-            continue
-        if plan.fits:
-            return plan
-    return None
