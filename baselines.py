@@ -1,6 +1,9 @@
-"""Baselines without a language model: popularity, transitions, the user's last items again, and registered ones.
+r"""Baselines without a language model: popularity, transitions, the user's last items again, likeness of texts, sums.
 
-python baselines.py --train_file ... --test_data_path ... --info_file ... --output_dir output/baselines
+    python baselines.py --train_file ... --valid_file ... --test_data_path ... --info_file ... \
+        --output_dir output/baselines
+
+A sum such as transitions+content adds likelihoods, each divided by its sum; --valid_file chooses their weights.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ if __name__ == "__main__":
 from pathlib import Path
 
 from minionerec.common.files import InputError, write_json
+from minionerec.common.items import read_descriptions
 from minionerec.common.plugins import load_plugins
 from minionerec.common.processes import say
 from minionerec.common.records import Row, check_rows, read_info, read_rows
@@ -23,11 +27,14 @@ from minionerec.evaluation.metrics import format_metrics
 from minionerec.evaluation.predictions import build_item_predictions, score_item_predictions
 from minionerec.recommenders.registry import (
     BASELINES,
+    SUM_SIGN,
     BaselineInputs,
     build_baseline,
     check_baseline_files,
+    is_baseline,
     rank_by_likelihood,
 )
+from minionerec.recommenders.sum_weights import choose_sum_weights
 from minionerec.recommenders.transitions import (
     count_transitions,
     rank_by_repeating,
@@ -47,17 +54,39 @@ def check_baselines_flags(flags: BaselinesFlags) -> None:
     if flags.K < 1:
         raise InputError(f"--K {flags.K}: expected 1 or more")
     for name in flags.names:
-        if name not in names:
-            raise InputError(f"--names {name}: expected some of {', '.join(names)}")
+        if name not in names and not is_baseline(name):
+            expected = f"some of {', '.join(names)}, or a sum such as transitions+content"
+            raise InputError(f"--names {name}: expected {expected}")
         if flags.names.count(name) > 1:
             raise InputError(f"--names: {name} is given twice")
     if not flags.names:
         raise InputError(f"--names: expected some of {', '.join(names)}")
     check_baseline_files("names", flags.names, {"cf_path": flags.cf_path})
+    sums = [name for name in flags.names if SUM_SIGN in name]
+    if flags.valid_file and not sums:
+        raise InputError("--valid_file: chooses the weights of sums; --names has none")
+    if flags.item_meta_path and not any("content" in name.split(SUM_SIGN) for name in flags.names):
+        raise InputError("--item_meta_path: has an effect with --names content only")
+    for name in ("test_data_path", "train_file"):
+        path = getattr(flags, name)
+        if flags.valid_file and Path(flags.valid_file).resolve() == Path(path).resolve():
+            raise InputError(f"--valid_file {path}: is --{name}; choose weights on the validation split")
+
+
+def choose_weights_of_sums(
+    flags: BaselinesFlags, inputs: BaselineInputs, rows: list[Row]
+) -> dict[str, list[float] | None]:
+    """{baseline: weights of its parts}, None where it has no parts or there are no validation rows."""
+    weights: dict[str, list[float] | None] = dict.fromkeys(flags.names)
+    for name in flags.names:
+        if SUM_SIGN in name and rows:
+            weights[name], tried = choose_sum_weights(name, inputs, rows)
+            say(f"[baselines] {name}: HR@10 + NDCG@10 on {len(rows):,} validation rows by weights: {tried}")
+    return weights
 
 
 def rank_by_baseline(
-    name: str, inputs: BaselineInputs, rows: list[Row], k: int
+    name: str, inputs: BaselineInputs, rows: list[Row], k: int, weights: list[float] | None = None
 ) -> tuple[list[list[int]], list[list[float]] | None]:
     """(the k best items of a baseline for every row, best first; their scores, where it has any)."""
     by_popularity = sort_by_popularity(inputs.catalogue)
@@ -72,7 +101,7 @@ def rank_by_baseline(
         pairs = zip(rankings, scores, strict=True)
         return rankings, [[of_item.get(item, 0.0) for item in ranked] for ranked, of_item in pairs]
     histories = [row.history_ids for row in rows]
-    return rank_by_likelihood(build_baseline(name, inputs), histories, inputs.catalogue, k)
+    return rank_by_likelihood(build_baseline(name, inputs, weights), histories, inputs.catalogue, k)
 
 
 def baselines(flags: BaselinesFlags) -> None:
@@ -82,6 +111,7 @@ def baselines(flags: BaselinesFlags) -> None:
     output = Path(flags.output_dir)
     metrics_files = {name: output / f"{name}.metrics.json" for name in flags.names}
     inputs = [flags.train_file, flags.test_data_path, flags.info_file, flags.cf_path, *(flags.plugin or ())]
+    inputs += [flags.valid_file, flags.item_meta_path]
     stage = open_stage("baselines", flags, inputs, metrics_files.values(), output / "baselines.stage.json")
     if stage.finished:
         return
@@ -90,15 +120,23 @@ def baselines(flags: BaselinesFlags) -> None:
     test_rows = read_rows(flags.test_data_path, "test_data_path")
     catalogue = catalogue.with_counts(train_rows)
     check_rows(test_rows, catalogue, flags.test_data_path, flags.info_file)
+    valid_rows = read_rows(flags.valid_file, "valid_file") if flags.valid_file else []
+    check_rows(valid_rows, catalogue, flags.valid_file or "", flags.info_file)
+    descriptions = {}
+    if flags.item_meta_path:
+        descriptions = read_descriptions(flags.item_meta_path, catalogue.item_ids, flags.info_file)
 
-    baseline_inputs = BaselineInputs(train_rows, catalogue, files={"cf_path": flags.cf_path})
+    files = {"cf_path": flags.cf_path}
+    baseline_inputs = BaselineInputs(train_rows, catalogue, files=files, descriptions=descriptions)
+    weights = choose_weights_of_sums(flags, baseline_inputs, valid_rows)
     results = {}
     for name, metrics_file in metrics_files.items():
-        rankings, scores = rank_by_baseline(name, baseline_inputs, test_rows, flags.K)
+        rankings, scores = rank_by_baseline(name, baseline_inputs, test_rows, flags.K, weights[name])
         predictions = build_item_predictions(test_rows, rankings, catalogue, scores)
         results[name] = score_item_predictions(predictions, test_rows, catalogue, flags.K)
         write_json(output / f"{name}.json", predictions, indent=None)
-        write_json(metrics_file, results[name])
+        chosen = {"weights": dict(zip(name.split(SUM_SIGN), weights[name], strict=True))} if weights[name] else {}
+        write_json(metrics_file, {**results[name], **chosen})
     say(format_metrics(results))
     stage.done(**{name: f"HR@10 {result['item'].get('HR@10')}" for name, result in results.items()})
 

@@ -1,7 +1,8 @@
 """Baselines: recommenders without a language model that say how likely each item is after a history.
 
-Fusion (`evaluate.py --fuse NAME`) adds them to a language model, rewards look at them, and `baselines.py --names NAME`
-ranks with them. To add one, call `register_baseline` with a function that builds it, here or in a file of --plugin;
+Fusion (`evaluate.py --fuse NAME`) adds them to a language model, rewards look at them, `sft.py --teacher NAME` lets a
+model learn from them, and `baselines.py --names NAME` ranks with them. NAME may be a sum such as transitions+content.
+To add one, call `register_baseline` with a function that builds it, here or in a file of --plugin;
 docs/examples/baseline.py is a whole one.
 """
 
@@ -10,21 +11,23 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
-from minionerec.common.tfidf import compute_tfidf
-from minionerec.recommenders.content import HISTORIES_AT_ONCE, find_similar_items
+from minionerec.recommenders.content import HISTORIES_AT_ONCE, compute_item_texts, find_similar_items
 from minionerec.recommenders.transitions import (
     count_transitions,
     fill_with_popular,
+    leave_out_transition,
     score_transitions,
     sort_by_popularity,
 )
 
 # Histories of item ids, oldest first -> {item id: p} of the catalogue's items; items that it leaves out have p = 0.
 Likelihoods = Callable[[Sequence[Sequence[int]]], list[dict[int, float]]]
+# Train rows -> the same after the history of each, as if that row had never been seen.
+RowLikelihoods = Callable[[Sequence[Row]], list[dict[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -36,40 +39,60 @@ class BaselineInputs:
         catalogue: the items, with their popularity in the train rows.
         device: where networks compute.
         files: {flag: path} of the files that baselines may need.
+        descriptions: {item id: text}, where they are known: then likeness looks at them too.
     """
 
     train_rows: Sequence[Row]
     catalogue: Catalogue
     device: str = "cpu"
     files: dict[str, str | None] = field(default_factory=dict)
+    descriptions: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A kind of baseline: how it is built, and the flag of the file that it needs."""
+    """A kind of baseline: how it is built, with and without the row in question, and the flag of the file it needs."""
 
     build: Callable[[BaselineInputs], Likelihoods]
     file_flag: str = ""
+    build_without_row: Callable[[BaselineInputs], RowLikelihoods] | None = None
 
 
 BASELINES: dict[str, Baseline] = {}
+SUM_SIGN = "+"
+FOLDS = 5  # of cross-fitting
 
 
-def register_baseline(name: str, build: Callable[[BaselineInputs], Likelihoods], file_flag: str = "") -> None:
-    """Make a baseline known to --fuse and to --names of baselines.py.
+def register_baseline(
+    name: str,
+    build: Callable[[BaselineInputs], Likelihoods],
+    file_flag: str = "",
+    build_without_row: Callable[[BaselineInputs], RowLikelihoods] | None = None,
+) -> None:
+    """Make a baseline known to --fuse, to --teacher and to --names of baselines.py.
 
     Args:
         name: of the baseline.
         build: called once with the inputs of the run; returns the function from histories of item ids, oldest first, to
             one {item id: likelihood} each. Likelihoods are 0 or more and should add up to 1.
         file_flag: the flag of the file it cannot do without: cf_path.
+        build_without_row: called once like `build`; returns the function from train rows to what the baseline would say
+            of each had it not seen the row. A teacher without one is built several times, without some users each.
 
     Raises:
-        InputError: a name that is taken.
+        InputError: a name that is taken, or one with the sign of sums.
     """
     if name in BASELINES:
         raise InputError(f"baseline {name!r} is registered already")
-    BASELINES[name] = Baseline(build, file_flag)
+    if SUM_SIGN in name:
+        raise InputError(f"baseline {name!r}: {SUM_SIGN} stands between the parts of a sum")
+    BASELINES[name] = Baseline(build, file_flag, build_without_row)
+
+
+def is_baseline(name: str) -> bool:
+    """Whether `name` is registered, or is a sum of different registered baselines."""
+    parts = name.split(SUM_SIGN)
+    return len(set(parts)) == len(parts) and all(part in BASELINES for part in parts)
 
 
 def check_baseline_files(flag: str, names: Sequence[str], files: dict[str, str | None]) -> None:
@@ -77,13 +100,14 @@ def check_baseline_files(flag: str, names: Sequence[str], files: dict[str, str |
 
     Args:
         flag: the flag that chose the baselines, for the errors.
-        names: the chosen ones; names that are not registered need no file.
+        names: the chosen ones, sums among them; names that are not registered need no file.
         files: {flag: path or None}.
 
     Raises:
         InputError: a file that is missing or useless.
     """
-    needed = {BASELINES[name].file_flag: name for name in names if name in BASELINES and BASELINES[name].file_flag}
+    parts = [part for name in names for part in name.split(SUM_SIGN) if part in BASELINES]
+    needed = {BASELINES[part].file_flag: part for part in parts if BASELINES[part].file_flag}
     for file_flag, name in needed.items():
         if not files.get(file_flag):
             raise InputError(f"--{flag} {name}: needs --{file_flag}")
@@ -93,18 +117,80 @@ def check_baseline_files(flag: str, names: Sequence[str], files: dict[str, str |
             raise InputError(f"--{file_flag}: has an effect with --{flag} {' or '.join(users)} only")
 
 
-def build_baseline(name: str, inputs: BaselineInputs) -> Likelihoods:
-    """The likelihoods of the registered baseline `name`, checked whenever they are asked for.
+def build_baseline(name: str, inputs: BaselineInputs, weights: Sequence[float] | None = None) -> Likelihoods:
+    """The likelihoods of a registered baseline or of a sum of some, checked whenever they are asked for.
+
+    Args:
+        name: of a baseline, or of a sum such as transitions+content: see `add_likelihoods`.
+        inputs: what they are built from.
+        weights: of the parts of a sum; without them all count alike.
 
     Raises:
         InputError: a broken file, or one of another catalogue; later, likelihoods that are none.
     """
-    predict, item_ids = BASELINES[name].build(inputs), frozenset(inputs.catalogue.item_ids)
+    names = name.split(SUM_SIGN)
+    parts = [_check_likelihoods(part, BASELINES[part].build(inputs), inputs.catalogue) for part in names]
+    return parts[0] if len(parts) == 1 else _add_parts(parts, weights)
 
-    def predict_checked(histories: Sequence[Sequence[int]]) -> list[dict[int, float]]:
-        predictions = predict(histories)
-        if len(predictions) != len(histories):
-            raise InputError(f"baseline {name}: {len(predictions)} predictions for {len(histories)} histories")
+
+def build_without_row(name: str, inputs: BaselineInputs) -> RowLikelihoods:
+    """What a baseline, or a sum of some, says of train rows that it has not seen.
+
+    A baseline that cannot leave out a single row is built FOLDS times, each time without the rows of some users, and
+    each row is looked at by the one that has not seen its user (cross-fitting).
+
+    Raises:
+        InputError: a baseline that was trained before, on these very rows.
+    """
+    parts = []
+    for part in name.split(SUM_SIGN):
+        baseline = BASELINES[part]
+        if baseline.build_without_row:
+            parts.append(_check_likelihoods(part, baseline.build_without_row(inputs), inputs.catalogue))
+        elif baseline.file_flag:
+            raise InputError(f"--teacher {part}: --{baseline.file_flag} was trained on the rows that it would teach")
+        else:
+            parts.append(_cross_fit(part, inputs))
+    return parts[0] if len(parts) == 1 else _add_parts(parts)
+
+
+def add_likelihoods(
+    parts: Sequence[dict[int, float]], weights: Sequence[float] | None = None
+) -> dict[int, float]:
+    """The weighted mean of several likelihoods of the same history, each divided by its sum first.
+
+    A part that says nothing about the history is left out of the mean, so that the result adds up to 1 again.
+
+    Args:
+        parts: {item: likelihood} of each baseline.
+        weights: of the parts; 1 each if not given.
+    """
+    total: dict[int, float] = {}
+    sums = [sum(part.values()) for part in parts]
+    shares = [weight if size else 0.0 for weight, size in zip(weights or [1.0] * len(parts), sums, strict=True)]
+    for part, size, share in zip(parts, sums, shares, strict=True):
+        if share:
+            factor = share / size / sum(shares)
+            for item, p in part.items():
+                total[item] = total.get(item, 0.0) + factor * p
+    return total
+
+
+def _add_parts(parts: Sequence[Callable], weights: Sequence[float] | None = None) -> Callable:
+    """`add_likelihoods` of what the parts say, of histories or of rows."""
+    return lambda asked: [
+        add_likelihoods(of_parts, weights) for of_parts in zip(*(part(asked) for part in parts), strict=True)
+    ]
+
+
+def _check_likelihoods(name: str, predict: Callable, catalogue: Catalogue) -> Callable:
+    """`predict`, of histories or of rows, whose answers are checked."""
+    item_ids = frozenset(catalogue.item_ids)
+
+    def predict_checked(asked: Sequence) -> list[dict[int, float]]:
+        predictions = predict(asked)
+        if len(predictions) != len(asked):
+            raise InputError(f"baseline {name}: {len(predictions)} predictions for {len(asked)} histories")
         for likelihoods in predictions:
             strangers = likelihoods.keys() - item_ids
             if strangers:
@@ -116,26 +202,58 @@ def build_baseline(name: str, inputs: BaselineInputs) -> Likelihoods:
     return predict_checked
 
 
-# -------------------------------------------------------------------------------------------------------- built-in ones
-def build_transitions(train_rows: Sequence[Row], catalogue: Catalogue) -> Likelihoods:
-    """Decayed transition counts of the train rows (`score_transitions`), as shares of their sum."""
-    transitions, item_ids = count_transitions(train_rows), set(catalogue.item_ids)
+def _cross_fit(name: str, inputs: BaselineInputs) -> RowLikelihoods:
+    """A baseline that looks at every row with the eyes of one that has not seen the row's user."""
+    users = dict.fromkeys(row.user_id for row in inputs.train_rows)
+    fold_of = {user: number % FOLDS for number, user in enumerate(users)}
+    predictors = []
+    for fold in range(FOLDS):
+        rows = [row for row in inputs.train_rows if fold_of[row.user_id] != fold]
+        part = replace(inputs, train_rows=rows, catalogue=inputs.catalogue.with_counts(rows))
+        predictors.append(_check_likelihoods(name, BASELINES[name].build(part), inputs.catalogue))
 
-    def predict(histories: Sequence[Sequence[int]]) -> list[dict[int, float]]:
-        shares = []
-        for history in histories:
-            scores = score_transitions(history, transitions)
-            scores = {item: score for item, score in scores.items() if item in item_ids}
-            total = sum(scores.values())
-            shares.append({item: score / total for item, score in scores.items()})
-        return shares
+    def predict(rows: Sequence[Row]) -> list[dict[int, float]]:
+        predictions: list[dict[int, float]] = [{} for _ in rows]
+        for fold, predictor in enumerate(predictors):
+            numbers = [number for number, row in enumerate(rows) if fold_of[row.user_id] == fold]
+            answers = predictor([rows[number].history_ids for number in numbers]) if numbers else []
+            for number, answer in zip(numbers, answers, strict=True):
+                predictions[number] = answer
+        return predictions
 
     return predict
 
 
-def build_content(catalogue: Catalogue) -> Likelihoods:
-    """Likeness of titles to those of the history, see `find_similar_items`."""
-    texts = compute_tfidf(catalogue.titles)
+# -------------------------------------------------------------------------------------------------------- built-in ones
+def build_transitions(train_rows: Sequence[Row], catalogue: Catalogue) -> Likelihoods:
+    """Decayed transition counts of the train rows (`score_transitions`), as shares of their sum."""
+    transitions, item_ids = count_transitions(train_rows), set(catalogue.item_ids)
+    return lambda histories: [
+        _compute_shares(score_transitions(history, transitions), item_ids) for history in histories
+    ]
+
+
+def build_transitions_without_row(train_rows: Sequence[Row], catalogue: Catalogue) -> RowLikelihoods:
+    """The same for train rows, each without its own transition."""
+    transitions, item_ids = count_transitions(train_rows), set(catalogue.item_ids)
+    return lambda rows: [
+        _compute_shares(
+            leave_out_transition(score_transitions(row.history_ids, transitions), row.history_ids, row.item_id),
+            item_ids,
+        )
+        for row in rows
+    ]
+
+
+def _compute_shares(scores: dict[int, float], item_ids: set[int]) -> dict[int, float]:
+    kept = {item: score for item, score in scores.items() if item in item_ids}
+    total = sum(kept.values())
+    return {item: score / total for item, score in kept.items()}
+
+
+def build_content(catalogue: Catalogue, descriptions: dict[int, str] | None = None) -> Likelihoods:
+    """Likeness of titles, and of descriptions where there are some, to those of the history: `find_similar_items`."""
+    texts = compute_item_texts(catalogue.titles, [(descriptions or {}).get(item, "") for item in catalogue.item_ids])
     number_of = {item: number for number, item in enumerate(catalogue.item_ids)}
 
     def predict(histories: Sequence[Sequence[int]]) -> list[dict[int, float]]:
@@ -146,6 +264,12 @@ def build_content(catalogue: Catalogue) -> Likelihoods:
         return [{catalogue.item_ids[number]: p for number, p in zip(*pair, strict=True) if p > 0} for pair in pairs]
 
     return predict
+
+
+def build_content_without_row(catalogue: Catalogue, descriptions: dict[int, str] | None = None) -> RowLikelihoods:
+    """The same of rows: texts do not know who has bought what."""
+    predict = build_content(catalogue, descriptions)
+    return lambda rows: predict([row.history_ids for row in rows])
 
 
 def build_sasrec(catalogue: Catalogue, cf_path: str, device: str = "cpu") -> Likelihoods:
@@ -167,8 +291,16 @@ def build_sasrec(catalogue: Catalogue, cf_path: str, device: str = "cpu") -> Lik
     return predict
 
 
-register_baseline("transitions", lambda inputs: build_transitions(inputs.train_rows, inputs.catalogue))
-register_baseline("content", lambda inputs: build_content(inputs.catalogue))
+register_baseline(
+    "transitions",
+    lambda inputs: build_transitions(inputs.train_rows, inputs.catalogue),
+    build_without_row=lambda inputs: build_transitions_without_row(inputs.train_rows, inputs.catalogue),
+)
+register_baseline(
+    "content",
+    lambda inputs: build_content(inputs.catalogue, inputs.descriptions),
+    build_without_row=lambda inputs: build_content_without_row(inputs.catalogue, inputs.descriptions),
+)
 register_baseline(
     "sasrec", lambda inputs: build_sasrec(inputs.catalogue, inputs.files["cf_path"], inputs.device), "cf_path"
 )

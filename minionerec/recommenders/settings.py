@@ -23,11 +23,18 @@ class BaselinesFlags(BaselineFlags, CatalogueFlags, StageFlags):
     """Data and lists."""
 
     train_file: str = flag(help="CSV of the train split, which the baselines are built from")
+    valid_file: str | None = flag(
+        None, "CSV of the validation split, on which the weights of sums are chosen", default_text="all weights are 1"
+    )
     test_data_path: str = flag(help="CSV of the split whose rows are ranked")
+    item_meta_path: str | None = flag(
+        None, "NAME.item.json: content then looks at descriptions too", default_text="content looks at titles alone"
+    )
     output_dir: str = flag(help="NAME.json and NAME.metrics.json of every baseline are written there")
     names: list[str] = flag(
-        list(COUNTING_BASELINES),
-        "the baselines to rank: popularity, transitions, repeat_last, content, sasrec, or those of a plugin",
+        [*COUNTING_BASELINES, "content", "transitions+content"],
+        "the baselines to rank: popularity, transitions, repeat_last, content, sasrec, those of a plugin, or sums such "
+        "as transitions+content",
     )
     K: int = flag(50, "length of the recommendation lists")
 

@@ -50,6 +50,21 @@ def score_transitions(history: Sequence[int], transitions: dict[int, Counter]) -
     return scores
 
 
+def leave_out_transition(scores: dict[int, float], history: Sequence[int], target: int) -> dict[int, float]:
+    """What `score_transitions` would be had one transition from the newest item of the history to `target` not happened.
+
+    Args:
+        scores: of the history, by counts that hold the transition; changed in place.
+        history: item ids, oldest first.
+        target: what came next.
+    """
+    part = sum(0.5**age for age, item in enumerate(reversed(history)) if item == history[-1])
+    scores[target] = scores.get(target, 0.0) - part
+    if scores[target] < 1e-9:  # nobody else made it
+        del scores[target]
+    return scores
+
+
 def rank_by_transitions(
     history: Sequence[int], transitions: dict[int, Counter], by_popularity: Sequence[int], k: int
 ) -> list[int]:
