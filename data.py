@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -16,7 +17,10 @@ from minionerec.common.tfidf import compute_tfidf
 from minionerec.common.weights import parse_weighted_names
 from minionerec.language.examples import PromptDataset, RowDataset, Source, TaskMixture
 from minionerec.language.prompts import TASK_FIELDS, Encoder, PromptSet, register_templates
+from minionerec.language.soft_targets import TaughtHistoryDataset, WalkDataset, add_last_rows
 from minionerec.recommenders.content import find_similar_items
+from minionerec.recommenders.registry import BaselineInputs
+from minionerec.recommenders.teachers import Teacher, draw_walks
 
 
 # ------------------------------------------------------------------------------------------------------------------ SFT
@@ -317,6 +321,13 @@ class TaskInputs:
     preferences: dict[str, str] | None = None
     cut_histories: bool = False
     seed: int = 42
+    teacher_name: str = "transitions+content"
+    walks: int = 3
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher of `teacher_sid` and `walk_sid`, built from the train rows when it is first needed."""
+        return Teacher(self.teacher_name, BaselineInputs(self.rows, self.catalogue.with_counts(self.rows)))
 
 
 DatasetBuilder = Callable[[TaskInputs, Encoder], PromptDataset]
@@ -324,10 +335,14 @@ DatasetBuilder = Callable[[TaskInputs, Encoder], PromptDataset]
 
 @dataclass(frozen=True)
 class Task:
-    """How a task's dataset is built, and the flag of the file it needs beside rows and catalogue."""
+    """How a task's dataset is built, the flag of the file it needs beside rows and catalogue, and whose templates it uses.
+
+    Without `template` it has templates of its own.
+    """
 
     build: DatasetBuilder
     file_flag: str = ""
+    template: str = ""
 
 
 def _build_from_rows(kind: type[RowDataset]) -> DatasetBuilder:
@@ -357,8 +372,37 @@ def _build_similar(inputs: TaskInputs, encoder: Encoder) -> SimilarSidDataset:
     return SimilarSidDataset(inputs.rows, encoder, catalogue, texts, inputs.cut_histories, inputs.seed)
 
 
+def _build_taught_histories(inputs: TaskInputs, encoder: Encoder) -> TaughtHistoryDataset:
+    longest = max(len(row.history_ids) for row in inputs.rows)
+    seen = SidSFTDataset(inputs.rows, encoder, inputs.cut_histories, inputs.seed)
+    last = RowDataset(add_last_rows(inputs.rows, longest), encoder)
+    parts = (
+        inputs.teacher.teach_rows(seen.rows),
+        inputs.teacher.teach_histories([row.history_ids for row in last.rows]),
+    )
+    items, probabilities = (np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "probabilities"))
+    return TaughtHistoryDataset(
+        [seen, last], items, probabilities, catalogue=inputs.catalogue, encoder=encoder, seed=inputs.seed
+    )
+
+
+def _build_walks(inputs: TaskInputs, encoder: Encoder) -> WalkDataset:
+    steps = inputs.teacher.teach_histories([[item] for item in inputs.catalogue.item_ids])
+
+    def draw(generator: np.random.Generator) -> list[list[int]]:
+        return [walk for _ in range(inputs.walks) for walk in draw_walks(steps, generator)]
+
+    def teach(histories: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        targets = inputs.teacher.teach_histories(histories)
+        return targets.items, targets.probabilities
+
+    return WalkDataset(draw, teach, catalogue=inputs.catalogue, encoder=encoder, seed=inputs.seed)
+
+
 TASKS: dict[str, Task] = {
     "next_sid": Task(_build_next_sid),
+    "teacher_sid": Task(_build_taught_histories, template="next_sid"),
+    "walk_sid": Task(_build_walks, template="next_sid"),
     "similar_sid": Task(_build_similar, "item_meta_path"),
     "next_title": Task(_build_from_rows(FusionSeqRecDataset)),
     "next_description": Task(_build_next_description, "item_meta_path"),
@@ -433,7 +477,7 @@ def choose_tasks(
         raise InputError(f"--tasks: name the tasks; this prompt set has {', '.join(prompts.templates)}")
     weights = parse_weighted_names("tasks", entries, known)
     for task in weights:
-        prompts.template(task)
+        prompts.template(known[task].template or task)
         needed = known[task].file_flag
         if needed in files and not files[needed]:
             raise InputError(f"--tasks: {task} needs --{needed}")

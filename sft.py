@@ -74,7 +74,8 @@ def build_batches(
 ) -> tuple[TreeBatches, TreeBatches]:
     """(training, validation) micro-batches. The validation loss is that of next_sid, where the prompt set has it."""
     texts = data.descriptions, data.preferences
-    train_inputs = TaskInputs(data.train_rows, data.catalogue, *texts, flags.cut_histories, flags.seed)
+    teaching = {"teacher_name": flags.teacher, "walks": flags.walks}
+    train_inputs = TaskInputs(data.train_rows, data.catalogue, *texts, flags.cut_histories, flags.seed, **teaching)
     eval_tasks = dict.fromkeys(["next_sid"] if "next_sid" in encoder.prompts.templates else weights, 1.0)
     train_part = build_mixture(weights, train_inputs, encoder)
     eval_part = build_mixture(eval_tasks, TaskInputs(data.valid_rows, data.catalogue, *texts), encoder)
@@ -89,7 +90,7 @@ def build_sft_trainer(
     """The trainer, which keeps the best epoch by --best_by."""
     train_set, eval_set = batches
     validate = None
-    if flags.best_by == "HR@10":
+    if flags.best_by != "loss":
         catalogue_trie = build_catalogue_trie(data.catalogue, built.encoder, process_state().device)
         examples = EvalSidDataset(data.valid_rows, built.encoder).examples
 

@@ -78,7 +78,7 @@ def measure_validation(
     num_beams: int,
     batch_size: int,
 ) -> dict[str, float]:
-    """{"HR@10", "NDCG@10"} at SID level of a search with num_beams (at least 10, or the figures are too low).
+    """{"HR@10", "NDCG@10", "sum"} at SID level of a search with num_beams (at least 10, or the figures are too low).
 
     Called on every process with all examples; each ranks its share, and all return the same figures.
     """
@@ -89,4 +89,5 @@ def measure_validation(
     # Sums, so that the processes' shares add up to the same figures whatever their number.
     sums = [hit_ratio(ranks, 10) * len(ranks), ndcg(ranks, 10) * len(ranks)] if ranks else [0.0, 0.0]
     total = reduce(torch.tensor(sums, dtype=torch.float64, device=model.device), "sum").tolist()
-    return {"HR@10": round(total[0]) / len(examples), "NDCG@10": total[1] / len(examples)}
+    hits, gain = round(total[0]) / len(examples), total[1] / len(examples)
+    return {"HR@10": hits, "NDCG@10": gain, "sum": hits + gain}

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from minionerec.common.files import InputError
 from minionerec.common.records import Row
 from minionerec.language.prompts import TASK_FIELDS, Encoder
+from minionerec.search.prefix_tree import SoftLabels
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Example:
         group: what packing keeps together, such as the rows of one user.
         user_id, sid, item_id: of the row and its target item.
         history_ids: the items the row's user has had, oldest first; empty where a task has no user.
+        labels: what a teacher says along the target, instead of the target's own tokens.
     """
 
     prompt: str
@@ -34,6 +36,7 @@ class Example:
     item_id: int
     target: str = ""
     history_ids: tuple[int, ...] = ()
+    labels: SoftLabels | None = None
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,21 @@ def restrict_logits(model: torch.nn.Module, flat_nodes: torch.Tensor) -> Iterato
         handle.remove()
 
 
+@dataclass(frozen=True)
+class SoftLabels:
+    """What the nodes along one target predict, where that is more than the target's own tokens.
+
+    Attributes:
+        level: [M] int64, tokens of the target before the predicted one.
+        token: [M] int64, a predicted token; several at one level share its weight.
+        weight: [M] float, of each in the loss.
+    """
+
+    level: np.ndarray
+    token: np.ndarray
+    weight: np.ndarray
+
+
 @dataclass
 class TreeBatch:
     """Several prefix trees side by side, padded to one length L, with what they are to predict.
@@ -180,14 +195,15 @@ class TreeBatch:
         return TreeBatch(*(value if value is None else value.to(device) for value in moved))
 
 
-def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], pad_token_id: int) -> TreeBatch:
+def batch_trees(groups: Sequence[Sequence[tuple]], pad_token_id: int) -> TreeBatch:
     """One tree per group of (prompt, target) rows; every target token is a label at the node before it.
 
     Labels keep the order of the rows: group by group, row by row, token by token, so that a caller who needs per-row
     log-probabilities can split them by the target lengths. A target's last token is a label only, never a node.
 
     Args:
-        groups: (prompt, target) token ids of each row, group by group.
+        groups: (prompt, target) token ids of each row, group by group. A row may be a triple that ends in the
+            `SoftLabels` which stand for its target's own tokens, or in None.
         pad_token_id: fills the shorter trees.
 
     Raises:
@@ -195,21 +211,26 @@ def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
     """
     trees = []
     for rows in groups:
-        for prompt, target in rows:
+        for prompt, target, *_ in rows:
             if not len(prompt) or not len(target):
                 raise ValueError("every row needs a prompt of at least one token and a target of at least one token")
-        trees.append(build_prefix_tree([[*prompt, *target[:-1]] for prompt, target in rows]))
+        trees.append(build_prefix_tree([[*prompt, *target[:-1]] for prompt, target, *_ in rows]))
     length = max(len(tree.tokens) for tree in trees)
     input_ids = np.full((len(trees), length), pad_token_id, dtype=np.int64)
     position_ids = np.zeros((len(trees), length), dtype=np.int64)
     end = np.tile(np.arange(1, length + 1), (len(trees), 1))  # a padding node sees only itself
-    label_node, label_token = [], []
+    label_node, label_token, label_weight = [], [], []
     for index, (tree, rows) in enumerate(zip(trees, groups, strict=True)):
         size = len(tree.tokens)
         input_ids[index, :size], position_ids[index, :size], end[index, :size] = tree.tokens, tree.depth, tree.end
-        for row, (prompt, target) in enumerate(rows):
-            label_node.append(index * length + tree.node[row, len(prompt) - 1 : len(prompt) - 1 + len(target)])
-            label_token.append(np.asarray(target))
+        for row, (prompt, target, *soft) in enumerate(rows):
+            predicting = index * length + tree.node[row, len(prompt) - 1 : len(prompt) - 1 + len(target)]
+            labels = soft[0] if soft else None
+            if labels is None:
+                labels = SoftLabels(np.arange(len(target)), np.asarray(target), np.ones(len(target)))
+            label_node.append(predicting[labels.level])
+            label_token.append(labels.token)
+            label_weight.append(labels.weight)
     nodes = torch.from_numpy(np.concatenate(label_node))
     return TreeBatch(
         torch.from_numpy(input_ids),
@@ -217,7 +238,7 @@ def batch_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
         torch.from_numpy(end),
         nodes,
         torch.from_numpy(np.concatenate(label_token)),
-        torch.ones(len(nodes)),
+        torch.from_numpy(np.concatenate(label_weight).astype(np.float32)),
     )
 
 
@@ -246,13 +267,13 @@ def count_shared_tokens(first: list[int], second: list[int]) -> int:
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
-def pack_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], tree_tokens: int) -> list[list[int]]:
+def pack_trees(groups: Sequence[Sequence[tuple]], tree_tokens: int) -> list[list[int]]:
     """Choose which groups are merged into one tree.
 
     What their prompts begin with is then computed once a tree, and trees of like size need little padding.
 
     Args:
-        groups: (prompt, target) token ids of each row, group by group.
+        groups: (prompt, target) token ids of each row, group by group; what stands behind them is ignored.
         tree_tokens: tokens of a tree, about.
 
     Returns:
@@ -260,9 +281,9 @@ def pack_trees(groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], 
     """
     # What all prompts begin with stands in a merged tree once.
     first = groups[0][0][0]
-    head = min(count_shared_tokens(first, prompt) for rows in groups for prompt, _ in rows)
+    head = min(count_shared_tokens(first, prompt) for rows in groups for prompt, *_ in rows)
     sizes = [
-        len(build_prefix_tree([[*prompt, *target[:-1]] for prompt, target in rows]).tokens) - head + 1
+        len(build_prefix_tree([[*prompt, *target[:-1]] for prompt, target, *_ in rows]).tokens) - head + 1
         for rows in groups
     ]
     return fill_bins(sizes, min(len(groups), max(1, round(sum(sizes) / max(tree_tokens, *sizes)))))

@@ -209,7 +209,7 @@ def build_config(flags: RLFlags, schedule: Schedule) -> RLConfig:
         save_steps=schedule.interval,
         save_total_limit=1,
         load_best_model_at_end=validating,
-        metric_for_best_model="HR@10" if validating else None,
+        metric_for_best_model=flags.best_by if validating else None,
         greater_is_better=True if validating else None,
         logging_steps=max(1, schedule.steps // 20),
     )
@@ -225,9 +225,9 @@ def train_and_export(flags: RLFlags, policy: Policy, trainer: Trainer, checkpoin
     results: dict[str, Any] = {"steps": trainer.state.global_step}
     unchanged = None
     if start:
-        best = trainer.state.best_metric
-        results |= {"validation HR@10 at start": round(start["HR@10"], 4), "validation HR@10 best": round(best, 4)}
-        if best <= start["HR@10"]:
+        best, name = trainer.state.best_metric, flags.best_by
+        results |= {f"validation {name} at start": round(start[name], 4), f"validation {name} best": round(best, 4)}
+        if best <= start[name]:
             say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
             unchanged = flags.model_path
     export_model(trainer, policy.encoder, Path(flags.output_dir) / "final_checkpoint", unchanged)

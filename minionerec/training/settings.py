@@ -71,6 +71,11 @@ class SFTFlags(
         "tasks with weights, such as next_sid,title2sid:0.5 (docs/training.md lists them)",
         default_text="next_sid,title_history2sid,title2sid,sid2title, as far as the prompt set has them",
     )
+    teacher: str = flag(
+        "transitions+content",
+        "the baseline, or sum of baselines, that the tasks teacher_sid and walk_sid learn from; a plugin may register more",
+    )
+    walks: int = flag(3, "synthetic histories of walk_sid for every item and epoch")
     cut_histories: bool | None = flag(
         None,
         "let a long user's targets share pieces of the timeline, so that prefix trees compute less",
@@ -98,10 +103,11 @@ class SFTFlags(
     early_stopping_patience: int = flag(3, "stop after so many epochs without a better one; the best one is kept")
     best_by: str = flag(
         "loss",
-        "what the best epoch has: the least validation loss, or the highest HR@10 of a constrained search",
-        choices=("loss", "HR@10"),
+        "what the best epoch has: the least validation loss, or the highest figure of a constrained search; sum is "
+        "HR@10 + NDCG@10",
+        choices=("loss", "HR@10", "NDCG@10", "sum"),
     )
-    eval_beams: int = flag(10, "beams of the search of --best_by HR@10")
+    eval_beams: int = flag(10, "beams of the search of --best_by, where it is not the loss")
     save_total_limit: int = flag(1, "checkpoints to keep")
     group_by_length: bool = flag(False, no_effect="batches are cut by tokens and prefix trees hardly pad")
 
@@ -166,7 +172,10 @@ class ValidationFlags(Flags):
     """Validation."""
 
     test_during_training: bool = flag(
-        True, "measure HR@10 and NDCG@10 on validation rows; final_checkpoint is the best by HR@10, the start included"
+        True, "measure HR@10 and NDCG@10 on validation rows; final_checkpoint is the best one, the start included"
+    )
+    best_by: str = flag(
+        "sum", "what the best checkpoint has most of; sum is HR@10 + NDCG@10", choices=("HR@10", "NDCG@10", "sum")
     )
     test_beam: int = flag(20, "beams of the validation")
     eval_step: float = flag(0.2, "steps between validations; below 1: share of the run")

@@ -16,6 +16,7 @@ from minionerec.language.examples import TaskMixture
 from minionerec.language.models import add_dropout, build_model_from_config, check_attention, load_model
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.language.sid_tokens import add_sid_tokens, compute_start_directions
+from minionerec.recommenders.registry import BASELINES, is_baseline
 from minionerec.training.settings import SFTFlags
 from minionerec.training.setup import build_arguments, check_divisible, read_splits
 from minionerec.training.sft_trainer import TreeBatches
@@ -32,6 +33,11 @@ def check_sft_flags(flags: SFTFlags) -> None:
         raise InputError(f"--eval_beams {flags.eval_beams}: HR@10 needs 10 beams or more")
     if flags.tree_tokens < 1:
         raise InputError(f"--tree_tokens {flags.tree_tokens}: must be at least 1")
+    if not is_baseline(flags.teacher):
+        expected = f"one of {', '.join(BASELINES)}, or a sum such as transitions+content"
+        raise InputError(f"--teacher {flags.teacher}: expected {expected}")
+    if flags.walks < 1:
+        raise InputError(f"--walks {flags.walks}: must be at least 1")
     check_attention(flags.attention)
     if Path(flags.base_model).is_file() and not flags.train_from_scratch:
         raise InputError(

@@ -116,11 +116,11 @@ class TreeBatches(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if self.packing == "none":
-            rows = [(example.prompt_ids, example.target_ids) for _, example in self.plan[index]]
+            rows = [(example.prompt_ids, example.target_ids, example.labels) for _, example in self.plan[index]]
             return {**vars(batch_trees([[row] for row in rows], self.pad_token_id)), "end": None}
         groups: dict[int, list] = defaultdict(list)
         for group, example in self.plan[index]:
-            groups[group].append((example.prompt_ids, example.target_ids))
+            groups[group].append((example.prompt_ids, example.target_ids, example.labels))
         trees = list(groups.values())
         packed = [[row for group in part for row in trees[group]] for part in pack_trees(trees, self.tree_tokens)]
         return vars(batch_trees(packed, self.pad_token_id))

@@ -1,0 +1,101 @@
+"""Teachers: baselines whose rankings a language model learns from, and synthetic histories to learn them on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minionerec.common.records import Row
+from minionerec.recommenders.registry import BaselineInputs, build_baseline, build_without_row, select_likeliest
+
+TAUGHT_ITEMS = 32  # of a history; further ones have hardly any weight
+LONGEST_WALK = 6  # items of a synthetic history
+REVERSED_SHARE = 0.6  # of the walks: they end in the item that they were drawn for
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What a teacher says of H histories: T items each, most likely first.
+
+    Attributes:
+        items: [H, T] int64, numbers of items in the catalogue.
+        probabilities: [H, T] float32, which add up to 1; all are 0 where the teacher says nothing.
+    """
+
+    items: np.ndarray
+    probabilities: np.ndarray
+
+    def select(self, numbers: Sequence[int] | np.ndarray) -> SoftTargets:
+        """Those of some histories."""
+        return SoftTargets(self.items[numbers], self.probabilities[numbers])
+
+
+class Teacher:
+    """A registered baseline, or a sum of some, that says what should come next.
+
+    Args:
+        name: of the baseline or sum.
+        inputs: what it is built from; only train rows.
+
+    Raises:
+        InputError: a baseline that cannot teach, see `build_without_row`.
+    """
+
+    def __init__(self, name: str, inputs: BaselineInputs):
+        self._predict, self._predict_rows = build_baseline(name, inputs), build_without_row(name, inputs)
+        self._counts = inputs.catalogue.counts
+        self._number_of = {item: number for number, item in enumerate(inputs.catalogue.item_ids)}
+
+    def teach_histories(self, histories: Sequence[Sequence[int]]) -> SoftTargets:
+        """Soft targets after histories of item ids, oldest first, that are no train rows."""
+        return self._select(self._predict(histories))
+
+    def teach_rows(self, rows: Sequence[Row]) -> SoftTargets:
+        """Soft targets of train rows; what each row says itself is left out, else the teacher would give it away."""
+        return self._select(self._predict_rows(rows))
+
+    def _select(self, predictions: Sequence[dict[int, float]]) -> SoftTargets:
+        items = np.zeros((len(predictions), TAUGHT_ITEMS), dtype=np.int64)
+        probabilities = np.zeros((len(predictions), TAUGHT_ITEMS), dtype=np.float32)
+        for number, likelihoods in enumerate(predictions):
+            positive = {item: p for item, p in likelihoods.items() if p > 0}
+            best = select_likeliest(positive, TAUGHT_ITEMS, self._counts)
+            if best:
+                items[number, : len(best)] = [self._number_of[item] for item in best]
+                values = np.array([positive[item] for item in best])
+                probabilities[number, : len(best)] = values / values.sum()
+        return SoftTargets(items, probabilities)
+
+
+def draw_walks(steps: SoftTargets, generator: np.random.Generator) -> list[list[int]]:
+    """One synthetic history for every item: a walk along what the teacher says after a single item.
+
+    A walk begins at its item and has 1 to 6 items; it stops early at an item after which the teacher says nothing. The
+    reversed ones end at the item that they were drawn for, so that items which nobody has bought stand last too.
+
+    Args:
+        steps: soft targets after each item of the catalogue alone, [N, T].
+        generator: of all draws.
+
+    Returns:
+        N lists of item numbers, oldest first.
+    """
+    count = len(steps.items)
+    lengths = generator.integers(1, LONGEST_WALK + 1, size=count)
+    is_reversed = generator.random(count) < REVERSED_SHARE
+    cumulative = steps.probabilities.cumsum(axis=1)
+    walks = np.full((count, LONGEST_WALK), -1, dtype=np.int64)
+    walks[:, 0] = np.arange(count)
+    for step in range(1, LONGEST_WALK):
+        here = walks[:, step - 1]
+        goes_on = (here >= 0) & (step < lengths) & (cumulative[here, -1] > 0)
+        draws = generator.random((count, 1)) * cumulative[here, -1:]
+        column = np.minimum((draws >= cumulative[here]).sum(axis=1), cumulative.shape[1] - 1)
+        walks[:, step] = np.where(goes_on, steps.items[here, column], -1)
+    histories = [[item for item in walk if item >= 0] for walk in walks.tolist()]
+    return [
+        history[::-1] if backwards else history
+        for history, backwards in zip(histories, is_reversed.tolist(), strict=True)
+    ]
