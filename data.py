@@ -335,9 +335,10 @@ DatasetBuilder = Callable[[TaskInputs, Encoder], PromptDataset]
 
 @dataclass(frozen=True)
 class Task:
-    """How a task's dataset is built, the flag of the file it needs beside rows and catalogue, and whose templates it uses.
+    """How a task's dataset is built, the flag of the file it needs beside rows and catalogue, and its templates.
 
-    Without `template` it has templates of its own.
+    Attributes:
+        template: the task whose templates it uses; "" where it has its own.
     """
 
     build: DatasetBuilder
@@ -380,7 +381,9 @@ def _build_taught_histories(inputs: TaskInputs, encoder: Encoder) -> TaughtHisto
         inputs.teacher.teach_rows(seen.rows),
         inputs.teacher.teach_histories([row.history_ids for row in last.rows]),
     )
-    items, probabilities = (np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "probabilities"))
+    items, probabilities = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "probabilities")
+    )
     return TaughtHistoryDataset(
         [seen, last], items, probabilities, catalogue=inputs.catalogue, encoder=encoder, seed=inputs.seed
     )
@@ -401,8 +404,6 @@ def _build_walks(inputs: TaskInputs, encoder: Encoder) -> WalkDataset:
 
 TASKS: dict[str, Task] = {
     "next_sid": Task(_build_next_sid),
-    "teacher_sid": Task(_build_taught_histories, template="next_sid"),
-    "walk_sid": Task(_build_walks, template="next_sid"),
     "similar_sid": Task(_build_similar, "item_meta_path"),
     "next_title": Task(_build_from_rows(FusionSeqRecDataset)),
     "next_description": Task(_build_next_description, "item_meta_path"),
@@ -414,6 +415,8 @@ TASKS: dict[str, Task] = {
     "sid2description": Task(_build_from_items(SidItemFeatDataset, "sid2description"), "item_meta_path"),
     "history2preference": Task(_build_from_preferences(PreferenceSFTDataset), "preference_file"),
     "preference2sid": Task(_build_from_preferences(UserPreference2sidSFTDataset), "preference_file"),
+    "teacher_sid": Task(_build_taught_histories, template="next_sid"),
+    "walk_sid": Task(_build_walks, template="next_sid"),
 }
 
 # Rollouts are items of the catalogue: the tasks whose target is a SID.

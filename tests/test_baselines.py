@@ -150,7 +150,12 @@ def test_the_command_on_a_dataset(tmp_path, shared):
     for prediction, r in zip(json.loads((output / "transitions.json").read_text()), test, strict=True):
         scores = naive_scores(train, r.history_ids, catalogue.item_ids)
         assert prediction["score"] == pytest.approx([scores[item] for item in prediction["predict_items"]], abs=1e-6)
-    assert {path.name.split(".")[0] for path in output.iterdir()} == {*rankers, "baselines"}
+    assert {path.name.split(".")[0] for path in output.iterdir()} == {
+        *rankers,
+        "content",
+        "transitions+content",
+        "baselines",
+    }
     written = (output / "transitions.json").stat().st_mtime_ns
     baselines(BaselinesFlags(**flags, output_dir=str(output), K=20, shared_sids=shared))
     assert (output / "transitions.json").stat().st_mtime_ns == written

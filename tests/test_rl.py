@@ -83,8 +83,9 @@ def test_a_second_call_does_nothing(trained, tmp_path):
         ([0.1, 0.2, 0.3, 0.4], 3),
     ],
 )
-def test_validation_keeps_the_best_weights_the_start_included(trained, tmp_path, monkeypatch, course, best):
-    """HR@10 at the start and after each of three steps is prescribed; the weights kept are those of the best."""
+@pytest.mark.parametrize("best_by", ["HR@10", "NDCG@10", "sum"])
+def test_validation_keeps_the_best_weights_the_start_included(trained, tmp_path, monkeypatch, course, best, best_by):
+    """A figure at the start and after each of three steps is prescribed; the weights kept are those of the best."""
     values, measured = iter(course), []
     rank_sids = ranking.rank_sids
 
@@ -93,12 +94,14 @@ def test_validation_keeps_the_best_weights_the_start_included(trained, tmp_path,
         return rank_sids(model, *args, **kwargs)
 
     monkeypatch.setattr(ranking, "rank_sids", noting_the_weights)
-    monkeypatch.setattr(ranking, "hit_ratio", lambda ranks, k: next(values))
-    output = run(trained, tmp_path / "rl", test_during_training=True, eval_step=1, add_gt=True)
+    monkeypatch.setattr(ranking, "hit_ratio", lambda ranks, k: 0.0 if best_by == "NDCG@10" else next(values))
+    monkeypatch.setattr(ranking, "ndcg", lambda ranks, k: next(values) if best_by == "NDCG@10" else 0.0)
+    output = run(trained, tmp_path / "rl", test_during_training=True, eval_step=1, add_gt=True, best_by=best_by)
     assert len(measured) == 4 and all(difference(first, second) > 0 for first, second in pairwise(measured))
     assert difference(weights(output / "final_checkpoint"), measured[best]) == 0
     results = read_json(output / "rl.stage.json")["results"]
-    assert results["validation HR@10 at start"] == course[0] and results["validation HR@10 best"] == max(course[1:])
+    assert results[f"validation {best_by} at start"] == pytest.approx(course[0], abs=1e-4)
+    assert results[f"validation {best_by} best"] == pytest.approx(max(course[1:]), abs=1e-4)
 
 
 def test_a_run_shorter_than_the_validation_interval(trained, tmp_path):

@@ -145,7 +145,8 @@ class TaughtHistoryDataset(TaughtDataset):
         self._taught = np.flatnonzero(probabilities.any(axis=1))
         for dataset in histories:
             self.left_out.update(dataset.left_out)
-        self.left_out["unknown to the teacher"] += len(items) - len(self._taught)
+        if unknown := len(items) - len(self._taught):
+            self.left_out["unknown to the teacher"] = unknown
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -175,9 +176,7 @@ class WalkDataset(TaughtDataset):
         catalogue, encoder, seed: see `TaughtDataset`.
     """
 
-    def __init__(
-        self, draw: WalkSource, teach: TargetSource, *, catalogue: Catalogue, encoder: Encoder, seed: int
-    ):
+    def __init__(self, draw: WalkSource, teach: TargetSource, *, catalogue: Catalogue, encoder: Encoder, seed: int):
         super().__init__(catalogue, encoder, seed)
         self._draw, self._teach = draw, teach
         self.set_epoch(0)

@@ -154,9 +154,7 @@ def build_without_row(name: str, inputs: BaselineInputs) -> RowLikelihoods:
     return parts[0] if len(parts) == 1 else _add_parts(parts)
 
 
-def add_likelihoods(
-    parts: Sequence[dict[int, float]], weights: Sequence[float] | None = None
-) -> dict[int, float]:
+def add_likelihoods(parts: Sequence[dict[int, float]], weights: Sequence[float] | None = None) -> dict[int, float]:
     """The weighted mean of several likelihoods of the same history, each divided by its sum first.
 
     A part that says nothing about the history is left out of the mean, so that the result adds up to 1 again.

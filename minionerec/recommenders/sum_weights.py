@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from minionerec.common.records import Catalogue, Row
+from minionerec.common.records import Row
 from minionerec.recommenders.content import HISTORIES_AT_ONCE
 from minionerec.recommenders.registry import SUM_SIGN, BaselineInputs, add_likelihoods, build_baseline
 
@@ -24,9 +24,7 @@ def find_target_rank(likelihoods: dict[int, float], target: int, counts: dict[in
     )
 
 
-def choose_sum_weights(
-    name: str, inputs: BaselineInputs, rows: Sequence[Row]
-) -> tuple[list[float], dict[str, float]]:
+def choose_sum_weights(name: str, inputs: BaselineInputs, rows: Sequence[Row]) -> tuple[list[float], dict[str, float]]:
     """The weights of a sum's parts with the best HR@10 + NDCG@10.
 
     One part after the other tries SUM_WEIGHTS while the others stay; all begin with 1, and the first keeps it.

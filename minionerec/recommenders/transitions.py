@@ -51,7 +51,7 @@ def score_transitions(history: Sequence[int], transitions: dict[int, Counter]) -
 
 
 def leave_out_transition(scores: dict[int, float], history: Sequence[int], target: int) -> dict[int, float]:
-    """What `score_transitions` would be had one transition from the newest item of the history to `target` not happened.
+    """What `score_transitions` would be without one transition from the newest item of the history to `target`.
 
     Args:
         scores: of the history, by counts that hold the transition; changed in place.

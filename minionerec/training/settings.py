@@ -73,7 +73,7 @@ class SFTFlags(
     )
     teacher: str = flag(
         "transitions+content",
-        "the baseline, or sum of baselines, that the tasks teacher_sid and walk_sid learn from; a plugin may register more",
+        "the baseline, or sum of baselines, that the tasks teacher_sid and walk_sid learn from",
     )
     walks: int = flag(3, "synthetic histories of walk_sid for every item and epoch")
     cut_histories: bool | None = flag(
