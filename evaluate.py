@@ -120,4 +120,4 @@ def evaluate(flags: EvaluateFlags) -> None:
 
 
 if __name__ == "__main__":
-    run_command(evaluate, FLAGS)
+    run_command(evaluate, FLAGS, shared=True)

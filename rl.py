@@ -166,4 +166,4 @@ def rl(flags: RLFlags) -> None:
 
 
 if __name__ == "__main__":
-    run_command(rl, FLAGS)
+    run_command(rl, FLAGS, shared=True)

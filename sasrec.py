@@ -23,12 +23,13 @@ from pathlib import Path
 import torch
 
 from minionerec.common.files import InputError, write_json
-from minionerec.common.processes import say
+from minionerec.common.processes import is_main_process, process_state, say
 from minionerec.common.records import Catalogue, Row, check_rows, read_info, read_rows
-from minionerec.common.stage import open_stage
+from minionerec.common.sharing import broadcast_value
+from minionerec.common.stage import Stage, open_stage
 from minionerec.evaluation.metrics import find_rank, format_metrics, hit_ratio, ndcg
 from minionerec.evaluation.predictions import build_item_predictions, score_item_predictions
-from minionerec.recommenders.network_training import fold_histories, rank_with_network, train_network
+from minionerec.recommenders.network_training import NetworkTrainer, fold_histories, rank_with_network
 from minionerec.recommenders.networks import SequentialRecommender, build_network, load_network, save_network
 
 PUBLISHED_MODELS = {"SASRec": "sasrec", "GRU": "gru4rec"}
@@ -37,6 +38,7 @@ DEFAULTS = {"sasrec": {"num_layers": 2, "weight_decay": 0.1}, "gru4rec": {"num_l
 SHAPE_FLAGS = ("model", "hidden_size", "num_layers", "num_heads", "dropout", "max_history")
 COUNT_FLAGS = ("hidden_size", "num_layers", "num_heads", "max_history", "batch_size", "num_epochs", "patience", "K")
 SPLIT_FLAGS = ("train_file", "valid_file", "test_data_path")
+CHECKPOINT = "checkpoint.pth"  # of a run that is not finished
 
 
 def resolve_sasrec_flags(flags: SASRecFlags) -> SASRecFlags:
@@ -71,10 +73,37 @@ def read_sasrec_data(flags: SASRecFlags) -> tuple[Catalogue, list[list[Row]]]:
 
 
 def validate(network: SequentialRecommender, rows: Sequence[Row]) -> dict[str, float]:
-    """{"HR@10", "NDCG@10"} at item level."""
+    """{"HR@10", "NDCG@10"} at item level, the same on every process."""
     rankings, _ = rank_with_network(network, rows, 10)
+    if not is_main_process():
+        return broadcast_value({})
     ranks = [find_rank(row.item_id, ranked) for row, ranked in zip(rows, rankings, strict=True)]
-    return {"HR@10": hit_ratio(ranks, 10), "NDCG@10": ndcg(ranks, 10)}
+    return broadcast_value({"HR@10": hit_ratio(ranks, 10), "NDCG@10": ndcg(ranks, 10)})
+
+
+def train_on_rows(
+    flags: SASRecFlags, catalogue: Catalogue, train_rows: Sequence[Row], valid_rows: Sequence[Row], stage: Stage
+) -> tuple[SequentialRecommender, list[dict]]:
+    """(the network of the best epoch on its device, what was measured each epoch); a run that was cut off goes on."""
+    torch.manual_seed(flags.seed)
+    network = build_network(catalogue.item_ids, {name: getattr(flags, name) for name in SHAPE_FLAGS})
+    network.to(process_state().device)
+    trainer = NetworkTrainer(
+        network=network,
+        sequences=fold_histories(train_rows, flags.max_history),
+        validate=lambda: validate(network, valid_rows),
+        num_epochs=flags.num_epochs,
+        batch_size=flags.batch_size,
+        learning_rate=flags.learning_rate,
+        weight_decay=flags.weight_decay,
+        patience=flags.patience,
+        seed=flags.seed,
+        checkpoint=Path(flags.output_dir) / CHECKPOINT,
+        on_checkpoint=stage.tick,
+    )
+    if stage.resuming and trainer.resume():
+        say(f"  from epoch {len(trainer.epochs)}")
+    return network, trainer.fit()
 
 
 def sasrec(flags: SASRecFlags) -> None:
@@ -90,23 +119,15 @@ def sasrec(flags: SASRecFlags) -> None:
         return
     catalogue, (train_rows, valid_rows, test_rows) = read_sasrec_data(flags)
 
-    torch.manual_seed(flags.seed)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    network = build_network(catalogue.item_ids, {name: getattr(flags, name) for name in SHAPE_FLAGS}).to(device)
-    epochs = train_network(
-        network,
-        fold_histories(train_rows, flags.max_history),
-        lambda: validate(network, valid_rows),
-        num_epochs=flags.num_epochs,
-        batch_size=flags.batch_size,
-        learning_rate=flags.learning_rate,
-        weight_decay=flags.weight_decay,
-        patience=flags.patience,
-    )
-    save_network(network, model_folder)
-    write_json(epochs_file, epochs)
+    network, epochs = train_on_rows(flags, catalogue, train_rows, valid_rows, stage)
+    if is_main_process():
+        save_network(network, model_folder)
+        write_json(epochs_file, epochs)
+    process_state().wait_for_everyone()  # until the folder is there
 
-    rankings, scores = rank_with_network(load_network(model_folder).to(device), test_rows, flags.K)
+    rankings, scores = rank_with_network(load_network(model_folder).to(process_state().device), test_rows, flags.K)
+    if not is_main_process():
+        return
     predictions = build_item_predictions(test_rows, rankings, catalogue, scores)
     metrics = score_item_predictions(predictions, test_rows, catalogue, flags.K)
     write_json(predictions_file, predictions, indent=None)
@@ -115,7 +136,8 @@ def sasrec(flags: SASRecFlags) -> None:
     best = max(epochs, key=lambda epoch: epoch["NDCG@10"])
     chosen = {f"validation {name}": round(best[name], 6) for name in ("HR@10", "NDCG@10")}
     stage.done(epoch=best["epoch"], **chosen)
+    (output / CHECKPOINT).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    run_command(sasrec, FLAGS)
+    run_command(sasrec, FLAGS, shared=True)

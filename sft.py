@@ -154,4 +154,4 @@ def sft(flags: SFTFlags) -> None:
 
 
 if __name__ == "__main__":
-    run_command(sft, FLAGS)
+    run_command(sft, FLAGS, shared=True)

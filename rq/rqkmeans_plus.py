@@ -64,4 +64,4 @@ def train_rqkmeans_plus(flags: RQKMeansPlusFlags) -> None:
 
 
 if __name__ == "__main__":
-    run_command(train_rqkmeans_plus, FLAGS)
+    run_command(train_rqkmeans_plus, FLAGS, shared=True)

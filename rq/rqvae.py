@@ -43,4 +43,4 @@ def train_rqvae(flags: RQVAEFlags) -> None:
 
 
 if __name__ == "__main__":
-    run_command(train_rqvae, FLAGS)
+    run_command(train_rqvae, FLAGS, shared=True)

@@ -1,4 +1,7 @@
-"""Training of an RQ-VAE on one tensor of embeddings, with checkpoints that continue exactly."""
+"""Training of an RQ-VAE on one tensor of embeddings, with checkpoints that continue exactly.
+
+Several processes share the rows of every batch; the main one writes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,16 @@ from tqdm import tqdm
 
 from minionerec.common.embeddings import side_file_path
 from minionerec.common.files import InputError, atomic_write
-from minionerec.common.processes import is_main_process, say
+from minionerec.common.processes import count_processes, is_main_process, say
+from minionerec.common.sharing import (
+    add_up,
+    broadcast_tensor,
+    broadcast_value,
+    gather_rows,
+    separate_random_state,
+    take_part,
+    wrap_model,
+)
 from minionerec.common.stage import open_stage
 from rq.index.codebook import load_checkpoint, load_items, pick_device
 from rq.models.rqvae import RQVAE
@@ -64,6 +76,7 @@ class Trainer:
     def __init__(self, model: RQVAE, settings: TrainerFlags, on_checkpoint: Callable[[], None] | None = None):
         check_trainer_flags(settings)
         self.model, self.settings = model, settings
+        self.shared_model = wrap_model(model)
         self.device = next(model.parameters()).device
         self.folder = Path(settings.ckpt_dir)
         self.on_checkpoint = on_checkpoint
@@ -98,24 +111,27 @@ class Trainer:
             InputError: the loss is no longer finite.
         """
         self.model.train()
+        separate_random_state(self.settings.seed, self.epoch)
         n, size = len(data), self.settings.batch_size
         steps = math.ceil(n / size)
         shuffled = data[torch.randperm(n, generator=self.order).to(data.device)]
         totals = torch.zeros(2, dtype=torch.float64, device=data.device)
         for start in range(0, n, size):
-            batch = shuffled[start : start + size]
+            rows = shuffled[start : start + size]
+            batch = take_part(rows)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._lr(steps)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
-                output, quant_loss, _ = self.model(batch, use_sk=True)
+                output, quant_loss, _ = self.shared_model(batch, use_sk=True)
             loss, reconstruction = self.model.compute_loss(output, quant_loss, batch)
             self.optimizer.zero_grad()
-            loss.backward()
+            # A mean over the parts of the batch, which may differ by a row, is to be the mean over its rows.
+            (loss * (len(batch) * count_processes() / len(rows))).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm)
             self.optimizer.step()
             self.step += 1
             totals += len(batch) * torch.stack([loss.detach(), reconstruction.detach()]).double()
-        mean_loss, mean_reconstruction = (totals / n).tolist()
+        mean_loss, mean_reconstruction = (add_up(totals) / n).tolist()
         if not math.isfinite(mean_loss):
             raise InputError(
                 f"the loss is {mean_loss} in epoch {self.epoch + 1}; a lower --lr or longer --warmup_epochs may help"
@@ -126,9 +142,11 @@ class Trainer:
     def _revive(self, data: torch.Tensor) -> None:
         """Move dead codes to where data [n, in_dim] is fitted worst, and forget what the optimiser knew of them."""
         self.model.eval()
-        encoded = torch.cat([self.model.encoder(part) for part in data.split(self.settings.batch_size)])
-        revived = self.model.rq.revive(encoded, self.order)
+        encoded = gather_rows(torch.cat([self.model.encoder(part) for part in self._split(take_part(data))]))
+        # The same draws on every process, whose order of rows must stay the same; the codes are the main one's.
+        revived = broadcast_value(self.model.rq.revive(encoded, self.order))
         for layer, codes in zip(self.model.rq.vq_layers, revived, strict=True):
+            layer.embedding.weight.copy_(broadcast_tensor(layer.embedding.weight))
             for name, state in self.optimizer.state.get(layer.embedding.weight, {}).items():
                 if name != "step":
                     state[codes] = 0
@@ -137,11 +155,16 @@ class Trainer:
     def _valid_epoch(self, data: torch.Tensor) -> float:
         """The collision rate of data [n, in_dim]: 1 - distinct SIDs / items."""
         self.model.eval()
-        codes = torch.cat([self.model.get_indices(part, use_sk=False) for part in data.split(self.settings.batch_size)])
-        return 1 - len(torch.unique(codes, dim=0)) / len(data)
+        parts = [self.model.get_indices(part, use_sk=False) for part in self._split(take_part(data))]
+        return 1 - len(torch.unique(gather_rows(torch.cat(parts)), dim=0)) / len(data)
+
+    def _split(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return rows.split(self.settings.batch_size)
 
     def _save_checkpoint(self, name: str, loss: float, collision: float, full: bool) -> None:
         """Write `name` in the checkpoint folder; `full` adds what is needed to continue the training."""
+        if not is_main_process():
+            return
         state: dict[str, Any] = {
             "config": self.model.config,
             "state_dict": self.model.state_dict(),
@@ -170,26 +193,28 @@ class Trainer:
 
     def clear(self) -> None:
         """Remove the checkpoints of an earlier training from the folder."""
+        if not is_main_process():
+            return
         for path in [*self._checkpoints(), *(self.folder / name for name in (BEST_LOSS, BEST_COLLISION, FINAL))]:
             path.unlink(missing_ok=True)
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint of the same settings and model; False and a clean folder if none is."""
-        for path in reversed(self._checkpoints()):
-            state = load_checkpoint(path)
-            if state.get("settings") != self._recorded_settings() or state["config"] != self.model.config:
-                break
-            self.model.load_state_dict(state["state_dict"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.epoch, self.step = state["epoch"], state["step"]
-            self.best_loss, self.best_collision = state["best_loss"], tuple(state["best_collision"])
-            self.order.set_state(state["order"])
-            torch.set_rng_state(state["random"])
-            if self.device.type == "cuda" and state["random_device"] is not None:
-                torch.cuda.set_rng_state(state["random_device"], self.device)
-            return True
-        self.clear()
-        return False
+        path = next(reversed(self._checkpoints()), None)
+        state = load_checkpoint(path) if path else {}
+        same = state.get("settings") == self._recorded_settings() and state["config"] == self.model.config
+        if not broadcast_value(same):
+            self.clear()
+            return False
+        self.model.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.best_loss, self.best_collision = state["best_loss"], tuple(state["best_collision"])
+        self.order.set_state(state["order"])
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and state["random_device"] is not None:
+            torch.cuda.set_rng_state(state["random_device"], self.device)
+        return True
 
     def fit(self, data: torch.Tensor) -> tuple[float, float]:
         """Train to the end.
@@ -232,8 +257,9 @@ class Trainer:
             self._save_checkpoint(f"checkpoint_{self.epoch:08d}.pth", loss, collision, full=True)
             if self.epoch == self.settings.epochs:
                 self._save_checkpoint(FINAL, loss, collision, full=False)
-            for path in self._checkpoints()[: -self.settings.save_limit]:
-                path.unlink()
+            if is_main_process():
+                for path in self._checkpoints()[: -self.settings.save_limit]:
+                    path.unlink()
             if self.on_checkpoint:
                 self.on_checkpoint()
         progress.close()
@@ -278,8 +304,16 @@ def train_autoencoder(
     device = pick_device(flags.device)
     folder = Path(flags.ckpt_dir)
     array, _ = load_items(flags.data_path, "data_path")
-    if flags.bn and 1 in (min(len(array), flags.batch_size), len(array) % flags.batch_size):
+    smallest = min(len(array), flags.batch_size, len(array) % flags.batch_size or flags.batch_size)
+    if flags.bn and smallest == 1:
         raise InputError("--bn: the last batch would hold one item; choose another --batch_size")
+    if flags.bn and count_processes() > 1:
+        raise InputError("--bn: statistics of parts of a batch are not those of the batch; launch one process")
+    if smallest < count_processes():
+        raise InputError(
+            f"--batch_size {flags.batch_size}: the last of its batches holds {smallest} of the {len(array)} items, and "
+            f"{count_processes()} processes share it; choose another"
+        )
     stage = open_stage(
         name,
         flags,

@@ -18,11 +18,11 @@ from minionerec.common.files import InputError, read_json
 from minionerec.common.records import Row, read_info, read_rows
 from minionerec.evaluation.metrics import find_rank, ndcg
 from minionerec.recommenders.network_training import (
+    NetworkTrainer,
     compute_sequence_loss,
     draw_batches,
     fold_histories,
     rank_with_network,
-    train_network,
 )
 from minionerec.recommenders.networks import build_network, load_network, save_network
 from minionerec.recommenders.settings import SASRecFlags
@@ -136,10 +136,11 @@ def test_random_batches_hold_every_sequence_once():
 
 
 def train(network, rows, validate=None, **changes):
-    """`train_network` on rows, which also choose the epoch."""
+    """What a training on rows, which also choose the epoch, measures."""
     validate = validate or (lambda: command.validate(network, rows))
     sequences = fold_histories(rows, 4)
-    return train_network(network, sequences, validate, learning_rate=1e-2, weight_decay=0.0, **changes)
+    settings = {"learning_rate": 1e-2, "weight_decay": 0.0, **changes}
+    return NetworkTrainer(network=network, sequences=sequences, validate=validate, **settings).fit()
 
 
 @pytest.mark.parametrize("model", MODELS)

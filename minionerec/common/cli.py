@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import sys
 import textwrap
 import traceback
@@ -27,12 +28,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from minionerec.common.files import InputError, open_text
-from minionerec.common.processes import count_processes, report_failure, say, wait_if_left_alone
+from minionerec.common.processes import (
+    count_processes,
+    leave_others,
+    report_failure,
+    say,
+    wait_if_left_alone,
+)
 
 AnyFlags = TypeVar("AnyFlags")
 HELP_WIDTH = 110
 HELP_COLUMN = 34  # where the help of a flag begins
 TYPE_NAMES = {str: "TEXT", int: "INT", float: "NUMBER", bool: "True|False"}
+CHECK_ONLY = "MINIONEREC_CHECK_FLAGS"  # where this variable is set, a command ends once its flags are parsed
 UNRECORDED = ("force", "dry_run")  # flags that change what a run does, not what it makes
 
 
@@ -131,7 +139,7 @@ def parse_flags(
     argv = sys.argv[1:] if argv is None else list(argv)
     about = about if about is not None else sys.modules["__main__"].__doc__
     if "--help" in argv or "-h" in argv:
-        print(format_help(flags_class, about or ""))
+        say(format_help(flags_class, about or ""))
         sys.exit(0)
     try:
         given = _split_arguments(flags_class, argv, positional)
@@ -151,17 +159,26 @@ def parse_flags(
                 say(f"--{name}: has no effect here: {fields[name].metadata['no_effect']}")
         flags = flags_class(**_parse_texts(flags_class, texts))
         check_choices(flags)
-        return flags
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report_failure(str(error), everywhere=True)
         sys.exit(2)
+    if os.environ.get(CHECK_ONLY):
+        sys.exit(0)
+    return flags
 
 
-def run_command(command: Callable[[AnyFlags], Any], flags: AnyFlags) -> None:
+def run_command(command: Callable[[AnyFlags], Any], flags: AnyFlags, *, shared: bool = False) -> None:
     """Run a command; wrong input ends it with one line on standard error and status 2.
 
     Of several processes, the one that fails leaves its reason to the launcher, which ends the others.
+
+    Args:
+        command: what to run.
+        flags: its flags.
+        shared: several processes share the work. Otherwise one of them does it and the others end at once.
     """
+    if not shared:
+        leave_others()
     try:
         command(flags)
     except InputError as error:

@@ -11,20 +11,42 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+# What launchers tell a process about the others; accelerate reads all of it.
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+ENGINE_VARIABLES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 LEFT_ALONE_SECONDS = 20  # a launcher looks several times a second whether a process has ended
 
 
-def is_main_process() -> bool:
-    """True in the one process that prints, logs and writes.
+def get_rank() -> int:
+    """Number of this process among those of its run, 0 for the main one.
 
     Launchers tell a process its rank in the environment before anything is imported, so this needs no torch.
     """
-    return int(os.environ.get("RANK", "0")) == 0
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main_process() -> bool:
+    """True in the one process that prints, logs and writes."""
+    return get_rank() == 0
 
 
 def count_processes() -> int:
     """Number of processes of this run, as its launcher announced it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leave_others() -> None:
+    """End every process but the main one, which goes on as if it had been launched alone.
+
+    For work that cannot be shared: were it done by all, each file would be written by several at once.
+    """
+    if count_processes() == 1:
+        return
+    if not is_main_process():
+        sys.exit(0)
+    say(f"[launch] this command is the work of one process; the other {count_processes() - 1} ended")
+    for name in (*LAUNCHER_VARIABLES, *ENGINE_VARIABLES):
+        os.environ.pop(name, None)
 
 
 def say(text: str) -> None:
@@ -48,16 +70,20 @@ def computes_on_cpu() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
 
 
-def report_failure(text: str) -> None:
+def report_failure(text: str, *, everywhere: bool = False) -> None:
     """Print why this process ends and, where a launcher started it, leave the line for the launcher's last words.
 
     torchrun and accelerate end all other processes once one has ended, and print what stands in that one's error file.
+
+    Args:
+        text: the reason.
+        everywhere: all processes end for it, so that one of them prints it.
     """
-    rank = os.environ.get("RANK", "0")
-    line = f"error: {text}" if rank == "0" else f"error on rank {rank}: {text}"
-    print(line, file=sys.stderr, flush=True)
+    line = f"error: {text}" if is_main_process() or everywhere else f"error on rank {get_rank()}: {text}"
+    if is_main_process() or not everywhere:
+        print(line, file=sys.stderr, flush=True)
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path and count_processes() > 1:
+    if path:
         extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"message": {"message": line, "extraInfo": extra}}, file)

@@ -15,6 +15,7 @@ from typing import Any
 from minionerec.common.cli import get_default, recorded_settings
 from minionerec.common.files import InputError, read_json, write_json, write_text
 from minionerec.common.processes import count_processes, is_main_process, process_state, say
+from minionerec.common.sharing import broadcast_value
 
 RECORD_SUFFIX, SETTINGS_SUFFIX = ".stage.json", ".settings.yaml"
 
@@ -54,7 +55,10 @@ def open_stage(
         The stage; where its `finished` is True there is nothing left to do.
     """
     with process_state().main_process_first() if count_processes() > 1 else nullcontext():
-        return Stage(name, flags, inputs, outputs, record)
+        stage = Stage(name, flags, inputs, outputs, record)
+    # The main process has already written that a run began, which to the others looks like one that was cut off.
+    stage.finished, stage.resuming = broadcast_value((stage.finished, stage.resuming))
+    return stage
 
 
 class Stage:

@@ -1,17 +1,31 @@
-"""Training of SASRec and GRU4Rec with cross-entropy over all items, and their rankings."""
+"""Training of SASRec and GRU4Rec with cross-entropy over all items, and their rankings.
+
+Several processes share the sequences of every batch and the rows that are ranked; the main one writes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from minionerec.common.processes import is_main_process
+from minionerec.common.files import atomic_write
+from minionerec.common.processes import count_processes, is_main_process
 from minionerec.common.records import Row
+from minionerec.common.sharing import (
+    add_up_number,
+    broadcast_value,
+    gather_on_main,
+    separate_random_state,
+    take_part,
+    wrap_model,
+)
 from minionerec.recommenders.networks import SequentialRecommender
 
 RANKED_AT_ONCE = 512  # histories; bounds the memory of the scores over all items
@@ -42,8 +56,18 @@ def fold_histories(rows: Sequence[Row], max_history: int) -> list[TrainSequence]
     return sequences
 
 
-def compute_sequence_loss(network: SequentialRecommender, sequences: Sequence[TrainSequence]) -> Tensor:
-    """Cross-entropy over all items, mean over the targets of the sequences; a scalar in nats."""
+def count_targets(sequences: Sequence[TrainSequence]) -> int:
+    """How many train rows were folded into the sequences."""
+    return sum(len(sequence.targets) for sequence in sequences)
+
+
+def compute_sequence_loss(
+    network: SequentialRecommender, sequences: Sequence[TrainSequence], wrapped: nn.Module | None = None
+) -> Tensor:
+    """Cross-entropy over all items, mean over the targets of the sequences; a scalar in nats.
+
+    `wrapped` is the network as it computes where several processes share its gradients.
+    """
     columns, _ = network.pad_histories([sequence.history for sequence in sequences])
     triples = [
         (number, position, network.column_of[item])
@@ -51,13 +75,15 @@ def compute_sequence_loss(network: SequentialRecommender, sequences: Sequence[Tr
         for position, item in sequence.targets
     ]
     numbers, positions, targets = torch.tensor(triples, device=columns.device).T
-    states = network.compute_states(columns)[numbers, positions]
-    return functional.cross_entropy(network.compute_logits(states), targets)
+    return functional.cross_entropy((wrapped or network)(columns, numbers, positions), targets)
 
 
 def draw_batches(sequences: Sequence[TrainSequence], batch_size: int) -> list[list[TrainSequence]]:
-    """The sequences in random order, cut so that the batches hold about batch_size targets each."""
-    order = torch.randperm(len(sequences))
+    """The sequences in random order, cut so that the batches hold about batch_size targets each.
+
+    The main process draws; the batches are the same on all.
+    """
+    order = broadcast_value(torch.randperm(len(sequences)))
     targets = torch.tensor([len(sequence.targets) for sequence in sequences])[order].cumsum(0)
     _, sizes = ((targets - 1) // batch_size).unique_consecutive(return_counts=True)
     return [[sequences[number] for number in numbers.tolist()] for numbers in order.split(sizes.tolist())]
@@ -66,62 +92,133 @@ def draw_batches(sequences: Sequence[TrainSequence], batch_size: int) -> list[li
 def rank_with_network(
     network: SequentialRecommender, rows: Sequence[Row], k: int
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """(the k best items of every row, best first; their log-probabilities)."""
-    items, scores = [], []
-    for start in range(0, len(rows), RANKED_AT_ONCE):
+    """(the k best items of every row, best first; their log-probabilities).
+
+    Processes share the rows in whole batches, so that no score depends on their number. The main one gets all lists,
+    the others none.
+    """
+    pairs = []
+    for start in take_part(range(0, len(rows), RANKED_AT_ONCE)):
         histories = [row.history_ids for row in rows[start : start + RANKED_AT_ONCE]]
         best = network.score_histories(histories).topk(min(k, len(network.item_ids)), dim=-1)
-        items += [[network.item_ids[column] for column in columns] for columns in best.indices.tolist()]
-        scores += best.values.tolist()
-    return items, scores
+        items = [[network.item_ids[column] for column in columns] for columns in best.indices.tolist()]
+        pairs += zip(items, best.values.tolist(), strict=True)
+    pairs = gather_on_main(pairs)
+    return [items for items, _ in pairs], [scores for _, scores in pairs]
 
 
-def train_network(
-    network: SequentialRecommender,
-    sequences: Sequence[TrainSequence],
-    validate: Callable[[], dict[str, float]],
-    *,
-    num_epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    patience: int,
-) -> list[dict]:
-    """Train with AdamW and leave the network with the weights of the epoch that is best by validation NDCG@10.
+@dataclass
+class NetworkTrainer:
+    """Training with AdamW that keeps the weights of the epoch that is best by validation NDCG@10.
 
-    Args:
+    Attributes:
+        network: on its device.
         sequences: the train rows, folded.
-        validate: measures the network after an epoch: {"HR@10", "NDCG@10"}.
+        validate: measures the network after an epoch: {"HR@10", "NDCG@10"}, the same on every process.
         num_epochs: epochs, at most; it stops after `patience` of them without a better one.
-        batch_size: train rows a step, about.
-
-    Returns:
-        One {"epoch", "loss", "HR@10", "NDCG@10"} an epoch.
+        batch_size: train rows a step, about, of all processes together.
+        seed: of what drops out on the processes other than the main one.
+        checkpoint: a file that is written after every epoch; `resume` goes on from it.
+        on_checkpoint: called when it was written.
     """
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    epochs: list[dict] = []
-    best, best_weights = None, {}
-    rows = sum(len(sequence.targets) for sequence in sequences)
-    bar = tqdm(total=num_epochs * rows, unit="row", disable=not is_main_process(), mininterval=2.0)
-    for epoch in range(1, num_epochs + 1):
-        network.train()
+
+    network: SequentialRecommender
+    sequences: Sequence[TrainSequence]
+    validate: Callable[[], dict[str, float]]
+    num_epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    patience: int
+    seed: int = 0
+    checkpoint: Path | None = None
+    on_checkpoint: Callable[[], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.wrapped = wrap_model(self.network)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        self.epochs: list[dict] = []
+        self.best: dict | None = None
+        self.best_weights: dict[str, Tensor] = {}
+
+    def fit(self) -> list[dict]:
+        """Train to the end. Returns one {"epoch", "loss", "HR@10", "NDCG@10"} an epoch."""
+        rows = count_targets(self.sequences)
+        bar = tqdm(
+            total=self.num_epochs * rows,
+            initial=len(self.epochs) * rows,
+            unit="row",
+            disable=not is_main_process(),
+            mininterval=2.0,
+        )
+        while len(self.epochs) < self.num_epochs and not self._is_patience_spent():
+            loss = self._train_epoch(bar) / rows
+            measured = {"epoch": len(self.epochs) + 1, "loss": loss, **self.validate()}
+            self.epochs.append(measured)
+            bar.set_postfix(
+                epoch=measured["epoch"], loss=f"{loss:.3f}", ndcg=f"{measured['NDCG@10']:.4f}", refresh=False
+            )
+            if self.best is None or measured["NDCG@10"] > self.best["NDCG@10"]:
+                self.best = measured
+                self.best_weights = {name: value.clone() for name, value in self.network.state_dict().items()}
+            self._save_checkpoint()
+        bar.close()
+        self.network.load_state_dict(self.best_weights)
+        return self.epochs
+
+    def _is_patience_spent(self) -> bool:
+        return self.best is not None and len(self.epochs) - self.best["epoch"] >= self.patience
+
+    def _train_epoch(self, bar: tqdm) -> float:
+        """One pass over the sequences; the sum of the losses of their targets."""
+        self.network.train()
+        separate_random_state(self.seed, len(self.epochs))
         total = 0.0
-        for batch in draw_batches(sequences, batch_size):
-            loss = compute_sequence_loss(network, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            targets = sum(len(sequence.targets) for sequence in batch)
+        for batch in draw_batches(self.sequences, self.batch_size):
+            part = take_part(batch)
+            # A process whose part is empty computes with a sequence of another that counts nothing.
+            loss = compute_sequence_loss(self.network, part or batch[:1], self.wrapped)
+            targets, whole = count_targets(part), count_targets(batch)
+            self.optimizer.zero_grad()
+            # The gradients of the parts are averaged; the mean over the targets of the batch is wanted.
+            (loss * (targets * count_processes() / whole)).backward()
+            self.optimizer.step()
             total += loss.item() * targets
-            bar.update(targets)
-        loss = total / rows
-        epochs.append({"epoch": epoch, "loss": loss, **validate()})
-        bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", ndcg=f"{epochs[-1]['NDCG@10']:.4f}", refresh=False)
-        if best is None or epochs[-1]["NDCG@10"] > best["NDCG@10"]:
-            best = epochs[-1]
-            best_weights = {name: value.clone() for name, value in network.state_dict().items()}
-        if epoch - best["epoch"] >= patience:
-            break
-    bar.close()
-    network.load_state_dict(best_weights)
-    return epochs
+            bar.update(whole)
+        return add_up_number(total)
+
+    def _save_checkpoint(self) -> None:
+        if self.checkpoint is None:
+            return
+        if is_main_process():
+            on_device = self.network.embedding.weight.device.type == "cuda"
+            state: dict[str, Any] = {
+                "weights": self.network.state_dict(),
+                "best_weights": self.best_weights,
+                "best": self.best,
+                "epochs": self.epochs,
+                "optimizer": self.optimizer.state_dict(),
+                "random": torch.get_rng_state(),
+                "random_device": torch.cuda.get_rng_state() if on_device else None,
+            }
+            with atomic_write(self.checkpoint) as temporary:
+                torch.save(state, temporary)
+        if self.on_checkpoint:
+            self.on_checkpoint()
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint; False where there is none."""
+        if self.checkpoint is None or not broadcast_value(self.checkpoint.is_file()):
+            return False
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        device = self.network.embedding.weight.device
+        self.best_weights = {name: value.to(device) for name, value in state["best_weights"].items()}
+        self.best, self.epochs = state["best"], state["epochs"]
+        torch.set_rng_state(state["random"])
+        if device.type == "cuda" and state["random_device"] is not None:
+            torch.cuda.set_rng_state(state["random_device"])
+        return True

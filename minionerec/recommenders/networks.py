@@ -37,6 +37,10 @@ class SequentialRecommender(nn.Module):
         """Hidden states [n, length, hidden_size] of catalogue columns [n, length], oldest item first."""
         raise NotImplementedError
 
+    def forward(self, columns: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """Logits [k, num_items] of the item after `positions` [k] of `rows` [k] of catalogue columns [n, length]."""
+        return self.compute_logits(self.compute_states(columns)[rows, positions])
+
     def compute_logits(self, states: Tensor) -> Tensor:
         """[..., num_items] of states [..., hidden_size]."""
         return functional.linear(states, self.embedding.weight)

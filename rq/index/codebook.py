@@ -19,6 +19,7 @@ import torch
 
 from minionerec.common.embeddings import load_embeddings
 from minionerec.common.files import InputError, atomic_write, require_file
+from minionerec.common.processes import computes_on_cpu, count_processes, process_state
 from rq.models.rqkmeans import RQKMeans, RQKMeansPlus
 from rq.models.rqvae import RQVAE
 from rq.models.vq import squared_distances
@@ -27,13 +28,18 @@ Model = RQVAE | RQKMeans
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The named device, or cuda where there is one, else cpu.
+    """The named device, or cuda where there is one, else cpu; of several processes each has its own.
 
     Raises:
         InputError: the device cannot be used here.
     """
+    if count_processes() > 1:
+        own = process_state().device
+        if device is not None and torch.device(device).type != own.type:
+            raise InputError(f"--device {device}: several processes share the work here, each on {own.type}")
+        return own
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() and not computes_on_cpu() else "cpu")
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

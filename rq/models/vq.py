@@ -9,6 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from minionerec.common.processes import is_main_process
+from minionerec.common.sharing import broadcast_tensor, gather_rows, take_part
+
 
 def squared_distances(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """[n, e_dim], [K, e_dim] -> squared Euclidean distances [n, K], never below 0."""
@@ -107,17 +110,21 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def start_from(self, x: torch.Tensor) -> None:
-        """Put the codes on the k-means centres of x [n, e_dim]."""
-        self.embedding.weight.copy_(kmeans_centres(x, self.n_e, self.kmeans_iters))
+        """Put the codes on the k-means centres of x [n, e_dim], the parts of all processes together."""
+        x = gather_rows(x)
+        centres = torch.empty_like(self.embedding.weight, dtype=x.dtype)
+        if is_main_process():
+            centres = kmeans_centres(x, self.n_e, self.kmeans_iters)
+        self.embedding.weight.copy_(broadcast_tensor(centres))
         self.started = True
 
     @torch.no_grad()
     def assign(self, x: torch.Tensor, use_sk: bool) -> torch.Tensor:
-        """Code numbers [n] of x [n, e_dim]."""
-        distances = squared_distances(x, self.embedding.weight)
+        """Code numbers [n] of x [n, e_dim]; a transport plan is that of the rows of all processes together."""
         if use_sk and self.sk_epsilon > 0:
-            return sinkhorn(distances, self.sk_epsilon, self.sk_iters).argmax(dim=-1)
-        return distances.argmin(dim=-1)
+            distances = squared_distances(gather_rows(x), self.embedding.weight)
+            return take_part(sinkhorn(distances, self.sk_epsilon, self.sk_iters).argmax(dim=-1))
+        return squared_distances(x, self.embedding.weight).argmin(dim=-1)
 
     def forward(self, x: torch.Tensor, use_sk: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x [n, e_dim] -> its codes [n, e_dim] with the gradient passed straight to x, the loss, the code numbers [n].

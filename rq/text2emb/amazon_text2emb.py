@@ -18,11 +18,19 @@ if __name__ == "__main__":
     FLAGS = parse_flags(EmbedFlags)
 
 import numpy as np
+from tqdm import tqdm
 
 from minionerec.common.embeddings import save_embeddings, side_file_path
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_records
-from minionerec.common.processes import is_main_process
+from minionerec.common.processes import (
+    computes_on_cpu,
+    count_processes,
+    get_rank,
+    is_main_process,
+    leave_others,
+)
+from minionerec.common.sharing import gather_on_main
 from minionerec.common.stage import open_stage
 from minionerec.common.texts import clean_text
 
@@ -76,7 +84,7 @@ def embed_by_tfidf(texts: list[str], dim: int, seed: int) -> np.ndarray:
 
 def embed_by_encoder(
     texts: list[str], checkpoint: str, max_sent_len: int, batch_size: int, device: str | None
-) -> np.ndarray:
+) -> np.ndarray | None:
     """Embeddings pooled and normalised as the sentence-transformers configuration of the encoder says.
 
     A plain Hugging Face folder has no such configuration; sentence-transformers then takes the mean over tokens.
@@ -89,21 +97,35 @@ def embed_by_encoder(
         device: such as cuda:0 or cpu; None for what is there.
 
     Returns:
-        float32 [N, hidden size].
+        float32 [N, hidden size] on the main process, None on the others.
 
     Raises:
         InputError: an encoder that cannot be loaded.
     """
     from sentence_transformers import SentenceTransformer
 
+    if count_processes() > 1 or computes_on_cpu():
+        from rq.index.codebook import pick_device
+
+        device = str(pick_device(device))
     try:
         model = SentenceTransformer(checkpoint, device=device)
     except (OSError, ValueError) as error:
         raise InputError(f"--plm_checkpoint {checkpoint}: cannot be loaded ({str(error).splitlines()[0]})") from None
     model.max_seq_length = min(max_sent_len, model.max_seq_length or max_sent_len)
-    return model.encode(
-        texts, batch_size=batch_size, show_progress_bar=is_main_process(), convert_to_numpy=True
-    ).astype(np.float32)
+    # Texts of like length share a batch. Processes share whole batches, so that no embedding depends on their number.
+    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    arrays = []
+    for number in tqdm(range(get_rank(), len(batches), count_processes()), unit="batch", disable=not is_main_process()):
+        part = [texts[row] for row in batches[number]]
+        vectors = model.encode(part, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+        arrays.append((number, vectors.astype(np.float32)))
+    arrays = [vectors for _, vectors in sorted(gather_on_main(arrays), key=lambda pair: pair[0])]
+    if not is_main_process():
+        return None
+    whole = np.concatenate(arrays)
+    return whole[np.argsort(order)]
 
 
 def resolve_embed_flags(flags: EmbedFlags) -> EmbedFlags:
@@ -141,6 +163,8 @@ def read_texts(flags: EmbedFlags, item_file: Path, fields: list[str]) -> tuple[l
 def embed_items(flags: EmbedFlags) -> None:
     """Embed the items of ROOT/DATASET.item.json into ROOT/DATASET.emb-PLM_NAME-td.npy and its .json side file."""
     flags = resolve_embed_flags(flags)
+    if flags.plm_name == "tfidf":
+        leave_others()
     fields = flags.text_fields or TEXT_FIELDS
     item_file = Path(flags.root) / f"{flags.dataset}.item.json"
     output = Path(flags.root) / f"{flags.dataset}.emb-{flags.plm_name}-td.npy"
@@ -158,6 +182,8 @@ def embed_items(flags: EmbedFlags) -> None:
         array = embed_by_tfidf(texts, flags.dim, flags.seed)
     else:
         array = embed_by_encoder(texts, flags.plm_checkpoint, flags.max_sent_len, flags.batch_size, flags.device)
+    if array is None:
+        return
     if not np.isfinite(array).all():
         raise InputError(f"{flags.plm_checkpoint}: the encoder gave values that are not finite")
     save_embeddings(output, array, item_ids, flags.plm_checkpoint or flags.plm_name, fields)
@@ -165,4 +191,4 @@ def embed_items(flags: EmbedFlags) -> None:
 
 
 if __name__ == "__main__":
-    run_command(embed_items, FLAGS)
+    run_command(embed_items, FLAGS, shared=True)
