@@ -5,14 +5,17 @@ Run as a script it prints the table of a file that `note_cell` wrote: `python te
 
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 SECONDS = 240  # a launch takes about ten on an idle machine; deepspeed's first one compiles a minute longer
+LONG = os.environ.get("LAUNCH_TESTS") == "all"
+long_form = pytest.mark.skipif(not LONG, reason="the long form: bash scripts/test_launch.sh")
 FILES = {"fsdp2": "fsdp2_cpu", "ddp": "ddp_cpu"}
 NAMES = {
     "one": "one process",
@@ -47,13 +50,12 @@ def launch(engine, flags, *, script="sft.py", processes=2, file=None, **environm
         "FSDP_ON_CPU": "1" if engine == "fsdp2" else "",
         "SEEN": str(seen),
     }
-    port = str(random.Random().randint(20_000, 32_000))
     if engine == "torchrun":
-        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     else:
         file = file or f"config/accelerate/{FILES.get(engine, engine)}.yaml"
         launcher = ["accelerate.commands.launch", "--config_file", file, "--num_processes", str(processes)]
-        launcher += ["--main_process_port", port]
+        launcher += ["--main_process_port", "0"]
     done = subprocess.run(
         [
             *(sys.executable, "-m", *launcher, str(ROOT / "tests/launched.py")),

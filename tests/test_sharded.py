@@ -7,7 +7,7 @@ environment with deepspeed and runs the long form too (LAUNCH_TESTS=all).
 import importlib.util
 import json
 import os
-import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,68 +15,35 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from launching import LONG, ROOT, SECONDS, find_last_line, launch, long_form, note_cell
 from safetensors.torch import load_file
 from tiny import TINY_CONFIG, make_dataset
 from transformers import AutoModelForCausalLM
 
+from evaluate import evaluate
 from minionerec.common.files import InputError, read_json
+from minionerec.evaluation.settings import EvaluateFlags
 from minionerec.training.checkpoints import check_checkpoint_folder
 from minionerec.training.settings import RLFlags, SFTFlags
 from minionerec.training.sharded import check_engine, check_resumable
 from rl import rl
 from sft import sft
 
-ROOT = Path(__file__).parent.parent
-SECONDS = 240  # a launch takes about ten on an idle machine; deepspeed's first one compiles a minute longer
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: bash scripts/test_launch.sh"
 )
-long_form = pytest.mark.skipif(
-    os.environ.get("LAUNCH_TESTS") != "all", reason="the long form: bash scripts/test_launch.sh"
-)
 ENGINES = [
+    pytest.param("torchrun", marks=long_form),
     pytest.param("ddp", marks=long_form),
     "fsdp2",
     pytest.param("zero2", marks=needs_deepspeed),
     pytest.param("zero3", marks=needs_deepspeed),
 ]
 # What the parameters of a layer are at the first step: their class, and the share of them that a rank holds.
-HELD = {"ddp": ("Parameter", 1), "fsdp2": ("DTensor", 0.5), "zero2": ("Parameter", 1), "zero3": ("ZeRO-3", 0.5)}
-FILES = {"fsdp2": "fsdp2_cpu", "ddp": "ddp_cpu"}
-
-
-def launch(engine, flags, *, script="sft.py", processes=2, file=None, **environment):
-    """The finished command under accelerate with config/accelerate/ENGINE.yaml; it must end within SECONDS."""
-    named = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    variables = {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "FSDP_ON_CPU": "1" if engine == "fsdp2" else "",
-    }
-    file = file or f"config/accelerate/{FILES.get(engine, engine)}.yaml"
-    launcher = ["--config_file", file, "--num_processes", str(processes), "--main_process_port", str(free_port())]
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            *launcher,
-            str(ROOT / "tests/launched.py"),
-            script,
-            *named,
-        ],
-        env={**os.environ, **variables, **environment},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=SECONDS,
-        check=False,
-    )
-
-
-def free_port():
-    return random.Random().randint(20_000, 32_000)
+HELD = {"fsdp2": ("DTensor", 0.5), "zero3": ("ZeRO-3", 0.5)} | dict.fromkeys(
+    ("torchrun", "ddp", "zero2"), ("Parameter", 1)
+)
+ENGINE_NAMES = {"torchrun": "DDP", "ddp": "DDP", "fsdp2": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 
 
 def read_weights(folder):
@@ -145,24 +112,45 @@ def as_texts(flags):
     return {name: ",".join(value) if isinstance(value, list) else value for name, value in flags.items()}
 
 
+def resume_with_another_number(engine, script, flags, killed, expected):
+    """A copy of a killed run goes on with one process to the expected weights, or, under ZeRO, is refused in a line."""
+    run = Path(flags["output_dir"])
+    shutil.copytree(run, killed)
+    done = launch(engine, flags, script=script, processes=1)
+    if engine.startswith("zero"):
+        assert done.returncode != 0 and "written by 2 processes of ZeRO" in done.stderr, done.stderr[-3000:]
+    else:
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert largest_difference(read_weights(expected), read_weights(run)) < 1e-5
+    shutil.rmtree(run)
+    shutil.copytree(killed, run)
+
+
+def kill_and_resume(engine, script, flags, step, expected, folder, **environment):
+    """A run that is killed before a step and goes on: the finished second launch, and what of the first was seen."""
+    dying = {"DIE_ON_RANK": "1", "DIE_AT_STEP": str(step), "DIE_HOW": "kill"}
+    killed = launch(engine, flags, script=script, **environment, **dying)
+    assert killed.returncode != 0 and not (Path(flags["output_dir"]) / "final_checkpoint").exists()
+    if LONG:
+        resume_with_another_number(engine, script, flags, folder / "killed", expected)
+    done = launch(engine, flags, script=script, **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("an earlier run was cut off") == 1
+    assert done.stdout.count(f"[launch] 2 processes, engine: {ENGINE_NAMES[engine]}") == 1
+    return done, killed.seen
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_sft_gives_the_weights_of_one_process_also_after_a_kill(toy, tmp_path, engine):
     """Ranks make unequal numbers of forward passes; the run is killed in its second epoch and goes on."""
-    seen = tmp_path / "seen"
-    seen.mkdir()
     flags = toy.scratch | {"base_model": toy.bases["tied"], "output_dir": tmp_path / "run"}
     epoch = read_json(toy.folder / "tied" / "sft.stage.json")["results"]["steps"] // 2
-    environment = {"SEEN": str(seen), "EXTRA_FORWARDS": "1"}
-    dying = {"DIE_ON_RANK": "1", "DIE_AT_STEP": str(epoch + 1), "DIE_HOW": "kill"}
-    killed = launch(engine, flags, **environment, **dying)
-    assert killed.returncode != 0 and not (tmp_path / "run" / "final_checkpoint").exists()
+    expected = toy.folder / "tied"
+    done, seen = kill_and_resume(engine, "sft.py", flags, epoch + 1, expected, tmp_path, EXTRA_FORWARDS="1")
     assert_engine(seen, engine)
-    done = launch(engine, flags, **environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("an earlier run was cut off") == 1
-    names = {"ddp": "DDP", "fsdp2": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
-    assert done.stdout.count(f"[launch] 2 processes, engine: {names[engine]}") == 1
-    assert largest_difference(read_weights(toy.folder / "tied"), read_weights(tmp_path / "run")) < 1e-5
+    difference = largest_difference(read_weights(expected), read_weights(tmp_path / "run"))
+    assert difference < 1e-5
+    note_cell(engine, "sft.py", difference, done)
 
 
 @pytest.fixture(scope="module")
@@ -173,18 +161,37 @@ def one_rl(toy):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_rl_gives_the_weights_of_one_process(toy, one_rl, tmp_path, engine):
-    seen = tmp_path / "seen"
-    seen.mkdir()
+    """In the long form also after a kill, also with one process instead of two."""
     flags = as_texts(toy.rl) | {"train_batch_size": 8, "output_dir": tmp_path / "run"}
-    done = launch(engine, flags, script="rl.py", SEEN=str(seen), EXTRA_FORWARDS="1")
+    if LONG:
+        done, seen = kill_and_resume(engine, "rl.py", flags, 3, one_rl, tmp_path, EXTRA_FORWARDS="1")
+    else:
+        done = launch(engine, flags, script="rl.py", EXTRA_FORWARDS="1")
+        seen = done.seen
     assert done.returncode == 0, done.stderr[-3000:]
     assert_engine(seen, engine)
     start, one, two = (read_weights(folder) for folder in (toy.folder / "tied", one_rl, tmp_path / "run"))
-    assert largest_difference(one, two) < 1e-5
+    difference = largest_difference(one, two)
+    assert difference < 1e-5
+    note_cell(engine, "rl.py", difference, done)
     results = [read_json(folder / "rl.stage.json")["results"] for folder in (one_rl, tmp_path / "run")]
     assert results[0] == results[1]
     beaten = results[0]["validation HR@10 best"] > results[0]["validation HR@10 at start"]
     assert (largest_difference(start, one) > 1e-4) == beaten
+
+
+@long_form
+@pytest.mark.parametrize("engine", ENGINES)
+def test_evaluation_gives_the_lists_of_one_process(toy, tmp_path, engine):
+    flags = {name: toy.rl[name] for name in ("train_file", "info_file")}
+    flags |= {"test_data_path": toy.rl["eval_file"], "num_beams": 20, "K": 10, "batch_size": 5}
+    flags |= {"base_model": str(toy.folder / "tied" / "final_checkpoint")}
+    evaluate(EvaluateFlags(**flags, result_json_data=str(tmp_path / "one.json")))
+    done = launch(engine, flags | {"result_json_data": tmp_path / "two.json"}, script="evaluate.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    lists = [[row["predict"] for row in read_json(tmp_path / f"{name}.json")] for name in ("one", "two")]
+    assert lists[0] == lists[1] and len(lists[0]) > 20
+    note_cell(engine, "evaluate.py", "identical lists", done)
 
 
 @long_form
@@ -196,42 +203,57 @@ def test_rl_that_does_not_beat_its_start_exports_the_start(toy, tmp_path, engine
     assert largest_difference(read_weights(toy.folder / "tied"), read_weights(tmp_path)) == 0
 
 
+LORA = {"lora": True, "lora_rank": 2}
 ADAPTERS = [
-    ("fsdp2", "untied", {"lora": True, "lora_rank": 2}),
+    ("fsdp2", "untied", LORA),
     pytest.param("fsdp2", "untied", {"freeze_LLM": True}, marks=long_form),
-    pytest.param("ddp", "tied", {"lora": True, "lora_rank": 2}, marks=long_form),
-    pytest.param("zero2", "tied", {"lora": True, "lora_rank": 2}, marks=[long_form, needs_deepspeed]),
-    pytest.param("zero3", "untied", {"lora": True, "lora_rank": 2}, marks=[long_form, needs_deepspeed]),
+    pytest.param("torchrun", "tied", LORA, marks=long_form),
+    pytest.param("ddp", "tied", LORA, marks=long_form),
+    pytest.param("zero2", "tied", LORA, marks=[long_form, needs_deepspeed]),
+    pytest.param("zero3", "untied", LORA, marks=[long_form, needs_deepspeed]),
     pytest.param("zero3", "tied", {"freeze_LLM": True}, marks=[long_form, needs_deepspeed]),
-    pytest.param("zero3", "tied", {"lora": True, "lora_rank": 2}, marks=needs_deepspeed),
+    pytest.param("zero3", "tied", LORA, marks=needs_deepspeed),
 ]
 
 
 @pytest.mark.parametrize("engine, base, adapter", ADAPTERS)
 def test_adapters_give_the_weights_of_one_process(toy, tmp_path, engine, base, adapter):
+    """In the long form also after a kill, also with one process instead of two."""
     start = toy.folder / base
-    flags = toy.data | toy.shared | adapter | {"num_epochs": 1, "learning_rate": 1e-3, "prompts": "compact"}
-    flags |= {"base_model": str(start / "final_checkpoint")}
-    sft(SFTFlags(**flags, output_dir=str(tmp_path / "one")))
-    done = launch(engine, flags | {"output_dir": tmp_path / "two"}, EXTRA_FORWARDS="1")
+    flags = toy.data | toy.shared | adapter | {"num_epochs": 2 if LONG else 1, "learning_rate": 1e-3}
+    flags |= {"base_model": str(start / "final_checkpoint"), "prompts": "compact"}
+    one, two = tmp_path / "one", tmp_path / "two"
+    sft(SFTFlags(**flags, output_dir=str(one)))
+    flags |= {"output_dir": two}
+    if LONG:
+        step = read_json(one / "sft.stage.json")["results"]["steps"] // 2 + 1
+        done, _ = kill_and_resume(engine, "sft.py", flags, step, one, tmp_path)
+    else:
+        done = launch(engine, flags, EXTRA_FORWARDS="1")
     assert done.returncode == 0, done.stderr[-3000:]
-    one, two = read_weights(tmp_path / "one"), read_weights(tmp_path / "two")
-    assert largest_difference(one, two) < 1e-5 and largest_difference(read_weights(start), one) > 1e-4
+    difference = largest_difference(read_weights(one), read_weights(two))
+    assert difference < 1e-5 and largest_difference(read_weights(start), read_weights(one)) > 1e-4
+    if adapter is LORA:
+        note_cell(engine, "sft.py --lora True", difference, done)
 
 
 @long_form
-@pytest.mark.parametrize("engine", ["ddp", *(pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3"))])
-def test_rl_with_adapters_gives_the_weights_of_one_process(toy, tmp_path, engine):
-    more = {"lora": True, "lora_rank": 2, "beta": 0.1, "learning_rate": 1e-4}
-    rl(RLFlags(**toy.rl | more, train_batch_size=16, output_dir=str(tmp_path / "one")))
-    flags = as_texts(toy.rl | more) | {"train_batch_size": 8, "output_dir": tmp_path / "two"}
-    done = launch(engine, flags, script="rl.py")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert largest_difference(read_weights(tmp_path / "one"), read_weights(tmp_path / "two")) < 1e-5
-
-
-def last_line(text):
-    return [line for line in text.splitlines() if line.strip(" =-")][-1]
+@pytest.mark.parametrize(
+    "engine, base",
+    [(name, "tied") for name in ("torchrun", "ddp")]
+    + [("fsdp2", "untied")]
+    + [pytest.param(name, "tied", marks=needs_deepspeed) for name in ("zero2", "zero3")],
+)
+def test_rl_with_adapters_gives_the_weights_of_one_process(toy, tmp_path, engine, base):
+    """Also after a kill, also with one process instead of two."""
+    more = LORA | {"beta": 0.1, "learning_rate": 1e-4, "model_path": str(toy.folder / base / "final_checkpoint")}
+    one, two = tmp_path / "one", tmp_path / "two"
+    rl(RLFlags(**toy.rl | more, train_batch_size=16, output_dir=str(one)))
+    flags = as_texts(toy.rl | more) | {"train_batch_size": 8, "output_dir": two}
+    done, _ = kill_and_resume(engine, "rl.py", flags, 3, one, tmp_path)
+    difference = largest_difference(read_weights(one), read_weights(two))
+    assert difference < 1e-5
+    note_cell(engine, "rl.py --lora True", difference, done)
 
 
 def test_fsdp2_refuses_adapters_on_a_tied_base(toy, tmp_path):
@@ -259,7 +281,7 @@ def test_the_published_file_works_by_its_published_name(toy, tmp_path):
 def test_an_error_on_one_rank_ends_all_with_its_line_last(toy, tmp_path, engine):
     flags = toy.scratch | {"base_model": toy.bases["tied"], "output_dir": tmp_path}
     done = launch(engine, flags, DIE_ON_RANK="1", DIE_AT_STEP="1", DIE_HOW="error")
-    assert done.returncode != 0 and "error on rank 1: rank 1 stops here" in last_line(done.stderr)
+    assert done.returncode != 0 and "error on rank 1: rank 1 stops here" in find_last_line(done.stderr)
     assert "error on rank 0" not in done.stderr and "error: " not in done.stderr.replace("rank 1: ", "")
 
 

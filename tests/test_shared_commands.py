@@ -4,14 +4,13 @@ Dropout is 0 where weights are compared: with it every process draws masks of it
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from launching import find_last_line, launch, note_cell
+from launching import find_last_line, launch, long_form, note_cell
 from safetensors.torch import load_file
 from tiny import make_dataset
 
@@ -22,10 +21,6 @@ from rq.rqvae import train_rqvae
 from rq.settings import EmbedFlags, RQVAEFlags
 from rq.text2emb.amazon_text2emb import embed_items
 from sasrec import sasrec
-
-long_form = pytest.mark.skipif(
-    os.environ.get("LAUNCH_TESTS") != "all", reason="the long form: bash scripts/test_launch.sh"
-)
 
 
 def as_text(value):
