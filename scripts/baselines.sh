@@ -12,6 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
 DATA_ROOT="" CATEGORY="" OUTPUT_DIR="" SEED=42
 read_flags "data_root category output_dir seed" "$@"
+require_category
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 find_splits
 

@@ -1,4 +1,4 @@
-# Sourced by the scripts that work on one category of data in the published format: reads their flags, finds its files.
+# Sourced by the scripts that work on a dataset: reads their flags, finds the files of the published format.
 fail() { echo "error: $1" >&2; exit 2; }
 
 # read_flags "data_root category ..." "$@": sets the variable of every flag that is given (--data_root sets DATA_ROOT).
@@ -15,6 +15,10 @@ read_flags() {
         printf -v "$(echo "$name" | tr '[:lower:]' '[:upper:]')" %s "$2"
         shift 2
     done
+}
+
+# require_category: what data in the published format need.
+require_category() {
     [ -n "$DATA_ROOT" ] || fail "--data_root is missing"
     [ -n "$CATEGORY" ] || fail "--category is missing"
     OUTPUT_DIR="${OUTPUT_DIR:-output/$CATEGORY}"

@@ -8,8 +8,8 @@
 #   LAUNCH=FILE     a file of accelerate; PROCESSES as above, unless the file says how many
 launch_fail() { echo "error: $1" >&2; exit 2; }
 
-# count_gpus: prints how many GPUs the machine has.
-count_gpus() { "$PYTHON" -c 'import torch; print(torch.accelerator.device_count())'; }
+# count_gpus: prints how many GPUs the machine has, GPU_COUNT where that is known.
+count_gpus() { echo "${GPU_COUNT:-$("$PYTHON" -c 'import torch; print(torch.accelerator.device_count())')}"; }
 
 # choose_launch: sets LAUNCHER, the words before the command.
 choose_launch() {
@@ -51,4 +51,12 @@ choose_launch() {
 launch() {
     choose_launch
     "${LAUNCHER[@]}" "$@"
+}
+
+# launch_whole: `launch` for commands whose model every process holds whole: zero2, zero3 and fsdp2 mean ddp.
+launch_whole() {
+    case "${LAUNCH:-auto}" in
+        zero2 | zero3 | fsdp2) local LAUNCH=ddp ;;
+    esac
+    launch "$@"
 }

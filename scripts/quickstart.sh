@@ -5,7 +5,7 @@
 #   bash scripts/quickstart.sh                     results in output/quickstart
 #   OUT=elsewhere SEED=7 bash scripts/quickstart.sh
 #
-# Its settings stand in config/recipes/quickstart_*.yaml.
+# Its settings stand in config/recipes/quickstart_*.yaml; the stages are those of pipeline.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 [ $# -eq 0 ] || { echo "error: unexpected argument $1; OUT and SEED stand before the command" >&2; exit 2; }
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -14,8 +14,7 @@ OUT="${OUT:-output/quickstart}"
 SEED="${SEED:-42}"
 DS=ml-100k
 RECIPES=config/recipes/quickstart
-RAW="$OUT/raw" DATA="$OUT/data" CSV="$OUT/csv"
-CHECKPOINT="$OUT/sft/final_checkpoint"
+RAW="$OUT/raw"
 
 # Real data that a user gets with pip: the recbole wheel carries MovieLens-100K.
 if [ ! -f "$RAW/$DS.item" ]; then
@@ -27,25 +26,8 @@ if [ ! -f "$RAW/$DS.item" ]; then
     rm -rf "$RAW/wheel"
 fi
 
-EMBEDDINGS="$DATA/$DS.emb-tfidf-td.npy" INDEX="$DATA/$DS.index.json"
-"$PYTHON" -m data_process.recbole_data_process --config ${RECIPES}_data.yaml --dataset $DS --input_dir "$RAW" \
-    --output_path "$DATA"
-"$PYTHON" -m rq.text2emb.amazon_text2emb --config ${RECIPES}_text2emb.yaml --dataset $DS --root "$DATA"
-# One thread: the RQ-VAE is too small to gain from two, and on a busy machine they wait for each other.
-OMP_NUM_THREADS=1 "$PYTHON" -m rq.rqvae --config ${RECIPES}_rqvae.yaml --data_path "$EMBEDDINGS" \
-    --ckpt_dir "$OUT/rqvae" --seed "$SEED"
-"$PYTHON" -m rq.generate_indices --ckpt_path "$OUT/rqvae/best_collision_model.pth" --data_path "$EMBEDDINGS" \
-    --output_file "$INDEX"
-"$PYTHON" convert_dataset.py --dataset_name $DS --data_dir "$DATA" --output_dir "$CSV"
-
-TRAIN="$CSV/train/$DS.csv" VALID="$CSV/valid/$DS.csv" TEST="$CSV/test/$DS.csv" INFO="$CSV/info/$DS.txt"
-"$PYTHON" baselines.py --train_file "$TRAIN" --test_data_path "$TEST" --info_file "$INFO" --output_dir "$OUT/baselines"
-"$PYTHON" sft.py --config ${RECIPES}_sft.yaml --train_file "$TRAIN" --eval_file "$VALID" --sid_index_path "$INDEX" \
-    --item_meta_path "$DATA/$DS.item.json" --output_dir "$OUT/sft" --seed "$SEED"
-"$PYTHON" evaluate.py --base_model "$CHECKPOINT" --train_file "$TRAIN" --info_file "$INFO" --test_data_path "$TEST" \
-    --result_json_data "$OUT/sft/test.json"
-"$PYTHON" rl.py --config ${RECIPES}_rl.yaml --model_path "$CHECKPOINT" --train_file "$TRAIN" --eval_file "$VALID" \
-    --info_file "$INFO" --output_dir "$OUT/rl" --seed "$SEED"
-"$PYTHON" evaluate.py --base_model "$OUT/rl/final_checkpoint" --train_file "$TRAIN" --info_file "$INFO" \
-    --test_data_path "$TEST" --result_json_data "$OUT/rl/test.json"
-"$PYTHON" -m scripts.summary --run_dir "$OUT"
+# One thread for the RQ-VAE: it is too small to gain from two, and on a busy machine they wait for each other.
+export SID_THREADS=1 LAUNCH="${LAUNCH:-none}"
+exec bash scripts/pipeline.sh --dataset $DS --input_dir "$RAW" --output_dir "$OUT" --seed "$SEED" --networks "" \
+    --data "--config ${RECIPES}_data.yaml" --text2emb "--config ${RECIPES}_text2emb.yaml" \
+    --sids "--config ${RECIPES}_rqvae.yaml" --sft "--config ${RECIPES}_sft.yaml" --rl "--config ${RECIPES}_rl.yaml"

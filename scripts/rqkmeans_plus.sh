@@ -5,6 +5,7 @@
 #
 #   --pretrained_codebook_path FILE.npz   k-means run to start from; default: rq.rqkmeans_faiss, run into OUT/kmeans
 #   --checkpoint FILE                     which model of OUT/rqkmeans_plus gives the SIDs, as in rqvae.sh
+#   --index_file FILE, --indices "..."    as in rqvae.sh, which also explains LAUNCH
 COMMAND=rq.rqkmeans_plus CHECKPOINT=best_collision_model.pth
 source "$(dirname "${BASH_SOURCE[0]}")/sids.sh"
 if [[ " ${FLAGS[*]} " != *" --pretrained_codebook_path"* ]]; then
@@ -12,6 +13,6 @@ if [[ " ${FLAGS[*]} " != *" --pretrained_codebook_path"* ]]; then
     "$PYTHON" -m rq.rqkmeans_faiss --data_path "$DATA_PATH" --output_file "$KMEANS"
     FLAGS+=(--pretrained_codebook_path "${KMEANS%.json}.codebooks.npz")
 fi
-"$PYTHON" -m "$COMMAND" --data_path "$DATA_PATH" --ckpt_dir "$OUT/rqkmeans_plus" "${FLAGS[@]}"
+train_codes --data_path "$DATA_PATH" --ckpt_dir "$OUT/rqkmeans_plus" "${FLAGS[@]}"
 "$PYTHON" -m rq.generate_indices_plus --ckpt_path "$OUT/rqkmeans_plus/$CHECKPOINT" --data_path "$DATA_PATH" \
-    --output_file "$INDEX"
+    --output_file "$INDEX" "${WORDS[@]}"

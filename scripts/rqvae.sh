@@ -5,7 +5,13 @@
 #
 #   --checkpoint FILE   which model of OUT/rqvae gives the SIDs: best_collision_model.pth (default), best_loss_model.pth
 #                       or final_model.pth
+#   --index_file FILE   the index; default OUT/NAME.index.json
+#   --indices "..."     flags of rq.generate_indices, such as "--collisions extra_token"
+#
+# LAUNCH=ddp PROCESSES=N before the command shares the training among processes (docs/cluster.md), SID_THREADS=N sets the
+# threads of each.
 COMMAND=rq.rqvae CHECKPOINT=best_collision_model.pth
 source "$(dirname "${BASH_SOURCE[0]}")/sids.sh"
-"$PYTHON" -m "$COMMAND" --data_path "$DATA_PATH" --ckpt_dir "$OUT/rqvae" "${FLAGS[@]}"
-"$PYTHON" -m rq.generate_indices --ckpt_path "$OUT/rqvae/$CHECKPOINT" --data_path "$DATA_PATH" --output_file "$INDEX"
+train_codes --data_path "$DATA_PATH" --ckpt_dir "$OUT/rqvae" "${FLAGS[@]}"
+"$PYTHON" -m rq.generate_indices --ckpt_path "$OUT/rqvae/$CHECKPOINT" --data_path "$DATA_PATH" --output_file "$INDEX" \
+    "${WORDS[@]}"

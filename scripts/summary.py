@@ -14,7 +14,7 @@ from minionerec.common.cli import Flags, flag, parse_flags, run_command
 class SummaryFlags(Flags):
     """The run."""
 
-    run_dir: str = flag(help="folder of quickstart.sh or run_category.sh; summary.json is written there")
+    run_dir: str = flag(help="folder of pipeline.sh, quickstart.sh or run_category.sh; summary.json is written there")
 
 
 if __name__ == "__main__":

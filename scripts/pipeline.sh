@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# Raw data to metrics: items and interactions, text embeddings, SIDs, CSV splits, baselines, SFT, RL, evaluation, table.
+# The same command again goes on after a break or a kill: what is finished is not done again.
+#
+#   bash scripts/pipeline.sh --dataset ml-100k --input_dir RAW --base_model Qwen/Qwen2.5-0.5B
+#   bash scripts/pipeline.sh --dataset Beauty --reviews_file Beauty_5.json.gz --metadata_file meta_Beauty.json.gz ...
+#   bash scripts/pipeline.sh --data_root DIR --category Industrial_and_Scientific ...
+#
+# The data are one of
+#   --dataset NAME --input_dir DIR      RecBole files, DIR/NAME.inter and DIR/NAME.item
+#   --dataset NAME --reviews_file FILE --metadata_file FILE      a dump of Amazon Reviews
+#   --data_root DIR --category NAME     the published format, SIDs and splits included; begins with the baselines
+#
+#   --output_dir DIR      default output/NAME; what every stage prints also goes to DIR/logs/NN_STAGE.log
+#   --base_model MODEL    HF folder or hub name, unless a recipe of --sft or --likeness names it
+#   --sid_method METHOD   rqvae (default), rqkmeans_faiss, rqkmeans_constrained or rqkmeans_plus
+#   --plm_checkpoint DIR  text encoder, an HF folder or hub name; default: TF-IDF
+#   --plm_name NAME       name of the embeddings, DIR/data/DATASET.emb-NAME-td.npy; default tfidf, qwen with an encoder
+#   --networks LIST       item-id networks among the baselines; default "sasrec gru4rec", "" for none
+#   --shared_sids True    allow several items to have one SID
+#   --seed N              default 42
+#
+# Every stage takes all flags of its command, in one argument, with quotes as in a shell, and they win over the above:
+#   --sft "--config config/recipes/quickstart_sft.yaml --num_epochs 3"
+#
+#   --data        data_process.recbole_data_process or data_process.amazon18_data_process
+#   --text2emb    rq.text2emb.amazon_text2emb (--plm_name and --plm_checkpoint stand outside)
+#   --sids        scripts/METHOD.sh: the flags of rq.METHOD, and --indices "..." for those of rq.generate_indices
+#   --convert     convert_dataset.py
+#   --baselines   baselines.py;  --network  sasrec.py, for all of --networks
+#   --likeness    sft.py, as a run of its own before SFT, which begins with its model; without it there is none
+#   --sft         sft.py;  --rl  rl.py;  --eval  evaluate.py, after SFT and after RL
+#
+# `bash scripts/sft.sh --help` and the like list them. All are checked before the first stage begins.
+#
+# LAUNCH and PROCESSES launch the stages that share their work (docs/cluster.md); LAUNCH_TEXT2EMB, LAUNCH_SIDS,
+# LAUNCH_NETWORKS, LAUNCH_SFT, LAUNCH_RL and LAUNCH_EVAL are for one of them.
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
+DATASET="" INPUT_DIR="" REVIEWS_FILE="" METADATA_FILE="" DATA_ROOT="" CATEGORY="" OUTPUT_DIR="" BASE_MODEL=""
+SID_METHOD=rqvae PLM_CHECKPOINT="" PLM_NAME="" NETWORKS="sasrec gru4rec" SHARED_SIDS="" SEED=42
+DATA="" TEXT2EMB="" SIDS="" CONVERT="" BASELINES="" NETWORK="" LIKENESS="" SFT="" RL="" EVAL=""
+read_flags "dataset input_dir reviews_file metadata_file data_root category output_dir base_model sid_method \
+plm_checkpoint plm_name networks shared_sids seed data text2emb sids convert baselines network likeness sft rl eval" "$@"
+
+# What the data are, and where everything lies.
+if [ -n "$DATA_ROOT" ]; then
+    [ -n "$CATEGORY" ] || fail "--category is missing"
+    [ -z "$DATASET$INPUT_DIR$REVIEWS_FILE$METADATA_FILE" ] || fail "--data_root: goes without --dataset and raw files"
+    find_splits
+    INDEX=$(find_file "index/$CATEGORY*.index.json")
+    ITEMS=$(find_file "index/$CATEGORY*.item.json")
+    OUT="${OUTPUT_DIR:-output/$CATEGORY}"
+else
+    [ -n "$DATASET" ] || fail "--dataset is missing, or --data_root with --category"
+    [ -z "$CATEGORY" ] || fail "--category: goes with --data_root"
+    [ -n "$INPUT_DIR$REVIEWS_FILE" ] || fail "--input_dir is missing, or --reviews_file with --metadata_file"
+    [ -z "$INPUT_DIR" ] || [ -z "$REVIEWS_FILE$METADATA_FILE" ] || fail "--input_dir: goes without --reviews_file"
+    [ -n "$INPUT_DIR" ] || [ -n "$METADATA_FILE" ] || fail "--metadata_file is missing"
+    OUT="${OUTPUT_DIR:-output/$DATASET}"
+    PLM_NAME="${PLM_NAME:-$([ -n "$PLM_CHECKPOINT" ] && echo qwen || echo tfidf)}"
+    EMBEDDINGS="$OUT/data/$DATASET.emb-$PLM_NAME-td.npy"
+    INDEX="$OUT/data/$DATASET.index.json" ITEMS="$OUT/data/$DATASET.item.json"
+    TRAIN="$OUT/csv/train/$DATASET.csv" VALID="$OUT/csv/valid/$DATASET.csv" TEST="$OUT/csv/test/$DATASET.csv"
+    INFO="$OUT/csv/info/$DATASET.txt"
+fi
+case "$SID_METHOD" in
+    rqvae | rqkmeans_faiss | rqkmeans_constrained | rqkmeans_plus) ;;
+    *) fail "--sid_method $SID_METHOD: expected rqvae, rqkmeans_faiss, rqkmeans_constrained or rqkmeans_plus" ;;
+esac
+for network in $NETWORKS; do
+    case "$network" in
+        sasrec | gru4rec) ;;
+        *) fail "--networks $NETWORKS: expected sasrec, gru4rec, both or none" ;;
+    esac
+done
+[[ "$TEXT2EMB" != *--plm_* ]] || fail "--text2emb: --plm_name and --plm_checkpoint are flags of pipeline.sh itself"
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source scripts/launch.sh
+source scripts/stages.sh
+SHARED=(${SHARED_SIDS:+--shared_sids "$SHARED_SIDS"})
+
+prepare_data() {
+    split_flags data "$DATA"
+    if [ -n "$INPUT_DIR" ]; then
+        run_stage data "$PYTHON" -m data_process.recbole_data_process --dataset "$DATASET" --input_dir "$INPUT_DIR" \
+            --output_path "$OUT/data" "${WORDS[@]}"
+    else
+        run_stage data "$PYTHON" -m data_process.amazon18_data_process --dataset "$DATASET" \
+            --reviews_file "$REVIEWS_FILE" --metadata_file "$METADATA_FILE" --output_path "$OUT/data" "${WORDS[@]}"
+    fi
+    split_flags text2emb "$TEXT2EMB"
+    run_stage text2emb launch_as TEXT2EMB -m rq.text2emb.amazon_text2emb --dataset "$DATASET" --root "$OUT/data" \
+        --plm_name "$PLM_NAME" ${PLM_CHECKPOINT:+--plm_checkpoint "$PLM_CHECKPOINT"} "${WORDS[@]}"
+    split_flags sids "$SIDS"
+    run_stage sids with_launch SIDS bash "scripts/$SID_METHOD.sh" --data_path "$EMBEDDINGS" --output_dir "$OUT" \
+        --index_file "$INDEX" --seed "$SEED" "${WORDS[@]}"
+    split_flags convert "$CONVERT"
+    run_stage convert "$PYTHON" convert_dataset.py --dataset_name "$DATASET" --data_dir "$OUT/data" \
+        --output_dir "$OUT/csv" "${SHARED[@]}" "${WORDS[@]}"
+}
+
+rank_baselines() {
+    local data=(--train_file "$TRAIN" --test_data_path "$TEST" --info_file "$INFO" "${SHARED[@]}")
+    split_flags baselines "$BASELINES"
+    run_stage baselines "$PYTHON" baselines.py "${data[@]}" --output_dir "$OUT/baselines" "${WORDS[@]}"
+    split_flags network "$NETWORK"
+    for network in $NETWORKS; do
+        run_stage "$network" launch_as NETWORKS sasrec.py --model "$network" "${data[@]}" --valid_file "$VALID" \
+            --output_dir "$OUT/$network" --seed "$SEED" "${WORDS[@]}"
+    done
+}
+
+train_and_evaluate() {
+    local data=(--train_file "$TRAIN" --eval_file "$VALID" --sid_index_path "$INDEX" --item_meta_path "$ITEMS")
+    local base="$BASE_MODEL"
+    if [ -n "$LIKENESS" ]; then
+        split_flags likeness "$LIKENESS"
+        run_stage likeness launch_as SFT sft.py "${data[@]}" --output_dir "$OUT/likeness" --seed "$SEED" \
+            ${base:+--base_model "$base"} "${WORDS[@]}"
+        base="$OUT/likeness/final_checkpoint"
+    fi
+    split_flags sft "$SFT"
+    run_stage sft launch_as SFT sft.py ${base:+--base_model "$base"} "${data[@]}" --output_dir "$OUT/sft" \
+        --seed "$SEED" "${WORDS[@]}"
+    evaluate_model sft
+    split_flags rl "$RL"
+    run_stage rl launch_as RL rl.py --model_path "$OUT/sft/final_checkpoint" --train_file "$TRAIN" --eval_file "$VALID" \
+        --info_file "$INFO" --output_dir "$OUT/rl" --seed "$SEED" "${SHARED[@]}" "${WORDS[@]}"
+    evaluate_model rl
+}
+
+# evaluate_model FOLDER: the final checkpoint of a training run on the test split.
+evaluate_model() {
+    split_flags eval "$EVAL"
+    run_stage "evaluate_$1" launch_as EVAL evaluate.py --base_model "$OUT/$1/final_checkpoint" --train_file "$TRAIN" \
+        --info_file "$INFO" --test_data_path "$TEST" --result_json_data "$OUT/$1/test.json" "${SHARED[@]}" "${WORDS[@]}"
+}
+
+run_all() {
+    STAGE=0
+    [ -n "$DATA_ROOT" ] || prepare_data
+    rank_baselines
+    train_and_evaluate
+    run_stage summary "$PYTHON" -m scripts.summary --run_dir "$OUT"
+}
+check_then_run run_all

@@ -1,0 +1,60 @@
+# Sourced by pipeline.sh after launch.sh: runs stages one after another, each with its log in OUT/logs.
+
+# split_flags NAME TEXT: sets WORDS to the words of --NAME TEXT, quotes understood as in a shell, nothing expanded.
+split_flags() {
+    local word
+    WORDS=()
+    [ -n "$2" ] || return 0
+    "$PYTHON" -c 'import shlex, sys; shlex.split(sys.argv[1])' "$2" 2> /dev/null || fail "--$1: a quote is not closed: $2"
+    while IFS= read -r -d '' word; do
+        WORDS+=("$word")
+    done < <("$PYTHON" -c 'import shlex, sys; [print(w, end="\0") for w in shlex.split(sys.argv[1])]' "$2")
+}
+
+# run_stage NAME COMMAND...: the next stage; what it prints also goes to OUT/logs/NN_NAME.log, behind earlier runs. While
+# flags are checked (MINIONEREC_CHECK_FLAGS) the command ends once it has read them, and nothing is written.
+run_stage() {
+    local name="$1" log status=0 last
+    shift
+    STAGE=$((STAGE + 1))
+    log=$(printf '%s/logs/%02d_%s.log' "$OUT" "$STAGE" "$name")
+    if [ -n "${MINIONEREC_CHECK_FLAGS:-}" ]; then
+        "$@" > /dev/null || fail "stage $name: its flags are wrong, nothing was run"
+        return 0
+    fi
+    mkdir -p "$OUT/logs"
+    echo "[pipeline] $name, log: $log"
+    echo "# $(date -u +%FT%TZ) $*" >> "$log"
+    "$@" 2>&1 | tee -a "$log" || status=$?
+    [ "$status" -ne 0 ] || return 0
+    last=$(tail -c 4000 "$log" | tr '\r' '\n' | grep -v '^[ =-]*$' | tail -n 1)
+    fail "stage $name ended with status $status ($last); $log has all of it, the same command goes on from here"
+}
+
+# with_launch NAME COMMAND...: the command with LAUNCH_NAME as LAUNCH, where that is set.
+with_launch() {
+    local own="LAUNCH_$1"
+    shift
+    export LAUNCH="${!own:-${LAUNCH:-auto}}"
+    [ -z "${MINIONEREC_CHECK_FLAGS:-}" ] || LAUNCH=none
+    "$@"
+}
+
+# launch_as NAME COMMAND...: a Python command, as LAUNCH_NAME or LAUNCH says.
+launch_as() {
+    case "$1" in
+        SFT | RL | EVAL) with_launch "$1" launch "${@:2}" ;;
+        *) with_launch "$1" launch_whole "${@:2}" ;;
+    esac
+}
+
+# check_then_run FUNCTION: the stages that a function runs, after the flags of all of them were read.
+check_then_run() {
+    (export MINIONEREC_CHECK_FLAGS=1; "$1")
+    # Asked once, not by every stage.
+    case "${LAUNCH:-auto}" in
+        none | cpu) ;;
+        *) GPU_COUNT=$(count_gpus); export GPU_COUNT ;;
+    esac
+    "$1"
+}

@@ -1,0 +1,108 @@
+"""scripts/pipeline.sh: flags are checked before anything runs, quotes survive, stages are logged, and a run goes on."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import ROOT, long_form
+
+from minionerec.common.files import read_json
+
+NAMES = ["data", "text2emb", "sids", "convert", "baselines", "sasrec", "sft", "evaluate_sft", "rl", "evaluate_rl"]
+
+
+def write_raw(folder):
+    """RecBole files of 30 users who walk along 20 items."""
+    folder.mkdir()
+    rng = random.Random(0)
+    words = ["red", "blue", "old", "new", "saw", "drill", "lamp"]
+    titles = [f"{rng.choice(words)} {rng.choice(words)} {item}" for item in range(20)]
+    items = [f"i{item}\t{title}\t{title.split()[0]}" for item, title in enumerate(titles)]
+    (folder / "toy.item").write_text("\n".join(["item_id:token\ttitle:token_seq\tclass:token", *items]) + "\n")
+    visits = []
+    for user in range(30):
+        item = rng.randrange(20)
+        for _ in range(8):
+            visits.append((user, item))
+            item = (item + rng.choice([1, 1, 1, 3])) % 20
+    rng.shuffle(visits)
+    lines = [f"u{user}\ti{item}\t{time}" for time, (user, item) in enumerate(visits)]
+    (folder / "toy.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *lines]) + "\n")
+
+
+def run(folder, *flags, **environment):
+    command = ["bash", str(ROOT / "scripts/pipeline.sh"), "--dataset", "toy", "--input_dir", str(folder / "raw")]
+    variables = {"MINIONEREC_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "LAUNCH": "none", **environment}
+    return subprocess.run(
+        [*command, "--output_dir", str(folder / "out"), *flags],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--sft", "--num_epochs 3", "--sid_method", "kmeans"], "--sid_method kmeans: expected rqvae, rqkmeans_faiss"),
+        (["--networks", "caser"], "--networks caser: expected sasrec, gru4rec"),
+        (["--category", "toy"], "--category: goes with --data_root"),
+        (["--reviews_file", "x"], "--input_dir: goes without --reviews_file"),
+        (["--text2emb", "--plm_name x"], "--text2emb: --plm_name and --plm_checkpoint are flags of pipeline.sh"),
+        (["--rl", "--prompts 'open"], "--rl: a quote is not closed: --prompts 'open"),
+    ],
+)
+def test_wrong_flags_of_the_pipeline(tmp_path, flags, message):
+    done = run(tmp_path, *flags, MINIONEREC_CHECK_FLAGS="1") if "--rl" in flags else run(tmp_path, *flags)
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_flag_of_the_last_stage_ends_it_before_the_first(tmp_path):
+    write_raw(tmp_path / "raw")
+    done = run(tmp_path, "--base_model", "none", "--eval", "--num_beans 3", "--networks", "")
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert "unknown flag --num_beans; did you mean --num_beams" in done.stderr
+    assert "stage evaluate_sft: its flags are wrong, nothing was run" in done.stderr.splitlines()[-1]
+
+
+SMALL = {
+    "--networks": "sasrec",
+    "--network": "--num_epochs 2 --hidden_size 16",
+    "--sids": "--num_emb_list 8,8 --e_dim 8 --layers 16 --epochs 4 --eval_step 2 --batch_size 16 --warmup_epochs 0 "
+    "--indices '--collisions nearest_free'",
+    "--sft": "--base_model {config} --train_from_scratch True --num_epochs 1 --batch_size 32 --micro_batch_size 8",
+    "--eval": "--num_beams 10 --K 5",
+    "--rl": "--max_steps 2 --num_generations 4 --train_batch_size 8 --eval_step 1 --test_beam 10",
+}
+
+
+@long_form
+def test_raw_data_to_metrics_by_two_processes_and_on_after_a_break(tmp_path):
+    """RL stops by a wrong file; the same command with a right one does RL and what follows, and nothing else."""
+    write_raw(tmp_path / "raw")
+    config = ROOT / "config/tiny_qwen3.json"
+    flags = [text.replace("{config}", str(config)) for pair in SMALL.items() for text in pair]
+    two = {"LAUNCH": "ddp", "PROCESSES": "2"}
+    broken = [*flags, "--rl", f"{SMALL['--rl']} --plugin '{tmp_path}/no such.py'"]
+    stopped = run(tmp_path, *broken, **two)
+    assert stopped.returncode == 2, stopped.stderr
+    assert "stage rl ended with status" in stopped.stderr and "no such.py" in stopped.stderr
+    out = tmp_path / "out"
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+    done = run(tmp_path, *flags, **two)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "engine: DDP" in done.stdout and "after RL" in done.stdout and "SASRec" in done.stdout
+    logs = sorted(path.name for path in (out / "logs").iterdir())
+    assert logs == [f"{number:02d}_{name}.log" for number, name in enumerate([*NAMES, "summary"], 1)]
+    assert (out / "logs/07_sft.log").read_text().count("already done") == 1
+    changed = {path.name for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed <= {"rl.stage.json"}
+    assert set(read_json(out / "summary.json")["metrics"]) >= {"popularity", "SASRec", "after SFT", "after RL"}
+    for name in Path(out / "sft").glob("test.metrics.json"):
+        assert read_json(name)["illegal"] == 0
