@@ -40,8 +40,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
 DATASET="" INPUT_DIR="" REVIEWS_FILE="" METADATA_FILE="" DATA_ROOT="" CATEGORY="" OUTPUT_DIR="" BASE_MODEL=""
 SID_METHOD=rqvae PLM_CHECKPOINT="" PLM_NAME="" NETWORKS="sasrec gru4rec" SHARED_SIDS="" SEED=42
 DATA="" TEXT2EMB="" SIDS="" CONVERT="" BASELINES="" NETWORK="" LIKENESS="" SFT="" RL="" EVAL=""
-read_flags "dataset input_dir reviews_file metadata_file data_root category output_dir base_model sid_method \
-plm_checkpoint plm_name networks shared_sids seed data text2emb sids convert baselines network likeness sft rl eval" "$@"
+KNOWN="dataset input_dir reviews_file metadata_file data_root category output_dir base_model sid_method plm_checkpoint"
+KNOWN+=" plm_name networks shared_sids seed data text2emb sids convert baselines network likeness sft rl eval"
+read_flags "$KNOWN" "$@"
 
 # What the data are, and where everything lies.
 if [ -n "$DATA_ROOT" ]; then
@@ -134,7 +135,8 @@ train_and_evaluate() {
 evaluate_model() {
     split_flags eval "$EVAL"
     run_stage "evaluate_$1" launch_as EVAL evaluate.py --base_model "$OUT/$1/final_checkpoint" --train_file "$TRAIN" \
-        --info_file "$INFO" --test_data_path "$TEST" --result_json_data "$OUT/$1/test.json" "${SHARED[@]}" "${WORDS[@]}"
+        --info_file "$INFO" --test_data_path "$TEST" --result_json_data "$OUT/$1/test.json" "${SHARED[@]}" \
+        "${WORDS[@]}"
 }
 
 run_all() {

@@ -8,10 +8,10 @@
 #   --index_file FILE   the index; default OUT/NAME.index.json
 #   --indices "..."     flags of rq.generate_indices, such as "--collisions extra_token"
 #
-# LAUNCH=ddp PROCESSES=N before the command shares the training among processes (docs/cluster.md), SID_THREADS=N sets the
-# threads of each.
+# LAUNCH=ddp PROCESSES=N before the command shares the training among processes (docs/cluster.md), SID_THREADS=N sets
+# the threads of each.
 COMMAND=rq.rqvae CHECKPOINT=best_collision_model.pth
 source "$(dirname "${BASH_SOURCE[0]}")/sids.sh"
 train_codes --data_path "$DATA_PATH" --ckpt_dir "$OUT/rqvae" "${FLAGS[@]}"
-"$PYTHON" -m rq.generate_indices --ckpt_path "$OUT/rqvae/$CHECKPOINT" --data_path "$DATA_PATH" --output_file "$INDEX" \
-    "${WORDS[@]}"
+"$PYTHON" -m rq.generate_indices --ckpt_path "$OUT/rqvae/$CHECKPOINT" --data_path "$DATA_PATH" \
+    --output_file "$INDEX" "${WORDS[@]}"

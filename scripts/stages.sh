@@ -1,18 +1,19 @@
-# Sourced by pipeline.sh after launch.sh: runs stages one after another, each with its log in OUT/logs.
+# Sourced by pipeline.sh and sids.sh after launch.sh: runs stages one after another, each with its log in OUT/logs.
 
 # split_flags NAME TEXT: sets WORDS to the words of --NAME TEXT, quotes understood as in a shell, nothing expanded.
 split_flags() {
     local word
     WORDS=()
     [ -n "$2" ] || return 0
-    "$PYTHON" -c 'import shlex, sys; shlex.split(sys.argv[1])' "$2" 2> /dev/null || fail "--$1: a quote is not closed: $2"
+    "$PYTHON" -c 'import shlex, sys; shlex.split(sys.argv[1])' "$2" 2> /dev/null ||
+        fail "--$1: a quote is not closed: $2"
     while IFS= read -r -d '' word; do
         WORDS+=("$word")
     done < <("$PYTHON" -c 'import shlex, sys; [print(w, end="\0") for w in shlex.split(sys.argv[1])]' "$2")
 }
 
-# run_stage NAME COMMAND...: the next stage; what it prints also goes to OUT/logs/NN_NAME.log, behind earlier runs. While
-# flags are checked (MINIONEREC_CHECK_FLAGS) the command ends once it has read them, and nothing is written.
+# run_stage NAME COMMAND...: the next stage; what it prints also goes to OUT/logs/NN_NAME.log, behind earlier runs.
+# While flags are checked (MINIONEREC_CHECK_FLAGS) the command ends once it has read them, and nothing is written.
 run_stage() {
     local name="$1" log status=0 last
     shift

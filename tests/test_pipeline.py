@@ -54,11 +54,11 @@ def run(folder, *flags, **environment):
         (["--category", "toy"], "--category: goes with --data_root"),
         (["--reviews_file", "x"], "--input_dir: goes without --reviews_file"),
         (["--text2emb", "--plm_name x"], "--text2emb: --plm_name and --plm_checkpoint are flags of pipeline.sh"),
-        (["--rl", "--prompts 'open"], "--rl: a quote is not closed: --prompts 'open"),
+        (["--data", "--split 'open"], "--data: a quote is not closed: --split 'open"),
     ],
 )
 def test_wrong_flags_of_the_pipeline(tmp_path, flags, message):
-    done = run(tmp_path, *flags, MINIONEREC_CHECK_FLAGS="1") if "--rl" in flags else run(tmp_path, *flags)
+    done = run(tmp_path, *flags)
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 

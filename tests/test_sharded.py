@@ -88,13 +88,15 @@ def toy(tmp_path_factory):
         "best_by": "HR@10",
         "early_stopping_patience": 9,
     }
-    scratch = data | shared | {"train_from_scratch": True, "learning_rate": 3e-3}
+    # With this seed RL finds a checkpoint that beats the tied base, with and without adapters, so that it exports it.
+    scratch = data | shared | {"train_from_scratch": True, "learning_rate": 3e-3, "seed": 3}
     bases = {}
     for name, tied in (("tied", True), ("untied", False)):
         config = folder / f"{name}.json"
         config.write_text(json.dumps({**TINY_CONFIG, "tie_word_embeddings": tied}))
         bases[name] = str(config)
-        sft(SFTFlags(base_model=str(config), output_dir=str(folder / name), **scratch))
+        flags = scratch | {"seed": 3 if tied else 42}
+        sft(SFTFlags(base_model=str(config), output_dir=str(folder / name), **flags))
     rl_flags = {name: paths[name] for name in ("train_file", "eval_file", "info_file")} | {
         "model_path": str(folder / "tied" / "final_checkpoint"),
         "max_steps": 4,
@@ -113,11 +115,16 @@ def as_texts(flags):
 
 
 def resume_with_another_number(engine, script, flags, killed, expected):
-    """A copy of a killed run goes on with one process to the expected weights, or, under ZeRO, is refused in a line."""
+    """A copy of a killed run goes on with one process to the expected weights.
+
+    Or it is said why not: ZeRO refuses; RL, whose accumulation follows the number of processes, begins anew.
+    """
     run = Path(flags["output_dir"])
     shutil.copytree(run, killed)
     done = launch(engine, flags, script=script, processes=1)
-    if engine.startswith("zero"):
+    if script == "rl.py":
+        assert "[rl] doing it again, changed: gradient_accumulation_steps: " in done.stdout, done.stdout
+    elif engine.startswith("zero"):
         assert done.returncode != 0 and "written by 2 processes of ZeRO" in done.stderr, done.stderr[-3000:]
     else:
         assert done.returncode == 0, done.stderr[-3000:]
@@ -131,7 +138,7 @@ def kill_and_resume(engine, script, flags, step, expected, folder, **environment
     dying = {"DIE_ON_RANK": "1", "DIE_AT_STEP": str(step), "DIE_HOW": "kill"}
     killed = launch(engine, flags, script=script, **environment, **dying)
     assert killed.returncode != 0 and not (Path(flags["output_dir"]) / "final_checkpoint").exists()
-    if LONG:
+    if LONG and (script == "sft.py" or engine == "ddp"):
         resume_with_another_number(engine, script, flags, folder / "killed", expected)
     done = launch(engine, flags, script=script, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -153,6 +160,13 @@ def test_sft_gives_the_weights_of_one_process_also_after_a_kill(toy, tmp_path, e
     note_cell(engine, "sft.py", difference, done)
 
 
+def assert_start_is_beaten(one, two):
+    """Both runs export what they trained, not their start, and measured the same."""
+    results = [read_json(folder / "rl.stage.json")["results"] for folder in (one, two)]
+    assert results[0] == results[1]
+    assert results[0]["validation HR@10 best"] > results[0]["validation HR@10 at start"]
+
+
 @pytest.fixture(scope="module")
 def one_rl(toy):
     rl(RLFlags(**toy.rl, train_batch_size=16, output_dir=str(toy.folder / "rl")))
@@ -161,7 +175,7 @@ def one_rl(toy):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_rl_gives_the_weights_of_one_process(toy, one_rl, tmp_path, engine):
-    """In the long form also after a kill, also with one process instead of two."""
+    """In the long form also after a kill."""
     flags = as_texts(toy.rl) | {"train_batch_size": 8, "output_dir": tmp_path / "run"}
     if LONG:
         done, seen = kill_and_resume(engine, "rl.py", flags, 3, one_rl, tmp_path, EXTRA_FORWARDS="1")
@@ -174,10 +188,8 @@ def test_rl_gives_the_weights_of_one_process(toy, one_rl, tmp_path, engine):
     difference = largest_difference(one, two)
     assert difference < 1e-5
     note_cell(engine, "rl.py", difference, done)
-    results = [read_json(folder / "rl.stage.json")["results"] for folder in (one_rl, tmp_path / "run")]
-    assert results[0] == results[1]
-    beaten = results[0]["validation HR@10 best"] > results[0]["validation HR@10 at start"]
-    assert (largest_difference(start, one) > 1e-4) == beaten
+    assert largest_difference(start, one) > 1e-4
+    assert_start_is_beaten(one_rl, tmp_path / "run")
 
 
 @long_form
@@ -245,7 +257,7 @@ def test_adapters_give_the_weights_of_one_process(toy, tmp_path, engine, base, a
     + [pytest.param(name, "tied", marks=needs_deepspeed) for name in ("zero2", "zero3")],
 )
 def test_rl_with_adapters_gives_the_weights_of_one_process(toy, tmp_path, engine, base):
-    """Also after a kill, also with one process instead of two."""
+    """Also after a kill."""
     more = LORA | {"beta": 0.1, "learning_rate": 1e-4, "model_path": str(toy.folder / base / "final_checkpoint")}
     one, two = tmp_path / "one", tmp_path / "two"
     rl(RLFlags(**toy.rl | more, train_batch_size=16, output_dir=str(one)))
@@ -253,6 +265,7 @@ def test_rl_with_adapters_gives_the_weights_of_one_process(toy, tmp_path, engine
     done, _ = kill_and_resume(engine, "rl.py", flags, 3, one, tmp_path)
     difference = largest_difference(read_weights(one), read_weights(two))
     assert difference < 1e-5
+    assert_start_is_beaten(one, two)
     note_cell(engine, "rl.py --lora True", difference, done)
 
 

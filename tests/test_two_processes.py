@@ -99,7 +99,7 @@ def dying(*args, **kwargs):
 
 
 predict.rank_sids = dying
-run_command(evaluate, parse_flags(EvaluateFlags))
+run_command(evaluate, parse_flags(EvaluateFlags), shared=True)
 """
 
 
