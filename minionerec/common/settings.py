@@ -69,6 +69,9 @@ class AdapterFlags(Flags):
         None, "names of the linear layers, such as q_proj,v_proj", default_text="every linear layer of the decoder"
     )
     lora_dropout: float = flag(0.0, "dropout on the input of the LoRA matrices")
+    load_in_4bit: bool = flag(
+        False, "keep the frozen linear layers in 4 bits (QLoRA, with bitsandbytes); what is exported is a plain model"
+    )
 
 
 @dataclass

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from minionerec.common.cli import get_default
 from minionerec.common.files import InputError, read_json
 from minionerec.common.settings import AdapterFlags
+from minionerec.language.quantization import check_4bit, is_in_4bit, merge_4bit_layers
 
 
 def check_adapter_flags(flags: AdapterFlags, freeze_LLM: bool = False, train_from_scratch: bool = False) -> None:
@@ -45,6 +46,8 @@ def check_adapter_flags(flags: AdapterFlags, freeze_LLM: bool = False, train_fro
             raise InputError(f"--{name} {getattr(flags, name)}: must be at least 1")
     if not 0 <= flags.lora_dropout < 1:
         raise InputError(f"--lora_dropout {flags.lora_dropout}: must be at least 0 and below 1")
+    if flags.load_in_4bit:
+        check_4bit()
 
 
 def check_adapter_checkpoint(checkpoint: str | None, freeze_LLM: bool, lora: bool) -> None:
@@ -146,7 +149,11 @@ def wrap_with_adapters(
 
 def merge_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The plain model with what was trained written into its weights, in place; an unwrapped model as it is."""
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+    if not isinstance(model, PeftModel):
+        return model
+    if is_in_4bit(model):
+        merge_4bit_layers(model)
+    return model.merge_and_unload()
 
 
 def count_trainable_parameters(model: torch.nn.Module) -> int:

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from minionerec.common.files import InputError, read_json
+from minionerec.language.quantization import keep_layout, quantize_on_loading
 from minionerec.search.prefix_tree import check_tree_attention
 
 transformers_logging.set_verbosity_error()
@@ -46,11 +47,14 @@ def check_attention(attention: str) -> None:
         raise InputError("--attention flex_attention: trains on a CUDA device only, and there is none here; use sdpa")
 
 
-def load_model(path: str, flag: str, attention: str = "sdpa") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    path: str, flag: str, attention: str = "sdpa", in_4bit: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (float32 weights) and tokenizer of a HF folder or hub name.
 
     Training keeps float32 master weights and computes in bf16 under autocast on a GPU; loading in the checkpoint's own
-    dtype, the library's default, would train in bf16.
+    dtype, the library's default, would train in bf16. With `in_4bit` the linear layers of the decoder are quantised,
+    and the model is on its device.
 
     Raises:
         InputError: nothing loadable there, or attention layers that prefix trees cannot use.
@@ -58,7 +62,12 @@ def load_model(path: str, flag: str, attention: str = "sdpa") -> tuple[PreTraine
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         with hide_file_progress():
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+            options = quantize_on_loading() if in_4bit else {}
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, attn_implementation=attention, **options
+            )
+        if in_4bit:
+            keep_layout(model)
         check_tree_attention(model)
     except (OSError, ValueError) as error:
         raise InputError(

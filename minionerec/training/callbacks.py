@@ -7,6 +7,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from minionerec.common.stage import Stage
 from minionerec.language.models import hide_file_progress
+from minionerec.training.optimizers import check_engine_savers
 from minionerec.training.sharded import announce_engine, check_engine, check_resumable, copy_before_sharding
 
 
@@ -37,6 +38,7 @@ class LaunchedTrainer:
         super().__init__(*arguments, args=args, **named)
         moving = getattr(args, "sync_ref_model", False)
         self.engine = check_engine(self.accelerator, self.model, moving_reference=moving)
+        check_engine_savers(self.engine, args.optim, self.model)
         announce_engine(self.engine, self.accelerator)
         self.plain_copy = copy_before_sharding(self.accelerator, self.model)
 

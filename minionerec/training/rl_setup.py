@@ -22,6 +22,7 @@ from minionerec.language.models import add_dropout, load_model
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.training.checkpoints import export_model
 from minionerec.training.grpo_loss import CLIP, choose_loss
+from minionerec.training.optimizers import check_optimizer
 from minionerec.training.rewards import DEFAULT_REWARDS, REWARDS, NamedReward, RewardInputs, build_rewards
 from minionerec.training.rl_config import RLConfig
 from minionerec.training.settings import RLFlags
@@ -99,6 +100,7 @@ def resolve_rl_flags(flags: RLFlags, processes: int | None = None) -> RLFlags:
         raise InputError("--ref_model_path: has no effect with --beta 0")
     choose_loss(flags.dapo, flags.gspo, flags.dr_grpo)
     check_adapter_flags(flags)
+    check_optimizer(flags.optim)
     sample_train = -1 if flags.sample_train is False else flags.sample_train
     return replace(flags, gradient_accumulation_steps=accumulation, sample_train=sample_train)
 
@@ -125,7 +127,7 @@ def build_reward_terms(flags: RLFlags, data: RLData) -> list[NamedReward]:
 def build_policy(flags: RLFlags, data: RLData, prompts: PromptSet) -> Policy:
     """The model on its device, wrapped where only a part of it is trained, and the reference of its KL term."""
     set_seed(flags.seed)
-    model, tokenizer = load_model(flags.model_path, "model_path")
+    model, tokenizer = load_model(flags.model_path, "model_path", in_4bit=flags.load_in_4bit)
     encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
     device = process_state().device
     catalogue_trie = build_catalogue_trie(data.catalogue, encoder, device)

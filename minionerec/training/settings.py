@@ -44,6 +44,11 @@ class OptimizationFlags(Flags):
     output_dir: str = flag(help="checkpoints go there; the last one is OUTPUT_DIR/final_checkpoint")
     warmup_ratio: float = flag(0.03, "share of the steps in which the learning rate rises; then it falls as a cosine")
     weight_decay: float = flag(0.0, "weight decay of AdamW")
+    optim: str = flag(
+        "adamw_torch_fused",
+        "optimizer, by its name in transformers; adamw_8bit and paged_adamw_8bit of bitsandbytes, or adafactor, keep "
+        "less state (docs/training.md)",
+    )
     dropout: float = flag(0.0, "dropout on embeddings and residual branches while the model learns")
     gradient_checkpointing: bool = flag(False, "compute activations twice instead of keeping them: less memory, slower")
     resume_from_checkpoint: str | None = flag(

@@ -89,6 +89,7 @@ def build_arguments(
         lr_scheduler_type="cosine",
         warmup_steps=round(flags.warmup_ratio * steps),
         weight_decay=flags.weight_decay,
+        optim=flags.optim,
         gradient_checkpointing=flags.gradient_checkpointing,
         use_cpu=on_cpu,
         disable_tqdm=False,

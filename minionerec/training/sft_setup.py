@@ -17,6 +17,7 @@ from minionerec.language.models import add_dropout, build_model_from_config, che
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.language.sid_tokens import add_sid_tokens, compute_start_directions
 from minionerec.recommenders.registry import BASELINES, is_baseline
+from minionerec.training.optimizers import check_optimizer
 from minionerec.training.settings import SFTFlags
 from minionerec.training.setup import build_arguments, check_divisible, read_splits
 from minionerec.training.sft_trainer import TreeBatches
@@ -29,6 +30,7 @@ def check_sft_flags(flags: SFTFlags) -> None:
         InputError: what to write instead.
     """
     check_adapter_flags(flags, flags.freeze_LLM, flags.train_from_scratch)
+    check_optimizer(flags.optim)
     if flags.eval_beams < 10:
         raise InputError(f"--eval_beams {flags.eval_beams}: HR@10 needs 10 beams or more")
     if flags.tree_tokens < 1:
@@ -93,7 +95,7 @@ def build_sft_model(flags: SFTFlags, data: SFTInputs, prompts: PromptSet) -> SFT
         texts = [text for text in (*titles, *descriptions) if text]
         model, tokenizer = build_model_from_config(flags.base_model, texts, flags.seed, flags.attention)
     else:
-        model, tokenizer = load_model(flags.base_model, "base_model", flags.attention)
+        model, tokenizer = load_model(flags.base_model, "base_model", flags.attention, flags.load_in_4bit)
     directions = None
     if flags.sid_init == "text" and not tokenizer.get_vocab().keys() >= set(data.sid_tokens):
         sids = [data.index[item] for item in data.catalogue.item_ids]
