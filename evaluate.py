@@ -19,7 +19,6 @@ if __name__ == "__main__":
 import shutil
 from pathlib import Path
 
-import torch
 from transformers import set_seed
 
 from data import EvalSidDataset
@@ -43,7 +42,7 @@ from minionerec.evaluation.setup import (
 )
 from minionerec.language.catalogue_trie import build_catalogue_trie
 from minionerec.language.examples import Example
-from minionerec.language.models import load_model
+from minionerec.language.models import load_model, place_for_search
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
 from minionerec.recommenders.registry import BaselineInputs
 
@@ -56,7 +55,7 @@ def load_ranker(flags: EvaluateFlags, data: EvaluationData) -> SplitRanker:
     encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
     device = process_state().device
     catalogue_trie = build_catalogue_trie(data.catalogue, encoder, device)
-    model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+    place_for_search(model, device, flags.dtype)
     sids = {data.catalogue.sid_of[item] for item in data.item_ids}
     included = sorted(catalogue_trie.number_of[sid] for sid in sids) or None
     return SplitRanker(model, encoder, catalogue_trie, flags, included=included, rank_by_generate=hf_rank_sids)

@@ -47,7 +47,7 @@ from minionerec.training.grpo_loss import (
 )
 from minionerec.training.rewards import NamedReward
 from minionerec.training.rl_config import RLConfig
-from minionerec.training.rollouts import find_legal_tokens, roll_out
+from minionerec.training.rollouts import choose_rollout_dtype, compute_in, find_legal_tokens, roll_out
 from minionerec.training.sharded import gather_model
 
 REFERENCE_FILE = "reference.safetensors"
@@ -102,6 +102,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         self.pad_token_id, self.validate = pad_token_id, validate
         self.temperature = 1.0 if args.beam_search else args.temperature
         self.model_accepts_loss_kwargs = True  # the weights of a batch are those of the mean over the whole step
+        self.rollout_dtype = choose_rollout_dtype(args.rollout_dtype, model, args.device, args.bf16)
         self._step_batches: list[dict[str, GroupBatch]] = []
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2))
         self._rollout_batch = 0  # prompts per forward pass of the rollouts, once they are counted
@@ -167,7 +168,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
     def rollout(self, examples: Sequence[Example]) -> list[list[int]]:
         """Sequence numbers of every prompt's completions, see `roll_out`."""
         args = self.args
-        with gather_model(self) as policy, self.compute_loss_context_manager():
+        with gather_model(self) as policy, self.compute_loss_context_manager(), compute_in(self.rollout_dtype, policy):
             if not self._rollout_batch:
                 beams = args.num_generations * 3 // 2 if args.dynamic_sampling else args.num_generations
                 longest = max(len(self.train_dataset[number].prompt_ids) for number in range(len(self.train_dataset)))

@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
 from minionerec.common.files import InputError, parse_list
@@ -16,7 +15,7 @@ from minionerec.common.records import Catalogue, Row
 from minionerec.evaluation.settings import RecommendFlags
 from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie
 from minionerec.language.examples import shorten_prompts
-from minionerec.language.models import load_model
+from minionerec.language.models import load_model, place_for_search
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
 from minionerec.search.beam_search import beam_search
 
@@ -164,6 +163,6 @@ def load_recommender(flags: RecommendFlags, catalogue: Catalogue) -> Recommender
     encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
     encoder.check_boundary("next_sid", prompts.target("next_sid", catalogue.sids[0]))
     device = process_state().device
-    model.to(device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+    place_for_search(model, device, flags.dtype)
     catalogue_trie = build_catalogue_trie(catalogue, encoder, device)
     return Recommender(model, encoder, catalogue, catalogue_trie, flags.num_beams, flags.max_history)

@@ -10,7 +10,20 @@ from minionerec.recommenders.settings import BaselineFlags
 
 
 @dataclass
-class SearchFlags(Flags):
+class PrecisionFlags(Flags):
+    """Precision."""
+
+    dtype: str | None = flag(
+        None,
+        "precision of the weights in the search; scores are summed in float32. auto is bfloat16 where the device has "
+        "instructions for it and the model is so large that they pay (docs/decoding_and_evaluation.md), else float32",
+        choices=("float32", "bfloat16", "auto"),
+        default_text="bfloat16 on a GPU, float32 on a CPU",
+    )
+
+
+@dataclass
+class SearchFlags(PrecisionFlags):
     """Search."""
 
     batch_size: int | None = flag(
@@ -86,7 +99,7 @@ class EvaluateFlags(
 
 
 @dataclass
-class RecommendFlags(CatalogueFlags, PromptFlags):
+class RecommendFlags(CatalogueFlags, PromptFlags, PrecisionFlags):
     """Model, history and list."""
 
     base_model: str = flag(help="checkpoint of sft.py or rl.py")

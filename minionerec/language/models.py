@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -19,10 +20,17 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from minionerec.common.files import InputError, read_json
+from minionerec.common.processes import process_state, say
 from minionerec.language.quantization import keep_layout, quantize_on_loading
 from minionerec.search.prefix_tree import check_tree_attention
 
 transformers_logging.set_verbosity_error()
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# What a CPU needs to multiply bfloat16 matrices faster than float32 ones, by the names of torch.cpu.get_capabilities.
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+# Below it a search spends its time elsewhere than in matrices (docs/decoding_and_evaluation.md has the measurement).
+BF16_PARAMETERS = 4_000_000
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 
@@ -45,6 +53,46 @@ def check_attention(attention: str) -> None:
     """
     if attention == "flex_attention" and not torch.cuda.is_available():
         raise InputError("--attention flex_attention: trains on a CUDA device only, and there is none here; use sdpa")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware; on others it emulates them, which is slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name, False) for name in BF16_INSTRUCTIONS)
+
+
+def choose_dtype(requested: str | None, model: torch.nn.Module, device: torch.device) -> torch.dtype:
+    """The precision that a model searches in. Called on every process; all get the choice of the main one.
+
+    The choice is a function of the model and the machine, not of a measurement, so that a run can be repeated.
+
+    Args:
+        requested: "float32", "bfloat16", or "auto": bfloat16 where the device has instructions for it and the model is
+            so large that they pay; None is bfloat16 on a GPU and float32 elsewhere.
+        model: what will search.
+        device: where.
+    """
+    if requested is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if requested != "auto":
+        return PRECISIONS[requested]
+    large = sum(parameter.numel() for parameter in model.parameters()) >= BF16_PARAMETERS
+    chosen = ["bfloat16" if large and has_fast_bf16(device) else "float32"]
+    if process_state().num_processes > 1:
+        broadcast_object_list(chosen)
+    return PRECISIONS[chosen[0]]
+
+
+def place_for_search(model: PreTrainedModel, device: torch.device, requested: str | None) -> PreTrainedModel:
+    """The model on its device in evaluation mode, in the precision of `choose_dtype`; a chosen one is printed."""
+    dtype = choose_dtype(requested, model, device)
+    if requested:
+        slow = dtype == torch.bfloat16 and not has_fast_bf16(device)
+        note = ", for which this device has no instructions: slower than float32" if slow else ""
+        say(f"[search] weights in {str(dtype).removeprefix('torch.')}{note}")
+    return model.to(device, dtype=dtype).eval()
 
 
 def load_model(

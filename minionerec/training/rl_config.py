@@ -20,4 +20,5 @@ class RLConfig(GRPOConfig):
     add_gt: bool = field(default=False, metadata={"help": "Put the target into groups that lack it."})
     mask_all_zero: bool = field(default=False, metadata={"help": "Leave groups of equal rewards out, KL included."})
     renormalize: bool = field(default=False, metadata={"help": "Probabilities over legal tokens only."})
+    rollout_dtype: str | None = field(default=None, metadata={"help": "Precision of rollouts; None: the training's."})
     tree_tokens: int = field(default=512, metadata={"help": "Prompt groups share a tree up to about so many tokens."})

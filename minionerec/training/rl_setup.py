@@ -186,6 +186,7 @@ def build_config(flags: RLFlags, schedule: Schedule) -> RLConfig:
         add_gt=flags.add_gt,
         mask_all_zero=flags.mask_all_zero,
         renormalize=flags.renormalize,
+        rollout_dtype=flags.rollout_dtype,
         loss_type=loss,
         importance_sampling_level="sequence" if flags.gspo else "token",
         scale_rewards="none" if loss == "dr_grpo" else "group",

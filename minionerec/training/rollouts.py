@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
+from minionerec.common.files import InputError
+from minionerec.common.processes import say
+from minionerec.language.models import choose_dtype
 from minionerec.search.beam_search import beam_search, sample
 from minionerec.search.trie import SidTrie
+
+
+def choose_rollout_dtype(
+    requested: str | None, model: torch.nn.Module, device: torch.device, trains_in_bf16: bool
+) -> torch.dtype | None:
+    """The precision of rollouts, None where it is simply that of the training.
+
+    Args:
+        requested: --rollout_dtype, see `choose_dtype`.
+        model: the policy.
+        device: where it is.
+        trains_in_bf16: whether the training computes under bf16 autocast.
+
+    Raises:
+        InputError: float32 where every forward pass of the policy is under bf16 autocast.
+    """
+    if requested is None:
+        return None
+    if trains_in_bf16:
+        if requested == "float32":
+            raise InputError("--rollout_dtype float32: training computes in bfloat16 here, and so do its rollouts")
+        return None
+    dtype = choose_dtype(requested, model, device)
+    say(f"[rl] rollouts in {str(dtype).removeprefix('torch.')}")
+    return None if dtype == torch.float32 else dtype
+
+
+def compute_in(dtype: torch.dtype | None, model: PreTrainedModel) -> contextlib.AbstractContextManager:
+    """Autocast to `dtype`; nothing changes where it is None.
+
+    Autocast casts a trained weight once while it is entered and forgets the copy on leaving. So rollouts always see the
+    newest weights, however they are wrapped or sharded, and pay for one cast a step.
+    """
+    return contextlib.nullcontext() if dtype is None else torch.autocast(model.device.type, dtype)
 
 
 def keep_diverse(drawn: Sequence[int], target: int, count: int) -> list[int]:

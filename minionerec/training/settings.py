@@ -170,6 +170,13 @@ class RolloutFlags(Flags):
         False, "find half as many again and keep the target, if it was found, and as many distinct ones as possible"
     )
     add_gt: bool = flag(False, "put the target into groups that lack it")
+    rollout_dtype: str | None = flag(
+        None,
+        "precision that rollouts are computed in; the loss computes their log-probabilities itself, in the training's "
+        "precision. auto is chosen as by --dtype of evaluate.py",
+        choices=("float32", "bfloat16", "auto"),
+        default_text="that of the training: bfloat16 autocast on a GPU, float32 on a CPU",
+    )
 
 
 @dataclass
