@@ -126,8 +126,8 @@ train_and_evaluate() {
         --seed "$SEED" "${WORDS[@]}"
     evaluate_model sft
     split_flags rl "$RL"
-    run_stage rl launch_as RL rl.py --model_path "$OUT/sft/final_checkpoint" --train_file "$TRAIN" --eval_file "$VALID" \
-        --info_file "$INFO" --output_dir "$OUT/rl" --seed "$SEED" "${SHARED[@]}" "${WORDS[@]}"
+    run_stage rl launch_as RL rl.py --model_path "$OUT/sft/final_checkpoint" --train_file "$TRAIN" \
+        --eval_file "$VALID" --info_file "$INFO" --output_dir "$OUT/rl" --seed "$SEED" "${SHARED[@]}" "${WORDS[@]}"
     evaluate_model rl
 }
 

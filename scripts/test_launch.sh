@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The long form of the tests of launchers: every command that shares its work over two processes on the CPU, sft.py and
 # rl.py under DDP, FSDP2, ZeRO-2 and ZeRO-3, whole and with adapters, killed and resumed, beside one process that was
-# not killed; scripts/pipeline.sh from raw data to metrics. Forty minutes. Ends with a table of engines and commands: the
-# largest difference of any weight, and the largest memory that a process had.
+# not killed; scripts/pipeline.sh from raw data to metrics. Forty minutes. Ends with a table of engines and commands:
+# the largest difference of any weight, and the largest memory that a process had.
 #
 #   bash scripts/test_launch.sh                makes .venv-launch once: the environment of everything else and deepspeed
 #   bash scripts/test_launch.sh -k zero3       the chosen tests alone: arguments go to pytest
