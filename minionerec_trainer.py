@@ -27,7 +27,6 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from minionerec.common.files import InputError
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
-from minionerec.search.beam_search import choose_batch_size, evaluation_mode
 from minionerec.search.prefix_tree import (
     batch_trees,
     compute_label_entropy,
@@ -35,6 +34,7 @@ from minionerec.search.prefix_tree import (
     compute_label_logits,
     pack_trees,
 )
+from minionerec.search.tree_scorer import choose_batch_size, evaluation_mode
 from minionerec.search.trie import pad_sequences
 from minionerec.training.callbacks import LaunchedTrainer, TrainingTable
 from minionerec.training.groups import GroupBatch, StepSampler

@@ -68,6 +68,7 @@ from minionerec.language.models import load_model
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts, load_prompts
 from minionerec.search import beam_search as tree_search
 from minionerec.search.prefill import SHORTEST_HEAD, PrefilledPrompts
+from minionerec.search.tree_scorer import TreeScorer
 from minionerec.search.trie import SidTrie
 
 END = 1
@@ -208,11 +209,11 @@ class SearchMeter:
             return "forced_tail" if int(depth.max()) >= sid_length - 1 else "steps"
 
         prefill, extend = PrefilledPrompts.__init__, PrefilledPrompts.extend
-        score = tree_search.score_forced_tokens
+        score = TreeScorer.score_forced
         with (
             patch.object(PrefilledPrompts, "__init__", self._timed(prefill, lambda *_, **__: "prefill")),
             patch.object(PrefilledPrompts, "extend", self._timed(extend, step_or_tail)),
-            patch.object(tree_search, "score_forced_tokens", self._timed(score, lambda *_: "forced_tail")),
+            patch.object(TreeScorer, "score_forced", self._timed(score, lambda *_: "forced_tail")),
         ):
             start, before = time.perf_counter(), self.seconds.total()
             yield

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from tiny import END, random_catalogue, random_prompts, rank_by_textbook, tiny_model
 
 from benchmarks.textbook import PrefixDictionary
-from minionerec.search import beam_search as module
-from minionerec.search import prefill
-from minionerec.search.beam_search import beam_search, choose_batch_size, sample, stable_topk
+from minionerec.search import prefill, tree_scorer
+from minionerec.search.beam_search import beam_search, sample, stable_topk
 from minionerec.search.prefill import PrefilledPrompts, group_by_length
+from minionerec.search.scorer import Engine, Scorer
+from minionerec.search.tree_scorer import choose_batch_size
 from minionerec.search.trie import SidTrie
 
 
@@ -275,6 +277,59 @@ def test_legal_without_duplicates_and_full_lists():
                 assert len(ranked) == min(beams, len(legal))
 
 
+class RowEngine(Engine):
+    """The slow twin of the tree: every running prefix is a row of its own, computed anew at each level."""
+
+    def __init__(self, model):
+        self.model = model
+
+    @contextmanager
+    def open_scorer(self, trie, prompts):
+        yield RowScorer(self.model, trie, prompts)
+
+
+class RowScorer(Scorer):
+    def __init__(self, model, trie, prompts):
+        super().__init__(trie, len(prompts))
+        self.model, self.rows = model, [[list(prompt)] for prompt in prompts]
+
+    @torch.no_grad()
+    def score_children(self, child, legal, relative=False):
+        tokens = self.trie.tokens(child, self.level + 1)
+        gains = torch.full(child.shape, float("nan"))
+        for row, column in legal.any(dim=-1).nonzero().tolist():
+            logits = self.model(torch.tensor([self.rows[row][column]])).logits[0, -1]
+            gains[row, column] = logits.log_softmax(-1)[tokens[row, column]]
+        return gains.masked_fill(~legal, float("nan"))
+
+    def _append(self, parent):
+        tokens = self.trie.tokens(self.nodes, self.level).tolist()
+        self.rows = [
+            [rows[before] + [token] for before, token in zip(*pair, strict=True)]
+            for rows, *pair in zip(self.rows, parent.tolist(), tokens, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_scorer_gives_the_same_lists_and_draws(seed):
+    """A scorer that knows neither rows nor caches, and the walk through forced tokens that a scorer inherits."""
+    rng = random.Random(seed)
+    model = tiny_model(rng.choice(["llama", "qwen2", "qwen3"]), 60, seed)
+    trie = SidTrie(random_catalogue(rng, rng.choice([1, 8, 60]), rng.randint(1, 5), 9, 60, seed % 2 == 0))
+    prompts = random_prompts(rng, 3, 60)
+    seen = [rng.sample(range(trie.num_sequences), trie.num_sequences // 2) for _ in prompts]
+    options = {"length_penalty": float(seed % 3 == 0), "renormalize": seed % 4 > 1, "excluded": seen}
+    tree, rows = (beam_search(engine, trie, prompts, 10, **options) for engine in (model, RowEngine(model)))
+    assert torch.equal(tree.sequence, rows.sequence)
+    torch.testing.assert_close(tree.score, rows.score, atol=1e-4, rtol=0)
+    tree, rows = (
+        sample(engine, trie, prompts, 10, 1.5, torch.Generator().manual_seed(seed))
+        for engine in (model, RowEngine(model))
+    )
+    assert torch.equal(tree.sequence, rows.sequence)
+    torch.testing.assert_close(tree.score, rows.score, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_stable_topk(seed):
     generator = torch.Generator().manual_seed(seed)
@@ -387,7 +442,7 @@ def test_the_batch_size_follows_the_memory(monkeypatch):
     model, trie = tiny_model("llama", 150), SidTrie(random_catalogue(random.Random(1), 300, 3, 30, 150, False))
 
     def with_free(megabytes, prompt=100, beams=20):
-        monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=megabytes * 2**20))
+        monkeypatch.setattr(tree_scorer.psutil, "virtual_memory", lambda: SimpleNamespace(available=megabytes * 2**20))
         return choose_batch_size(model, trie, prompt, beams)
 
     assert with_free(0) == 1 and with_free(10**6) == 32

@@ -16,7 +16,7 @@ from minionerec.evaluation.shards import work_in_shards
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
 from minionerec.language.prompts import Encoder
-from minionerec.search.beam_search import choose_batch_size
+from minionerec.search.tree_scorer import choose_batch_size
 
 Rankings = tuple[list[list[str]], list[list[float]]]  # the SIDs of every example, best first; their scores
 

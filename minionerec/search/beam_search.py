@@ -1,24 +1,21 @@
-"""Exact constrained beam search and sampling over a `SidTrie`, with every prompt prefilled once.
+"""Exact constrained beam search and sampling over a `SidTrie`, whatever scores the prefixes.
 
-All beams of a prompt are query tokens of the *same* row: a [n, 1, W, P + generated] mask lets each beam see the prompt
-and its ancestors, so the KV cache is never copied, expanded or reordered. Candidates are the legal children only. The
-result equals Hugging Face `generate(num_beams=B)` with a prefix-constraining processor, the finished-beam pool and the
-length penalty included; a checkpoint's `generation_config` is never read. What all prompts of a batch begin with is
-prefilled once.
+Candidates are the legal children only; a `Scorer` gives their log-probabilities. The result equals Hugging Face
+`generate(num_beams=B)` with a prefix-constraining processor, the finished-beam pool and the length penalty included; a
+checkpoint's `generation_config` is never read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.search.prefill import PrefilledPrompts
-from minionerec.search.prefix_tree import check_tree_attention
+from minionerec.search.scorer import Engine, Scorer
+from minionerec.search.tree_scorer import open_tree_scorer
 from minionerec.search.trie import SidTrie, SubTries
 
 NEGATIVE = float("-inf")
@@ -38,39 +35,6 @@ class SearchResult:
 
     sequence: torch.Tensor
     score: torch.Tensor
-
-
-@contextmanager
-def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode without gradients; the model's own mode is restored afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
-@contextmanager
-def _inference(model: PreTrainedModel, trie: SidTrie) -> Iterator[None]:
-    """`evaluation_mode` with an attention for a few queries, once it is checked that model and trie belong together."""
-    check_tree_attention(model)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    if trie.max_token >= vocabulary:
-        raise ValueError(
-            f"the trie holds token {trie.max_token}, but the model knows {vocabulary} tokens: another tokenizer?"
-        )
-    attention = model.config._attn_implementation
-    # flex_attention pays for long rows of queries, and would be compiled anew for the widths of a search.
-    if attention == "flex_attention":
-        model.set_attn_implementation("sdpa")
-    try:
-        with evaluation_mode(model):
-            yield
-    finally:
-        if attention == "flex_attention":
-            model.set_attn_implementation(attention)
 
 
 def stable_topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,47 +58,17 @@ def stable_topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     return values.gather(1, indices), indices
 
 
-def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
-    """`logsumexp` [n, W] over the last dimension, prompt by prompt: at once it would copy the array of all logits."""
-    return torch.stack([row.logsumexp(dim=-1) for row in logits])
-
-
-def choose_batch_size(model: PreTrainedModel, trie: SidTrie, longest_prompt: int, num_beams: int) -> int:
-    """How many prompts `beam_search` can take at once: what half of the free memory holds.
-
-    Counted are keys and values, masks and attention weights, logits and candidates. More prompts would not make a CPU
-    faster.
-
-    Args:
-        model: the model that will search.
-        trie: the trie that will be searched.
-        longest_prompt: tokens of the longest prompt.
-        num_beams: beams of each prompt.
-
-    Returns:
-        The number of prompts, 1 to 32 on a CPU, 1 to 256 elsewhere.
-    """
-    config, on_cpu = model.config.get_text_config(), model.device.type == "cpu"
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    slots, element = longest_prompt + num_beams * trie.depth, model.dtype.itemsize
-    queries = max(longest_prompt, num_beams * trie.depth)
-    key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    cache = 2 * config.num_hidden_layers * key_heads * width * slots * element
-    # Attention weights of one layer, their mask, and the widest hidden states.
-    activations = queries * (slots * (config.num_attention_heads * element + 5) + 4 * inner * element)
-    rows = num_beams * max(1, trie.depth - 1)  # the forced tail has the most rows of logits
-    logits = rows * model.get_output_embeddings().weight.shape[0] * (element + 8)
-    candidates = num_beams * max(trie.fanout) * 48
-    if on_cpu:
-        free = psutil.virtual_memory().available
-    else:
-        free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else 2**32
-    return max(1, min(32 if on_cpu else 256, int(free / 2 / (cache + activations + logits + candidates))))
+def _open_scorer(
+    model: PreTrainedModel | Engine, trie: SidTrie, prompts: Sequence[Sequence[int]], width: int
+) -> AbstractContextManager[Scorer]:
+    """What scores up to `width` prefixes of each prompt: the model where it runs here, or the engine that runs it."""
+    return (
+        model.open_scorer(trie, prompts) if isinstance(model, Engine) else open_tree_scorer(model, trie, prompts, width)
+    )
 
 
 def beam_search(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Engine,
     trie: SidTrie,
     prompts: Sequence[Sequence[int]],
     num_beams: int,
@@ -150,7 +84,8 @@ def beam_search(
     each prompt would do.
 
     Args:
-        model: decoder-only HF model with full attention (sdpa or eager; flex_attention is set to sdpa meanwhile).
+        model: decoder-only HF model with full attention (sdpa or eager; flex_attention is set to sdpa meanwhile), or an
+            engine that runs the model elsewhere.
         trie: legal sequences, end token included, on the model's device.
         prompts: n token-id lists of any lengths.
         num_beams: B; it may exceed the number of legal sequences.
@@ -166,16 +101,14 @@ def beam_search(
         ValueError: an empty prompt, a model whose attention cannot follow a tree, a trie of another vocabulary, lists
             for another number of prompts or that leave a prompt nothing, NaN logits.
     """
-    with _inference(model, trie):
-        prefilled = PrefilledPrompts(model, prompts, capacity=num_beams * trie.depth)
-        sub_tries = _restrict(trie, len(prompts), excluded, included)
-        search = _BeamSearch(prefilled, trie, sub_tries, num_beams, length_penalty, renormalize)
+    sub_tries = _restrict(trie, len(prompts), excluded, included)
+    with _open_scorer(model, trie, prompts, num_beams) as scorer:
+        search = _BeamSearch(scorer, trie, sub_tries, num_beams, length_penalty, renormalize)
         for step in range(trie.depth):
             candidates = search.rank_candidates(step)
             search.collect_finished(step, candidates)
             if step + 1 < trie.depth:
                 search.continue_best(step, candidates)
-                search.feed_tokens(step)
         return search.get_result()
 
 
@@ -216,8 +149,6 @@ class _BeamSearch:
 
     Attributes:
         nodes, score: [n, W], where each running beam stands in the trie, and its sum of log-probabilities.
-        logits: [n, W, vocab] float32, after the last token of every running beam.
-        visible: [n, W, slots] bool, the slots each running beam sees behind its prompt.
         tail: [n, W, L], the log-probabilities of forced tokens, once every running beam has one way left; before, None.
         finished_score, finished_sequence: [n, B], the pool of finished sequences; -inf and -1 where it is not full.
         is_open: [n, 1] bool, whether a prompt's pool still accepts sequences.
@@ -227,20 +158,18 @@ class _BeamSearch:
 
     def __init__(
         self,
-        prefilled: PrefilledPrompts,
+        scorer: Scorer,
         trie: SidTrie,
         sub_tries: SubTries | None,
         num_beams: int,
         length_penalty: float,
         renormalize: bool,
     ):
-        self.prefilled, self.trie, self.sub_tries = prefilled, trie, sub_tries
+        self.scorer, self.trie, self.sub_tries = scorer, trie, sub_tries
         self.num_beams, self.length_penalty, self.renormalize = num_beams, length_penalty, renormalize
-        self.logits = prefilled.logits
-        n, device = len(self.logits), self.logits.device
-        self.nodes = torch.zeros(n, 1, dtype=torch.long, device=device)
+        self.nodes = scorer.nodes
+        n, device = len(self.nodes), self.nodes.device
         self.score = torch.zeros(n, 1, device=device)
-        self.visible = torch.zeros(n, 1, 0, dtype=torch.bool, device=device)
         self.tail: torch.Tensor | None = None
         self.finished_score = torch.full((n, num_beams), NEGATIVE, device=device)
         self.finished_sequence = torch.full((n, num_beams), -1, dtype=torch.long, device=device)
@@ -252,18 +181,18 @@ class _BeamSearch:
         trie = self.trie
         width = 1 if self.tail is not None else trie.fanout[step]
         child, legal = trie.children(self.nodes, width)
+        legal &= (self.score > NEGATIVE).unsqueeze(-1)
         if self.tail is None:
             if self.sub_tries:
                 legal &= self.sub_tries.alive(child, step + 1)
-            gain = self.logits.gather(-1, trie.tokens(child, step + 1))
+            gain = self.scorer.score_children(child, legal, relative=self.renormalize)
             if self.renormalize:
                 gain = gain.masked_fill(~legal, NEGATIVE)
-            normaliser = _logsumexp(gain if self.renormalize else self.logits).unsqueeze(-1)
-            self.is_broken |= (torch.isnan(normaliser) & (self.score > NEGATIVE).unsqueeze(-1)).any()
-            gain = gain - normaliser
+                gain = gain - gain.logsumexp(dim=-1, keepdim=True)
         else:
             gain, self.tail = self.tail[:, :, :1], self.tail[:, :, 1:]
         total = (self.score.unsqueeze(-1) + gain).masked_fill(~legal, NEGATIVE).flatten(1)
+        self.is_broken |= torch.isnan(total).any()
         best, index = stable_topk(total, min(2 * self.num_beams, total.shape[1]))
         node = child.flatten(1).gather(1, index)
         return _Candidates(best, node, index // width, (trie.sequence[node] >= 0) & (best > NEGATIVE))
@@ -286,28 +215,27 @@ class _BeamSearch:
         is_full = (self.finished_score > NEGATIVE).all(dim=1, keepdim=True)
         promise = self.score[:, :1] / (step + 1) ** self.length_penalty
         self.is_open = self.is_open & ~(is_full & (promise <= self.finished_score[:, -1:]))
+        self._score_next(parent)
+
+    def _score_next(self, parent: torch.Tensor) -> None:
+        """Give the scorer the new tokens; once every beam has a single way left, all forced tokens are scored together.
+
+        Args:
+            parent: [n, W], the beam that each of the new running beams continues.
+        """
         if self.tail is not None:
             self.tail = self.tail.gather(1, parent.unsqueeze(-1).expand(-1, -1, self.tail.shape[-1]))
-        else:
-            self.visible = self.visible.gather(1, parent.unsqueeze(-1).expand(-1, -1, self.visible.shape[-1]))
-
-    def feed_tokens(self, step: int) -> None:
-        """Phase 4: feed the new tokens; once every beam has a single way left, all forced tokens go in one pass."""
-        if self.tail is not None:
             return
-        n, beams = self.nodes.shape
-        forced = self.trie.forced[self.nodes].masked_fill(self.score == NEGATIVE, 0)
+        alive = self.score > NEGATIVE
+        forced = self.trie.forced[self.nodes].masked_fill(~alive, 0)
         longest = int(forced.max()) if bool((forced >= 0).all()) else 0
         if longest < 2:
-            itself = torch.eye(beams, dtype=torch.bool, device=self.nodes.device).expand(n, -1, -1)
-            self.visible = torch.cat((self.visible, itself), dim=-1)
-            depth = torch.full((beams,), step, device=self.nodes.device)
-            self.logits = self.prefilled.extend(self.trie.tokens(self.nodes, step + 1), depth, self.visible)
+            self.scorer.follow(self.nodes, parent)
         elif self.renormalize:
             # A forced token is certain where only legal tokens count, and need not be computed.
-            self.tail = self.score.new_zeros(n, beams, longest)
+            self.tail = self.score.new_zeros(*self.score.shape, longest)
         else:
-            self.tail = score_forced_tokens(self.prefilled, self.trie, self.nodes, self.visible, step + 1, longest)
+            self.tail = self.scorer.score_forced(self.nodes, parent, alive, longest)
 
     def get_result(self) -> SearchResult:
         """The pools of finished sequences.
@@ -321,41 +249,8 @@ class _BeamSearch:
         return SearchResult(sequence, self.finished_score)
 
 
-def score_forced_tokens(
-    prefilled: PrefilledPrompts, trie: SidTrie, nodes: torch.Tensor, visible: torch.Tensor, depth: int, longest: int
-) -> torch.Tensor:
-    """Score the tokens that must follow running beams, in one pass.
-
-    Args:
-        prefilled: n prompts with the slots of the search so far.
-        trie: the trie that is searched.
-        nodes: [n, W], where the beams stand, each with one way left.
-        visible: [n, W, slots] bool, the slots each beam sees.
-        depth: level of the nodes, whose own token has not been fed.
-        longest: L, tokens of the longest way.
-
-    Returns:
-        Log-probabilities [n, W, L]; columns past the end of a shorter way hold no meaning.
-    """
-    n, beams = nodes.shape
-    device = nodes.device
-    tokens = [trie.tokens(nodes, depth)]
-    for level in range(depth + 1, depth + longest + 1):
-        below = trie.first_child[nodes].long()
-        # Where a shorter sequence has ended, anything may stand: its later columns are not read.
-        nodes = torch.where(trie.first_child[nodes + 1] > below, below, 0)
-        tokens.append(trie.tokens(nodes, level))
-    tokens = torch.stack(tokens, dim=-1)  # [n, W, L + 1]
-    slot = torch.arange(beams * longest, device=device)
-    same_beam = (slot[:, None] // longest == slot[None, :] // longest) & (slot[None, :] <= slot[:, None])
-    visible = torch.cat((visible.repeat_interleave(longest, dim=1), same_beam.expand(n, -1, -1)), dim=-1)
-    logits = prefilled.extend(tokens[:, :, :-1].flatten(1), depth - 1 + slot % longest, visible)
-    logits = logits.view(n, beams, longest, -1)
-    return logits.gather(-1, tokens[:, :, 1:].unsqueeze(-1)).squeeze(-1) - _logsumexp(logits)
-
-
 def sample(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Engine,
     trie: SidTrie,
     prompts: Sequence[Sequence[int]],
     num_samples: int,
@@ -384,21 +279,20 @@ def sample(
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    with _inference(model, trie):
-        prefilled = PrefilledPrompts(model, prompts, capacity=num_samples * trie.depth)
-        n, device = len(prompts), model.device
+    with _open_scorer(model, trie, prompts, num_samples) as scorer:
+        n, device = len(prompts), trie.device
         nodes = torch.zeros(n, num_samples, dtype=torch.long, device=device)
         score = torch.zeros(n, num_samples, device=device)
         finished = torch.zeros(n, num_samples, dtype=torch.bool, device=device)
-        itself = torch.eye(num_samples, dtype=torch.bool, device=device).expand(n, -1, -1)
-        visible = itself[:, :, :0]
-        logits = prefilled.logits.expand(-1, num_samples, -1)
+        parent = torch.zeros_like(nodes)  # all samples continue the empty prefix
+        itself = torch.arange(num_samples, device=device).expand(n, -1)
         for step in range(trie.depth):
-            child, legal = trie.children(nodes, trie.fanout[step])
-            normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
-            gain = logits.gather(-1, trie.tokens(child, step + 1)) - normaliser
-            if bool(torch.isnan(gain).any()):
+            # One row of children for the empty prefix, then one for every sample.
+            child, legal = trie.children(scorer.nodes, trie.fanout[step])
+            gain = scorer.score_children(child, legal)
+            if bool((torch.isnan(gain) & legal).any()):
                 raise ValueError(NAN_LOGITS)
+            child, legal, gain = (table.expand(-1, num_samples, -1) for table in (child, legal, gain))
             # A finished sample has no children; a uniform row keeps the draw defined and is discarded below.
             weight = torch.softmax((gain / temperature).masked_fill(~legal, NEGATIVE), dim=-1).nan_to_num(1.0)
             drawn = torch.multinomial(weight.flatten(0, 1), 1, generator=generator).view(n, num_samples, 1)
@@ -407,7 +301,6 @@ def sample(
             finished = trie.sequence[nodes] >= 0
             if step + 1 == trie.depth or bool(finished.all()):
                 break
-            visible = torch.cat((visible, itself), dim=-1)
-            depth = torch.full((num_samples,), step, device=device)
-            logits = prefilled.extend(trie.tokens(nodes, step + 1), depth, visible)
+            scorer.follow(nodes, parent)
+            parent = itself
         return SearchResult(trie.sequence[nodes], score)
