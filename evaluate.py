@@ -36,26 +36,24 @@ from minionerec.evaluation.predictions import EvaluationFiles, build_sid_predict
 from minionerec.evaluation.setup import (
     EvaluationData,
     list_evaluation_inputs,
+    load_searched_model,
     prepare_partial_files,
     read_evaluation_data,
     resolve_evaluate_flags,
 )
 from minionerec.language.catalogue_trie import build_catalogue_trie
 from minionerec.language.examples import Example
-from minionerec.language.models import load_model, place_for_search
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
 from minionerec.recommenders.registry import BaselineInputs
 
 
 def load_ranker(flags: EvaluateFlags, data: EvaluationData) -> SplitRanker:
-    """The model on its device, with the catalogue in its tokens."""
+    """The model on its device or in vLLM, with the catalogue in its tokens."""
     set_seed(flags.seed)
-    model, tokenizer = load_model(flags.base_model, "base_model")
+    model, tokenizer = load_searched_model(flags)
     prompts = load_checkpoint_prompts(flags.base_model, flags.prompts, flags.category)
     encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
-    device = process_state().device
-    catalogue_trie = build_catalogue_trie(data.catalogue, encoder, device)
-    place_for_search(model, device, flags.dtype)
+    catalogue_trie = build_catalogue_trie(data.catalogue, encoder, process_state().device)
     sids = {data.catalogue.sid_of[item] for item in data.item_ids}
     included = sorted(catalogue_trie.number_of[sid] for sid in sids) or None
     return SplitRanker(model, encoder, catalogue_trie, flags, included=included, rank_by_generate=hf_rank_sids)

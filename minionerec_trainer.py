@@ -25,6 +25,7 @@ from transformers.trainer_callback import ProgressCallback
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from minionerec.common.files import InputError
+from minionerec.engines.prefix_scorer import PrefixEngine
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
 from minionerec.search.prefix_tree import (
@@ -48,7 +49,7 @@ from minionerec.training.grpo_loss import (
 from minionerec.training.rewards import NamedReward
 from minionerec.training.rl_config import RLConfig
 from minionerec.training.rollouts import choose_rollout_dtype, compute_in, find_legal_tokens, roll_out
-from minionerec.training.sharded import gather_model
+from minionerec.training.sharded import gather_model, is_sharding
 
 REFERENCE_FILE = "reference.safetensors"
 
@@ -69,6 +70,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         pad_token_id: of the tokenizer.
         validate: called with the plain policy on every process, returns validation metrics.
         callbacks: of the `Trainer`.
+        rollout_engine: what rolls out instead of the policy, and is given the policy's weights before it does.
 
     Raises:
         InputError: settings that do not fit together, a target outside the trie, a reference of another vocabulary.
@@ -86,6 +88,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         pad_token_id: int,
         validate: Callable[[PreTrainedModel | PeftModel], dict[str, float]] | None = None,
         callbacks: Sequence | None = None,
+        rollout_engine: PrefixEngine | None = None,
     ):
         self.catalogue_trie, self.trie = catalogue_trie, catalogue_trie.trie
         self._check(model, reference, args, train_dataset)
@@ -100,6 +103,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         self.reference, self.rewards = reference, rewards
         self.completion_tokens = self.trie.sequences()
         self.pad_token_id, self.validate = pad_token_id, validate
+        self.rollout_engine = rollout_engine
         self.temperature = 1.0 if args.beam_search else args.temperature
         self.model_accepts_loss_kwargs = True  # the weights of a batch are those of the mean over the whole step
         self.rollout_dtype = choose_rollout_dtype(args.rollout_dtype, model, args.device, args.bf16)
@@ -108,6 +112,8 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         self._rollout_batch = 0  # prompts per forward pass of the rollouts, once they are counted
         self._logged_step: int | None = None
         self._reference_seconds = 0.0  # of the training step under way
+        if rollout_engine is not None and is_sharding(self.accelerator):
+            raise InputError("--use_vllm True: not where the weights are in parts; launch with ddp.yaml or zero2.yaml")
         self.remove_callback(ProgressCallback)
         self.add_callback(TrainingTable())
         if args.sync_ref_model:
@@ -168,7 +174,9 @@ class GroupTrainer(LaunchedTrainer, Trainer):
     def rollout(self, examples: Sequence[Example]) -> list[list[int]]:
         """Sequence numbers of every prompt's completions, see `roll_out`."""
         args = self.args
-        with gather_model(self) as policy, self.compute_loss_context_manager(), compute_in(self.rollout_dtype, policy):
+        with self._open_rollout_model() as policy, self.compute_loss_context_manager():
+            if not self._rollout_batch and self.rollout_engine is not None:
+                self._rollout_batch = len(examples)  # the engine itself decides what it computes together
             if not self._rollout_batch:
                 beams = args.num_generations * 3 // 2 if args.dynamic_sampling else args.num_generations
                 longest = max(len(self.train_dataset[number].prompt_ids) for number in range(len(self.train_dataset)))
@@ -187,6 +195,20 @@ class GroupTrainer(LaunchedTrainer, Trainer):
                 renormalize=args.renormalize,
                 seed=f"{args.seed}-{self.state.global_step}-{args.process_index}",
             )
+
+    @contextlib.contextmanager
+    def _open_rollout_model(self) -> Iterator[PreTrainedModel | PeftModel | PrefixEngine]:
+        """The policy, or the engine with the policy's weights of now; called by all processes."""
+        if self.rollout_engine is None:
+            with gather_model(self) as policy, compute_in(self.rollout_dtype, policy):
+                yield policy
+            return
+        started = self._now()
+        if self.accelerator.is_main_process:
+            self.rollout_engine.load_policy(self.accelerator.unwrap_model(self.model))
+        self.accelerator.wait_for_everyone()
+        self._note("seconds_push", self._now() - started)
+        yield self.rollout_engine
 
     def reward_groups(self, examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> list[list[float]]:
         """The weighted sum of the reward's terms for every completion."""

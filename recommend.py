@@ -21,6 +21,7 @@ if __name__ == "__main__":
 from minionerec.common.files import InputError
 from minionerec.common.processes import say
 from minionerec.common.records import read_info, read_rows
+from minionerec.engines.settings import check_vllm_flags
 from minionerec.evaluation.recommender import Recommender, find_history, find_latest_history, load_recommender
 
 
@@ -36,6 +37,7 @@ def check_recommend_flags(flags: RecommendFlags) -> None:
         raise InputError("--user_id and --history_file go together")
     if not 1 <= flags.top <= flags.num_beams:
         raise InputError(f"--top {flags.top}: must be at least 1 and cannot exceed --num_beams {flags.num_beams}")
+    check_vllm_flags(flags, flags.engine)
     if flags.max_history < 0:
         raise InputError(f"--max_history {flags.max_history}: must be 0 (all) or more")
 

@@ -44,6 +44,7 @@ from minionerec.training.rl_setup import (
     build_config,
     build_policy,
     build_reward_terms,
+    build_rollout_engine,
     plan_steps,
     read_rl_data,
     resolve_rl_flags,
@@ -115,6 +116,7 @@ def build_rl_trainer(
         rewards=rewards,
         pad_token_id=policy.encoder.pad_token_id,
         validate=validate if flags.test_during_training else None,
+        rollout_engine=build_rollout_engine(flags),
         callbacks=[StageTimer(stage), EpochSetter(), *([EarlyStoppingCallback(patience)] if patience else [])],
     )
 

@@ -57,7 +57,7 @@ def test_the_commands_are_these():
         *(f"rq.{name}" for name in ("rqvae", "rqkmeans_faiss", "rqkmeans_constrained", "rqkmeans_plus", "quality")),
         *("rq.generate_indices", "rq.generate_indices_plus", "rq.text2emb.amazon_text2emb"),
         *(f"data_process.{name}" for name in ("amazon18_data_process", "recbole_data_process", "validate")),
-        *(f"scripts.{name}" for name in ("compare", "plan", "report", "sid_table", "summary")),
+        *(f"scripts.{name}" for name in ("compare", "plan", "report", "serve_vllm", "sid_table", "summary")),
         *(f"benchmarks.bench_{name}" for name in ("balanced_kmeans", "data", "decode", "dtype", "grpo", "plan")),
         *(f"benchmarks.bench_{name}" for name in ("sft", "trie")),
     }

@@ -293,7 +293,8 @@ def test_longer_lists_than_beams(trained, tmp_path):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"engine": "vllm"}, "--engine vllm: expected one of tree, hf"),
+        ({"engine": "sglang"}, "--engine sglang: expected one of tree, vllm, hf"),
+        ({"engine": "vllm", "fuse": "content"}, "--engine vllm: has no --fuse"),
         ({"engine": "hf", "num_beams": 1, "K": 1}, "--engine hf: needs --num_beams of 2 or more"),
         ({"batch_size": 0}, "--batch_size 0: must be at least 1"),
         ({"num_beams": 0}, "--num_beams 0: must be at least 1"),

@@ -29,8 +29,10 @@ ROOMS = {
     "search": {"common"},
     "recommenders": {"common"},
     "language": {"search", "common"},
-    "evaluation": {"language", "search", "recommenders", "common"},
-    "training": {"language", "search", "recommenders", "common"},  # what validates is handed in by the commands
+    "engines": {"language", "search", "common"},
+    "evaluation": {"engines", "language", "search", "recommenders", "common"},
+    # What validates is handed in by the commands.
+    "training": {"engines", "language", "search", "recommenders", "common"},
 }
 # The published constructors, whose parameters are part of what carries over.
 MANY_PARAMETERS = {

@@ -16,8 +16,10 @@ from minionerec.evaluation.shards import work_in_shards
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
 from minionerec.language.prompts import Encoder
+from minionerec.search.scorer import Engine
 from minionerec.search.tree_scorer import choose_batch_size
 
+VLLM_BATCH = 64  # prompts; vLLM itself decides how many of them it computes together
 Rankings = tuple[list[list[str]], list[list[float]]]  # the SIDs of every example, best first; their scores
 
 
@@ -25,7 +27,7 @@ class SplitRanker:
     """A model with its catalogue, ready to rank splits.
 
     Args:
-        model: on its device, in evaluation mode.
+        model: on its device, in evaluation mode; or the engine that runs it.
         encoder: tokenizer and templates of the model.
         catalogue_trie: the catalogue.
         flags: num_beams, K, batch_size, length_penalty, renormalize, exclude_seen and engine.
@@ -36,7 +38,7 @@ class SplitRanker:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | Engine,
         encoder: Encoder,
         catalogue_trie: CatalogueTrie,
         flags: EvaluateFlags,
@@ -95,6 +97,8 @@ class SplitRanker:
         flags = self.flags
         if flags.batch_size is not None:
             return flags.batch_size
+        if flags.engine == "vllm":
+            return VLLM_BATCH
         size = min(gather_object([choose_batch_size(self.model, self.catalogue_trie.trie, longest_prompt, width)]))
         # A beam is a row of its own in `generate`.
         return max(1, size // flags.num_beams) if flags.engine == "hf" else size

@@ -14,10 +14,11 @@ from minionerec.evaluation.metrics import find_rank, hit_ratio, ndcg
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
 from minionerec.search.beam_search import beam_search
+from minionerec.search.scorer import Engine
 
 
 def rank_sids(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Engine,
     catalogue_trie: CatalogueTrie,
     examples: Sequence[Example],
     num_beams: int,
@@ -32,7 +33,7 @@ def rank_sids(
     """The best SIDs of every example; batches hold prompts of similar length.
 
     Args:
-        model: decoder-only HF model.
+        model: decoder-only HF model, or an engine that runs one.
         catalogue_trie: the catalogue, on the model's device.
         examples: whose prompts are ranked for.
         num_beams: beams of the search, and the length of the lists.

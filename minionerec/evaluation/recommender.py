@@ -13,11 +13,12 @@ from minionerec.common.files import InputError, parse_list
 from minionerec.common.processes import process_state
 from minionerec.common.records import Catalogue, Row
 from minionerec.evaluation.settings import RecommendFlags
+from minionerec.evaluation.setup import load_searched_model
 from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie
 from minionerec.language.examples import shorten_prompts
-from minionerec.language.models import load_model, place_for_search
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
 from minionerec.search.beam_search import beam_search
+from minionerec.search.scorer import Engine
 
 NEAREST_TITLES = 5  # that an error names
 
@@ -104,7 +105,7 @@ class Recommender:
     """A model and its catalogue, ready to answer.
 
     Attributes:
-        model: on its device, in evaluation mode.
+        model: on its device, in evaluation mode; or the engine that runs it.
         encoder: its tokens, and the longest prompt with its target.
         catalogue: the items, with their popularity where it is known.
         catalogue_trie: the catalogue in the model's tokens.
@@ -112,7 +113,7 @@ class Recommender:
         max_history: newest items of a history that the model is shown; 0 is all.
     """
 
-    model: PreTrainedModel
+    model: PreTrainedModel | Engine
     encoder: Encoder
     catalogue: Catalogue
     catalogue_trie: CatalogueTrie
@@ -157,12 +158,11 @@ class Recommender:
 
 
 def load_recommender(flags: RecommendFlags, catalogue: Catalogue) -> Recommender:
-    """The model of --base_model on its device, with the catalogue in its tokens."""
-    model, tokenizer = load_model(flags.base_model, "base_model")
+    """The model of --base_model on its device or in vLLM, with the catalogue in its tokens."""
+    model, tokenizer = load_searched_model(flags)
     prompts = load_checkpoint_prompts(flags.base_model, flags.prompts, flags.category)
     encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
     encoder.check_boundary("next_sid", prompts.target("next_sid", catalogue.sids[0]))
     device = process_state().device
-    place_for_search(model, device, flags.dtype)
     catalogue_trie = build_catalogue_trie(catalogue, encoder, device)
     return Recommender(model, encoder, catalogue, catalogue_trie, flags.num_beams, flags.max_history)

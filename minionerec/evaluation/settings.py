@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from minionerec.common.cli import Flags, flag
 from minionerec.common.settings import CatalogueFlags, PromptFlags, SeedFlags, StageFlags
+from minionerec.engines.settings import VllmFlags
 from minionerec.recommenders.settings import BaselineFlags
 
 
@@ -45,8 +46,9 @@ class SearchFlags(PrecisionFlags):
     )
     engine: str = flag(
         "tree",
-        "tree is the project's search; hf is the same search by Hugging Face generate, slow, for comparison",
-        choices=("tree", "hf"),
+        "tree is the project's search; vllm is the same over vLLM, for models that one GPU cannot hold; hf is the same "
+        "by Hugging Face generate, slow, for comparison",
+        choices=("tree", "vllm", "hf"),
     )
 
 
@@ -80,7 +82,7 @@ class PublishedEvaluateFlags(Flags):
 
 @dataclass
 class EvaluateFlags(
-    SearchFlags, FusionFlags, CatalogueFlags, PromptFlags, SeedFlags, StageFlags, PublishedEvaluateFlags
+    SearchFlags, VllmFlags, FusionFlags, CatalogueFlags, PromptFlags, SeedFlags, StageFlags, PublishedEvaluateFlags
 ):
     """Model and data."""
 
@@ -99,7 +101,7 @@ class EvaluateFlags(
 
 
 @dataclass
-class RecommendFlags(CatalogueFlags, PromptFlags, PrecisionFlags):
+class RecommendFlags(CatalogueFlags, PromptFlags, PrecisionFlags, VllmFlags):
     """Model, history and list."""
 
     base_model: str = flag(help="checkpoint of sft.py or rl.py")
@@ -115,6 +117,9 @@ class RecommendFlags(CatalogueFlags, PromptFlags, PrecisionFlags):
     interactive: bool = flag(False, "read lines such as those of --titles from the standard input until an empty one")
     top: int = flag(10, "recommendations to print, at most --num_beams")
     num_beams: int = flag(50, "beams of the search")
+    engine: str = flag(
+        "tree", "tree is the project's search; vllm is the same search over vLLM", choices=("tree", "vllm")
+    )
     max_history: int = flag(10, "newest items of a history that the model is shown, as in its training data; 0 is all")
     exclude_seen: bool = flag(False, "leave out the items of the history")
     train_file: str | None = flag(

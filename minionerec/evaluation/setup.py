@@ -6,17 +6,23 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_ids
 from minionerec.common.processes import is_main_process, process_state, say
 from minionerec.common.records import Catalogue, Row, check_rows, draw_rows, read_info, read_rows
 from minionerec.common.stage import Stage
+from minionerec.engines.settings import check_vllm_flags
+from minionerec.engines.vllm import VllmEngine
 from minionerec.evaluation.fusion import check_fusion_flags
 from minionerec.evaluation.predictions import EvaluationFiles
-from minionerec.evaluation.settings import EvaluateFlags
+from minionerec.evaluation.settings import EvaluateFlags, RecommendFlags
 from minionerec.evaluation.shards import prepare_folder
+from minionerec.language.models import load_model, load_tokenizer, place_for_search
 from minionerec.language.prompts import resolve_prompts_file
 from minionerec.recommenders.registry import BASELINES
+from minionerec.search.scorer import Engine
 
 DEFAULT_LENGTH = 50  # of the lists
 
@@ -58,12 +64,32 @@ def resolve_evaluate_flags(flags: EvaluateFlags) -> EvaluateFlags:
         raise InputError("--engine hf: needs --num_beams of 2 or more")
     if flags.engine == "hf" and (flags.renormalize or flags.exclude_seen or flags.only_items):
         raise InputError("--engine hf: has neither --renormalize nor --exclude_seen nor --only_items")
+    if flags.engine == "vllm" and flags.fuse:
+        raise InputError("--engine vllm: has no --fuse, which scores items that the search did not find")
+    check_vllm_flags(flags, flags.engine)
     check_fusion_flags(flags)
     if flags.sample < -1 or flags.sample == 0:
         raise InputError(f"--sample {flags.sample}: expected -1 (all rows) or at least 1")
     if flags.batch_size is not None and flags.batch_size < 1:
         raise InputError(f"--batch_size {flags.batch_size}: must be at least 1")
     return flags
+
+
+def load_searched_model(
+    flags: EvaluateFlags | RecommendFlags,
+) -> tuple[PreTrainedModel | Engine, PreTrainedTokenizerBase]:
+    """(the model of --base_model, on its device in evaluation mode or in vLLM's processes, its tokenizer)."""
+    if flags.engine == "vllm":
+        tokenizer = load_tokenizer(flags.base_model, "base_model")
+        engine = VllmEngine(
+            flags.base_model,
+            flags.cutoff_len,
+            tensor_parallel_size=flags.tensor_parallel_size,
+            gpu_memory_utilization=flags.vllm_gpu_memory_utilization,
+        )
+        return engine, tokenizer
+    model, tokenizer = load_model(flags.base_model, "base_model")
+    return place_for_search(model, process_state().device, flags.dtype), tokenizer
 
 
 def list_evaluation_inputs(flags: EvaluateFlags) -> list[str]:

@@ -95,6 +95,20 @@ def place_for_search(model: PreTrainedModel, device: torch.device, requested: st
     return model.to(device, dtype=dtype).eval()
 
 
+def load_tokenizer(path: str, flag: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a HF folder or hub name.
+
+    Raises:
+        InputError: none there.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--{flag} {path}: cannot be used as a causal LM with a tokenizer ({str(error).splitlines()[0]})"
+        ) from None
+
+
 def load_model(
     path: str, flag: str, attention: str = "sdpa", in_4bit: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -107,8 +121,8 @@ def load_model(
     Raises:
         InputError: nothing loadable there, or attention layers that prefix trees cannot use.
     """
+    tokenizer = load_tokenizer(path, flag)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
         with hide_file_progress():
             options = quantize_on_loading() if in_4bit else {}
             model = AutoModelForCausalLM.from_pretrained(

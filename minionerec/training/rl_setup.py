@@ -15,6 +15,10 @@ from transformers import PreTrainedModel, Trainer, set_seed
 from minionerec.common.files import InputError
 from minionerec.common.processes import process_state, say
 from minionerec.common.records import Catalogue, Row, check_index_against_info, read_index, read_info
+from minionerec.engines.prefix_scorer import PrefixEngine
+from minionerec.engines.remote import RemoteEngine
+from minionerec.engines.settings import check_rollout_flags
+from minionerec.engines.vllm import VllmEngine
 from minionerec.language.adapters import check_adapter_flags, wrap_with_adapters
 from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie
 from minionerec.language.examples import TaskMixture
@@ -101,6 +105,7 @@ def resolve_rl_flags(flags: RLFlags, processes: int | None = None) -> RLFlags:
     choose_loss(flags.dapo, flags.gspo, flags.dr_grpo)
     check_adapter_flags(flags)
     check_optimizer(flags.optim)
+    check_rollout_flags(flags)
     sample_train = -1 if flags.sample_train is False else flags.sample_train
     return replace(flags, gradient_accumulation_steps=accumulation, sample_train=sample_train)
 
@@ -147,6 +152,21 @@ def build_policy(flags: RLFlags, data: RLData, prompts: PromptSet) -> Policy:
     if flags.dropout:  # after the wrapping: its hooks are to stand on the layers that are called
         add_dropout(model, flags.dropout)
     return Policy(model, reference, encoder, catalogue_trie)
+
+
+def build_rollout_engine(flags: RLFlags) -> PrefixEngine | None:
+    """What scores the rollouts with --use_vllm True; None where the policy does it itself."""
+    if not flags.use_vllm:
+        return None
+    if flags.vllm_mode == "server":
+        return RemoteEngine(flags.vllm_server_base_url)
+    return VllmEngine(
+        flags.model_path,
+        flags.cutoff_len,
+        tensor_parallel_size=flags.vllm_tensor_parallel_size,
+        gpu_memory_utilization=flags.vllm_gpu_memory_utilization,
+        flag="--use_vllm True",
+    )
 
 
 def try_rewards(rewards: list[NamedReward], train_set: TaskMixture, sids: list[str], generations: int) -> None:

@@ -12,6 +12,7 @@ from minionerec.common.files import InputError
 from minionerec.common.processes import say
 from minionerec.language.models import choose_dtype
 from minionerec.search.beam_search import beam_search, sample
+from minionerec.search.scorer import Engine
 from minionerec.search.trie import SidTrie
 
 
@@ -61,7 +62,7 @@ def keep_diverse(drawn: Sequence[int], target: int, count: int) -> list[int]:
 
 
 def roll_out(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Engine,
     trie: SidTrie,
     prompts: Sequence[Sequence[int]],
     *,
@@ -78,7 +79,7 @@ def roll_out(
     """Sequence numbers of every prompt's completions, best first (beams) or in order of drawing.
 
     Args:
-        model, trie: the policy and the catalogue, on one device.
+        model, trie: the policy and the catalogue, on one device; or an engine that runs the policy, and the catalogue.
         prompts: token ids.
         targets: each prompt's sequence number.
         count: completions per prompt; fewer only where the catalogue is smaller.
@@ -91,7 +92,7 @@ def roll_out(
         seed: what the draws are a function of, beside the prompts and the weights.
     """
     width = count + count // 2 if dynamic else count
-    generator = torch.Generator(model.device).manual_seed(_hash_seed(seed))
+    generator = torch.Generator(trie.device).manual_seed(_hash_seed(seed))
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     groups: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):

@@ -14,6 +14,7 @@ from minionerec.common.settings import (
     SeedFlags,
     StageFlags,
 )
+from minionerec.engines.settings import VllmRolloutFlags
 
 
 @dataclass
@@ -202,6 +203,7 @@ class RLFlags(
     RewardFlags,
     LossFlags,
     RolloutFlags,
+    VllmRolloutFlags,
     ValidationFlags,
     SplitFlags,
     CatalogueFlags,
