@@ -59,7 +59,7 @@ def test_the_commands_are_these():
         *(f"data_process.{name}" for name in ("amazon18_data_process", "recbole_data_process", "validate")),
         *(f"scripts.{name}" for name in ("compare", "plan", "report", "serve_vllm", "sid_table", "summary")),
         *(f"benchmarks.bench_{name}" for name in ("balanced_kmeans", "data", "decode", "dtype", "grpo", "plan")),
-        *(f"benchmarks.bench_{name}" for name in ("sft", "trie")),
+        *(f"benchmarks.bench_{name}" for name in ("sft", "trie", "vllm")),
     }
 
 

@@ -23,7 +23,7 @@ from minionerec.engines.prefix_scorer import collect_weights
 from minionerec.engines.remote import RemoteEngine
 from minionerec.engines.server import EngineServer
 from minionerec.engines.settings import check_rollout_flags, check_vllm_flags
-from minionerec.engines.vllm import VllmEngine
+from minionerec.engines.vllm import VllmEngine, share_cores
 from minionerec.evaluation.settings import EvaluateFlags, RecommendFlags
 from minionerec.language.adapters import add_lora
 from minionerec.search.beam_search import beam_search, sample
@@ -243,7 +243,7 @@ def test_a_missing_or_untested_version(monkeypatch, tmp_path):
 def test_a_model_that_vllm_does_not_have(started, tmp_path):
     config = GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, n_positions=64)
     path = save(AutoModelForCausalLM.from_config(config), tmp_path)
-    with pytest.raises(InputError, match=r"vLLM cannot run .* \(Model architectures .'GPT2'. are not supported"):
+    with pytest.raises(InputError, match=r"vLLM cannot run .* \(Model architectures .'GPT2'. are not supported\)$"):
         VllmEngine(path, 100)
 
 
@@ -291,6 +291,13 @@ def test_flags_of_rollouts_that_cannot_be(started, monkeypatch, flags, world, me
     flags = RLFlags(model_path="x", train_file="x", eval_file="x", info_file="x", output_dir="x", **flags)
     with pytest.raises(InputError, match=message):
         check_rollout_flags(flags)
+
+
+def test_processes_on_a_cpu_share_its_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {4, 0, 2, 7, 6}, raising=False)
+    assert [share_cores(count) for count in (1, 2, 3)] == ["auto", "0,4,7|2,6", "0,6|2,7|4"]
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
+    assert share_cores(2) == "3|3"
 
 
 # ----------------------------------------------------------------------------------------------------- served endpoints

@@ -21,9 +21,8 @@ class LLM:
     def __init__(self, model: str, max_model_len: int, **settings):
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         if self.model.config.model_type == "gpt2":
-            raise ValueError(
-                "1 validation error for ModelConfig\n  Model architectures ['GPT2'] are not supported\n  x"
-            )
+            reason = "Value error, Model architectures ['GPT2'] are not supported [type=value_error, input=x]"
+            raise ValueError(f"1 validation error for ModelConfig\n  {reason}")
         if max_model_len > self.model.config.max_position_embeddings:
             raise ValueError(f"max_model_len {max_model_len} is too long")
         self.longest, self.settings = max_model_len, settings
@@ -68,7 +67,8 @@ class MoveDirectionality(Enum):
 
 def install(monkeypatch, version: str = "0.32.0") -> list[LLM]:
     """Let `import vllm` find the stand-in until the test ends; returns the engines it will have started."""
-    import minionerec.engines.settings as settings
+    from minionerec.engines import settings
+    from minionerec.engines.vllm import ENVIRONMENT
 
     processors = dict(
         BatchUpdate=SimpleNamespace, LogitsProcessor=type("V1", (), {}), MoveDirectionality=MoveDirectionality
@@ -87,6 +87,6 @@ def install(monkeypatch, version: str = "0.32.0") -> list[LLM]:
     monkeypatch.delitem(sys.modules, "minionerec.engines.logits_processor", raising=False)
     monkeypatch.setattr(settings, "version", lambda package: version)
     monkeypatch.setattr(LLM, "started", [])
-    for name in ("VLLM_WORKER_MULTIPROCESSING_METHOD", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
+    for name in (*ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.setenv(name, "as-before")  # what the engine sets is undone
     return LLM.started
