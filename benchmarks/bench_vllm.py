@@ -51,7 +51,9 @@ from minionerec.search.trie import SidTrie
 CODES = 256
 
 
-def time_in_turns(repeats: int, run: Callable[[Any], Any], engines: dict[str, Any]) -> tuple[dict[str, float], list[Any]]:
+def time_in_turns(
+    repeats: int, run: Callable[[Any], Any], engines: dict[str, Any]
+) -> tuple[dict[str, float], list[Any]]:
     """({engine: median seconds}, the last result of each) of runs that take turns; the first turn is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     results = {}

@@ -2,7 +2,7 @@
 # The long form of tests/test_vllm.py, with vLLM itself on the CPU: lists, draws, pushed weights, preemption, two
 # processes, a server, RL in both modes, and the served logits processor. About fifteen minutes.
 #
-#   bash scripts/test_vllm.sh               makes .venv-vllm once (4 GB with torch): the environment of all else and vLLM
+#   bash scripts/test_vllm.sh               makes .venv-vllm once (4 GB with torch), all else and vLLM
 #   bash scripts/test_vllm.sh -k draws      the chosen tests alone: arguments go to pytest
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
