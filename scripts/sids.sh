@@ -1,7 +1,6 @@
 # Sourced by the SID scripts: answers --help; reads --data_path, --output_dir, --index_file and, where the sourcing
-# script has set CHECKPOINT to a default, --checkpoint and --indices; leaves every other flag in FLAGS, and sets OUT
-# (the folder), INDEX (--index_file, or OUT/NAME.index.json, NAME from NAME.emb-PLM-td.npy) and WORDS (those of
-# --indices).
+# script has set CHECKPOINT to a default, --checkpoint and --indices; leaves every other flag in FLAGS. Sets OUT (the
+# folder), INDEX (--index_file, or OUT/NAME.index.json, NAME from NAME.emb-PLM-td.npy) and WORDS (those of --indices).
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source scripts/launch.sh
