@@ -4,13 +4,16 @@ Dropout is 0 where weights are compared: with it every process draws masks of it
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from launching import find_last_line, launch, long_form, note_cell
+from launching import ROOT, SECONDS, find_last_line, launch, long_form, note_cell
 from safetensors.torch import load_file
 from tiny import make_dataset
 
@@ -171,3 +174,46 @@ def test_an_error_on_one_rank_ends_all_with_its_line_last(autoencoder, tmp_path,
     done = launch("torchrun", flags, script=command, DIE_ON_RANK="1", DIE_AT_STEP="1", DIE_HOW="error")
     assert done.returncode != 0 and "error on rank 1: rank 1 stops here" in find_last_line(done.stderr), done.stderr
     assert "error: " not in done.stderr.replace("rank 1: ", "")
+
+
+def run_rank(rank, *command, **environment):
+    """A command as a launcher would start it, without one."""
+    variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_PORT": "1", **environment}
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def test_a_command_that_is_not_shared_is_done_by_one_process(tmp_path):
+    """It waits for no other process, though its stage asks how many there are."""
+    paths = make_dataset(tmp_path / "data")
+    flags = [f"--{name}={paths[name]}" for name in ("train_file", "test_data_path", "info_file")]
+    flags.append(f"--output_dir={tmp_path / 'out'}")
+    other = run_rank(1, "baselines.py", *flags)
+    assert (other.returncode, other.stdout, other.stderr) == (0, "", "") and not (tmp_path / "out").exists()
+    main = run_rank(0, "baselines.py", *flags)
+    assert main.returncode == 0, main.stderr
+    assert main.stdout.startswith("[launch] this command is the work of one process; the other 1 ended\n")
+    assert (tmp_path / "out" / "popularity.metrics.json").is_file()
+
+
+def test_a_wrong_flag_is_printed_by_one_process_and_left_to_the_launcher_by_all(tmp_path):
+    for rank, printed in ((0, "error: unknown flag --epoch"), (1, "")):
+        file = tmp_path / f"{rank}.json"
+        done = run_rank(rank, "rl.py", "--epoch", "3", TORCHELASTIC_ERROR_FILE=str(file))
+        assert done.returncode == 2 and done.stderr.startswith(printed) and bool(done.stderr) == bool(printed)
+        assert read_json(file)["message"]["message"].startswith("error: unknown flag --epoch")
+
+
+@long_form
+def test_one_process_answers_a_question(trained):
+    flags = {"base_model": trained.checkpoint, "info_file": trained.paths["info_file"], "titles": "number 5,"}
+    done = launch("torchrun", flags, script="recommend.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("after: ") == 1
