@@ -30,7 +30,7 @@ from minionerec.training.optimizers import check_optimizer
 from minionerec.training.rewards import DEFAULT_REWARDS, REWARDS, NamedReward, RewardInputs, build_rewards
 from minionerec.training.rl_config import RLConfig
 from minionerec.training.settings import RLFlags
-from minionerec.training.setup import build_arguments, read_splits
+from minionerec.training.setup import build_arguments, check_loading_flags, read_splits
 
 PROMPTS_PER_STEP = 64
 
@@ -106,6 +106,7 @@ def resolve_rl_flags(flags: RLFlags, processes: int | None = None) -> RLFlags:
     check_adapter_flags(flags)
     check_optimizer(flags.optim)
     check_rollout_flags(flags)
+    check_loading_flags(flags)
     sample_train = -1 if flags.sample_train is False else flags.sample_train
     return replace(flags, gradient_accumulation_steps=accumulation, sample_train=sample_train)
 
@@ -132,14 +133,14 @@ def build_reward_terms(flags: RLFlags, data: RLData) -> list[NamedReward]:
 def build_policy(flags: RLFlags, data: RLData, prompts: PromptSet) -> Policy:
     """The model on its device, wrapped where only a part of it is trained, and the reference of its KL term."""
     set_seed(flags.seed)
-    model, tokenizer = load_model(flags.model_path, "model_path", in_4bit=flags.load_in_4bit)
+    model, tokenizer = load_model(flags.model_path, "model_path", flags.attention, in_4bit=flags.load_in_4bit)
     encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
     device = process_state().device
     catalogue_trie = build_catalogue_trie(data.catalogue, encoder, device)
     model.to(device)
     reference = None
     if flags.ref_model_path:
-        reference, other = load_model(flags.ref_model_path, "ref_model_path")
+        reference, other = load_model(flags.ref_model_path, "ref_model_path", flags.attention)
         if other.get_vocab() != tokenizer.get_vocab():
             raise InputError(
                 f"--ref_model_path {flags.ref_model_path}: its vocabulary is not that of {flags.model_path}"

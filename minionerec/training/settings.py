@@ -52,6 +52,8 @@ class OptimizationFlags(Flags):
     )
     dropout: float = flag(0.0, "dropout on embeddings and residual branches while the model learns")
     gradient_checkpointing: bool = flag(False, "compute activations twice instead of keeping them: less memory, slower")
+    attention: str = flag("sdpa", "attention kernel; flex_attention needs CUDA", choices=("sdpa", "flex_attention"))
+    dataloader_num_workers: int = flag(0, "processes that prepare batches ahead; 0: the training process does")
     resume_from_checkpoint: str | None = flag(
         None, "a checkpoint-N folder to go on from", default_text="the last one of a run that was cut off"
     )
@@ -105,7 +107,6 @@ class SFTFlags(
         choices=("tree", "none"),
     )
     tree_tokens: int = flag(2048, "tokens of a tree, about")
-    attention: str = flag("sdpa", "attention kernel; flex_attention needs CUDA", choices=("sdpa", "flex_attention"))
     early_stopping_patience: int = flag(3, "stop after so many epochs without a better one; the best one is kept")
     best_by: str = flag(
         "loss",

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from minionerec.common.files import InputError
 from minionerec.common.processes import computes_on_cpu, process_state
 from minionerec.common.records import Catalogue, Row, check_rows, draw_rows, read_rows
+from minionerec.language.models import check_attention
 from minionerec.language.prompts import resolve_prompts_file
 from minionerec.training.settings import OptimizationFlags, SplitFlags
 
@@ -81,6 +82,7 @@ def build_arguments(
         report_to: names of the loggers, may be empty.
     """
     on_cpu = computes_on_cpu()
+    pinned = not on_cpu and torch.cuda.is_available()
     if flags.wandb_project:
         os.environ["WANDB_PROJECT"] = flags.wandb_project
     return kind(
@@ -97,11 +99,25 @@ def build_arguments(
         bf16=not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         seed=flags.seed,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,
+        dataloader_num_workers=flags.dataloader_num_workers,
+        # Copies to the GPU then run beside its computing.
+        dataloader_pin_memory=pinned,
+        accelerator_config={"non_blocking": pinned},
         report_to=report_to or "none",
         run_name=flags.wandb_run_name,
         **specific,
     )
+
+
+def check_loading_flags(flags: OptimizationFlags) -> None:
+    """Stop at an attention that this machine cannot train with, and at fewer than no workers.
+
+    Raises:
+        InputError: what to write instead.
+    """
+    check_attention(flags.attention)
+    if flags.dataloader_num_workers < 0:
+        raise InputError(f"--dataloader_num_workers {flags.dataloader_num_workers}: expected 0 or more")
 
 
 def check_divisible(batch_size: int, micro_batch_size: int, processes: int | None = None) -> int:

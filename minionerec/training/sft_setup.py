@@ -13,13 +13,13 @@ from minionerec.common.processes import process_state
 from minionerec.common.records import Catalogue, Row, read_index
 from minionerec.language.adapters import check_adapter_flags, wrap_with_adapters
 from minionerec.language.examples import TaskMixture
-from minionerec.language.models import add_dropout, build_model_from_config, check_attention, load_model
+from minionerec.language.models import add_dropout, build_model_from_config, load_model
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.language.sid_tokens import add_sid_tokens, compute_start_directions
 from minionerec.recommenders.registry import BASELINES, is_baseline
 from minionerec.training.optimizers import check_optimizer
 from minionerec.training.settings import SFTFlags
-from minionerec.training.setup import build_arguments, check_divisible, read_splits
+from minionerec.training.setup import build_arguments, check_divisible, check_loading_flags, read_splits
 from minionerec.training.sft_trainer import TreeBatches
 
 
@@ -40,7 +40,7 @@ def check_sft_flags(flags: SFTFlags) -> None:
         raise InputError(f"--teacher {flags.teacher}: expected {expected}")
     if flags.walks < 1:
         raise InputError(f"--walks {flags.walks}: must be at least 1")
-    check_attention(flags.attention)
+    check_loading_flags(flags)
     if Path(flags.base_model).is_file() and not flags.train_from_scratch:
         raise InputError(
             f"--base_model {flags.base_model}: a config file has no weights; add --train_from_scratch True"

@@ -126,6 +126,11 @@ class TreeBatches(Dataset):
         return vars(batch_trees(packed, self.pad_token_id))
 
 
+def take_only(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The one batch of a list: a data loader's batch is one row of `TreeBatches`."""
+    return batches[0]
+
+
 class TreeTrainer(LaunchedTrainer, Trainer):
     """`transformers.Trainer` whose batch is one `TreeBatch`; the loss is the mean over all label tokens of a step.
 
@@ -135,7 +140,7 @@ class TreeTrainer(LaunchedTrainer, Trainer):
 
     def __init__(self, *args, validate: Callable[[PreTrainedModel], dict[str, float]] | None = None, **kwargs):
         self.validate = validate
-        super().__init__(*args, data_collator=lambda batch: batch[0], **kwargs)
+        super().__init__(*args, data_collator=take_only, **kwargs)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the labels of the whole step itself
 
     def _get_train_sampler(self, *_):
