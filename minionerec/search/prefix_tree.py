@@ -12,13 +12,16 @@ import heapq
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
 from minionerec.search.trie import pad_sequences, sort_rows
+
+FLEX_BLOCK = 128  # what flex_attention's kernels are tuned for
 
 
 @dataclass
@@ -81,31 +84,49 @@ def to_additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
-def build_block_mask(visible: torch.Tensor) -> BlockMask:
+def build_block_mask(end: torch.Tensor) -> BlockMask:
     """A mask for flex_attention, which skips blocks of 128 x 128 pairs without a visible one.
 
+    Made from `end` alone, block by block: no L x L mask is ever there. Left of the diagonal every key stands before
+    every query of a block, so that the last subtree to end says whether any pair is visible, and the first one whether
+    all are.
+
     Args:
-        visible: [n, 1, Q, K] bool, which keys each query sees.
+        end: [n, L], the index after each subtree.
     """
-    n, _, queries, keys = visible.shape
+    rows, length = end.shape
+    blocks = -(-length // FLEX_BLOCK)
+    # A key past L ends nowhere, in either sense: no query may see it.
+    padded = torch.nn.functional.pad(end, (0, blocks * FLEX_BLOCK - length)).view(rows, 1, 1, blocks, FLEX_BLOCK)
+    start = FLEX_BLOCK * torch.arange(blocks, device=end.device)
+    query, key = start[:, None], start[None, :]
+    some = (key < query) & (padded.amax(-1) > query)
+    whole = (key < query) & (padded.amin(-1) >= query + FLEX_BLOCK)
+    # On the diagonal every query sees itself, and none what comes after it.
+    partial = (some & ~whole) | (key == query)
 
     def sees(row, _head, query, key):
-        return visible[row, 0, query, key]
+        return (key <= query) & (query < end[row, key])
 
-    return create_block_mask(sees, n, None, queries, keys, device=visible.device)
+    return BlockMask.from_kv_blocks(
+        *_list_blocks(partial), *_list_blocks(whole), FLEX_BLOCK, sees, seq_lengths=(length, length)
+    )
 
 
-def build_attention_mask(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor | BlockMask:
-    """A mask in the form the model's attention reads: sdpa takes bool, eager is only right with floats.
+def _list_blocks(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(how many blocks of keys each block of queries has [n, 1, Q], their numbers, then the others' [n, 1, Q, K])."""
+    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32), order.int()
+
+
+def build_attention_mask(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor:
+    """A dense mask in the form the model's attention reads: sdpa takes bool, eager is only right with floats.
 
     Args:
         model: whose attention is asked.
         visible: [n, 1, Q, K] bool, which keys each query sees.
     """
-    attention = model.config._attn_implementation
-    if attention == "flex_attention":
-        return build_block_mask(visible)
-    return visible if attention == "sdpa" else to_additive_mask(visible, model.dtype)
+    return visible if model.config._attn_implementation == "sdpa" else to_additive_mask(visible, model.dtype)
 
 
 def check_tree_attention(model: PreTrainedModel) -> None:
@@ -188,6 +209,20 @@ class TreeBatch:
     label_node: torch.Tensor
     label_token: torch.Tensor
     label_weight: torch.Tensor
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """`build_block_mask` of these trees, made once for all layers, the policy and its reference."""
+        return build_block_mask(self.end)
+
+    def build_mask(self, model: PreTrainedModel) -> torch.Tensor | BlockMask | None:
+        """The trees' mask in the form the model's attention reads; None where causal attention is enough."""
+        if self.end is None:
+            return None
+        if model.config._attn_implementation == "flex_attention":
+            return self.block_mask
+        # Not kept: L x L of every batch of a step would pile up.
+        return build_attention_mask(model, build_tree_mask(self.end))
 
     def to(self, device: str | torch.device) -> TreeBatch:
         """A copy on another device."""
@@ -310,7 +345,7 @@ def compute_label_logits(
         logits = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask=None if batch.end is None else build_attention_mask(inner, build_tree_mask(batch.end)),
+            attention_mask=batch.build_mask(inner),
             use_cache=False,
         ).logits.float()
     return logits if temperature == 1.0 else logits / temperature, row_of_label
