@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from minionerec.common.cli import flag
 
+SHAPE_NAMES = ("llama-135m", "qwen3-small", "qwen3-tiny", "qwen2.5-0.5b", "qwen2.5-1.5b")  # of problems.SHAPES
+
 
 @dataclass
 class PublishedDataFlags:
@@ -21,7 +23,7 @@ class PublishedDataFlags:
 class RandomModelFlags:
     """Model."""
 
-    shape: str = flag("llama-135m", "shape of a model with random weights", choices=("llama-135m", "qwen3-small"))
+    shape: str = flag("llama-135m", "shape of a model with random weights", choices=SHAPE_NAMES)
     vocab_size: int = flag(49152, "its text vocabulary, to which the SID tokens are added")
 
 
