@@ -4,10 +4,12 @@ Both get the same points and the same start centres in this process. The sizes a
 reported, and both inertias are measured in the same way, about the means of the clusters. k-means-constrained
 lets its flow minimise the sum of distances, not of their squares, so an inertia below its own is no surprise.
 
-The last line is JSON with `compared`, one entry per kind and size, with `speed` = flow seconds / ours and `inertia` =
-ours / flow (medians); `large`, for the large sizes, with the seconds, the peak memory of the process before and after,
-and `growth`, the power of n by which the time rises from one size to the next; and `ratio`, the median of the speeds.
-On cores that other work shares, one thread is faster than several that wait for each other.
+The last line is JSON with `compared`, one entry per kind and size, with `speed` = flow seconds / ours, `inertia` =
+ours / flow (medians), and `share_of_bound`: the seconds that the matrix products of ours would take at the fastest
+speed of a product in this process, over the CPU seconds of a thread that it took; `large`, for the large sizes, with
+the seconds, the peak memory of the process before and after, and `growth`, the power of n by which the time rises from
+one size to the next; and `ratio`, the median of the speeds. On cores that other work shares, one thread is faster than
+several that wait for each other.
 
     python -m benchmarks.bench_balanced_kmeans --sizes 4000,16000 --large_sizes 100000,300000,1000000
 """
@@ -41,15 +43,17 @@ if __name__ == "__main__":
 
 import json
 import math
-import resource
 import statistics
 import time
 from typing import Any
 
 import torch
 from k_means_constrained import KMeansConstrained
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from benchmarks.arithmetic import measure_peak_gflops
+from benchmarks.memory import read_peak_memory_mb
 from minionerec.common.files import InputError
 from minionerec.common.processes import is_main_process, say
 from rq.kmeans.balanced import balanced_kmeans, compute_means
@@ -88,11 +92,6 @@ def compute_inertia(x: torch.Tensor, labels: torch.Tensor, clusters: int) -> flo
     centres, _ = compute_means(x, labels, clusters, x.mean(0))
     parts = zip(x.split(100_000), labels.split(100_000), strict=True)
     return sum((rows - centres[cluster]).double().square().sum().item() for rows, cluster in parts)
-
-
-def measure_peak_memory() -> int:
-    """Largest resident memory of this process so far, in MB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def cluster_with_prices(x: torch.Tensor, start: torch.Tensor, seed: int) -> torch.Tensor:
@@ -137,7 +136,7 @@ def make_problem(kind: str, n: int, seed: int, flags: BalancedKMeansBenchFlags) 
 def measure_large(kind: str, n: int, flags: BalancedKMeansBenchFlags, earlier: list[dict]) -> dict[str, Any]:
     """Seconds and memory of this project's k-means on n points; `earlier` holds the figures of the smaller sizes."""
     x, start = make_problem(kind, n, flags.seed, flags)
-    memory = measure_peak_memory()
+    memory = read_peak_memory_mb()
     begin = time.perf_counter()
     labels = cluster_with_prices(x, start, flags.seed)
     seconds = time.perf_counter() - begin
@@ -149,23 +148,40 @@ def measure_large(kind: str, n: int, flags: BalancedKMeansBenchFlags, earlier: l
         "seconds": round(seconds, 1),
         "data_mb": round(x.numel() * x.element_size() / 2**20),
         "memory_before_mb": memory,
-        "peak_memory_mb": measure_peak_memory(),
+        "peak_memory_mb": read_peak_memory_mb(),
         "growth": before and round(math.log(seconds / before["seconds"]) / math.log(n / before["n"]), 2),
     }
 
 
-def compare_ways(kind: str, n: int, flags: BalancedKMeansBenchFlags) -> dict[str, Any]:
-    """Seconds and inertia of both ways on the same problems of n points."""
+def count_flops_of_prices(x: torch.Tensor, start: torch.Tensor, seed: int) -> int:
+    """Operations of the matrix products of `cluster_with_prices`, counted in a run of its own."""
+    with FlopCounterMode(display=False) as counter:
+        cluster_with_prices(x, start, seed)
+    return counter.get_total_flops()
+
+
+def compare_balanced(kind: str, n: int, flags: BalancedKMeansBenchFlags, peak_flops: float) -> dict[str, Any]:
+    """Seconds and inertia of both ways on the same problems of n points.
+
+    Args:
+        kind, n: of the points.
+        flags: of the command.
+        peak_flops: operations a second of the fastest matrix product here.
+    """
     ways = {"ours": cluster_with_prices, "flow": cluster_with_flow}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    shares = []
     inertia_ratios, sizes = [], []
     for repeat in tqdm(range(flags.repeats), desc=f"{kind} {n}", disable=not is_main_process()):
         x, start = make_problem(kind, n, flags.seed + repeat, flags)
         inertias = {}
         for name, cluster in ways.items():
-            begin = time.perf_counter()
+            begin, begin_cpu = time.perf_counter(), time.process_time()
             labels = cluster(x, start, flags.seed)
             seconds[name].append(time.perf_counter() - begin)
+            cpu_seconds = (time.process_time() - begin_cpu) / torch.get_num_threads()
+            if name == "ours":
+                shares.append(count_flops_of_prices(x, start, flags.seed) / peak_flops / cpu_seconds)
             sizes += check_sizes(labels, flags.clusters, f"{name} on {kind}")
             inertias[name] = compute_inertia(x, labels, flags.clusters)
         inertia_ratios.append(inertias["ours"] / inertias["flow"])
@@ -178,6 +194,7 @@ def compare_ways(kind: str, n: int, flags: BalancedKMeansBenchFlags) -> dict[str
         "worst_inertia": round(max(inertia_ratios), 5),
         "ours_s": round(medians["ours"], 3),
         "flow_s": round(medians["flow"], 3),
+        "share_of_bound": float(f"{statistics.median(shares):.3g}"),
         "speed": round(medians["flow"] / medians["ours"], 1),
     }
 
@@ -200,10 +217,11 @@ def bench(flags: BalancedKMeansBenchFlags) -> None:
         for kind in flags.kinds:
             large.append(measure_large(kind, n, flags, large))
             say(json.dumps(large[-1]))
+    peak_flops = measure_peak_gflops() * 1e9
     compared = []
     for n in flags.sizes:
         for kind in flags.kinds:
-            compared.append(compare_ways(kind, n, flags))
+            compared.append(compare_balanced(kind, n, flags, peak_flops))
             say(json.dumps(compared[-1]))
     report = {
         "benchmark": "balanced_kmeans",
@@ -211,6 +229,7 @@ def bench(flags: BalancedKMeansBenchFlags) -> None:
         "dim": flags.dim,
         "threads": torch.get_num_threads(),
         "repeats": flags.repeats,
+        "peak_gflops": round(peak_flops / 1e9, 1),
         "ratio": statistics.median(row["speed"] for row in compared) if compared else None,
         "compared": compared,
         "large": large,

@@ -33,8 +33,6 @@ if __name__ == "__main__":
 
 import json
 import multiprocessing
-import resource
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -44,6 +42,7 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import read_peak_memory_mb
 from minionerec.common.files import InputError, read_json
 from minionerec.common.processes import say
 
@@ -194,8 +193,7 @@ def measure_way(way: Callable[[Path], None], folder: Path, queue: SimpleQueue) -
     start, start_cpu = time.perf_counter(), time.process_time()
     way(folder)
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    queue.put((seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20))
+    queue.put((seconds, cpu, read_peak_memory_mb()))
 
 
 def run_in_child(function: Callable, *arguments: Any) -> None:

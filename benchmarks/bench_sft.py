@@ -1,8 +1,14 @@
-"""SFT: prefix trees against the ordinary way, shuffled rows in padded batches of 16 with logits at every position.
+"""SFT: prefix trees against two other ways to compute the same loss of the same rows.
 
-Both run forward and backward over the same rows in this process, on the same model; their losses and gradients are
+`padded` is the ordinary way, shuffled rows in padded batches of 16 with logits at every position. `packed` is TRL's
+SFTTrainer with `packing=True`: whole rows side by side in rows of --pack_tokens, best fit first, which see themselves
+alone by their position ids, and logits at the answers only.
+
+All run forward and backward over the same rows in this process, on copies of one model; their losses and gradients are
 compared before anything is reported. Tokens are counted over the whole epoch, seconds and memory over a sample of
-users. The last line is JSON: `ratio` = `time_ratio` and `token_ratio`, padded / tree.
+users. The last line is JSON: `ratio` = `time_ratio` and `token_ratio`, padded / tree, the same as packed / tree, and
+`share_of_bound`: the seconds that the counted matrix products of a way would take at the fastest speed of a product in
+this process, over the CPU seconds of a thread that it took, which other work on the machine hardly changes.
 
     python -m benchmarks.bench_sft --data_root DIR --category Industrial_and_Scientific   data in the published format
     python -m benchmarks.bench_sft                                                        rows made up here
@@ -26,6 +32,7 @@ class SFTBenchFlags(PublishedDataFlags, RepeatFlags):
     rows: int = flag(1000, "training rows that are timed, over all tasks")
     micro_batch_size: int = flag(32, "rows of a forward pass of the tree way")
     tree_tokens: int = flag(2048, "tokens of a tree, about")
+    pack_tokens: int = flag(512, "tokens of a packed row, at most")
 
 
 if __name__ == "__main__":
@@ -36,15 +43,19 @@ import copy
 import json
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset as ListDataset
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
 
+from benchmarks.arithmetic import BACKWARD, count_forward_flops, measure_peak_gflops
 from benchmarks.problems import list_sid_tokens, make_up_data, read_peak_memory_mb, read_published_data
 from data import TaskInputs, build_mixture, choose_tasks
 from minionerec.common.files import InputError
@@ -54,7 +65,7 @@ from minionerec.language.examples import Example
 from minionerec.language.models import build_model_from_config
 from minionerec.language.prompts import Encoder, load_prompts
 from minionerec.language.sid_tokens import add_sid_tokens
-from minionerec.search.prefix_tree import TreeBatch, compute_tree_log_probs
+from minionerec.search.prefix_tree import TreeBatch, build_tree_mask, compute_tree_log_probs
 from minionerec.training.sft_trainer import TreeBatches
 
 PADDED_ROWS = 16  # of a batch, in the ordinary way
@@ -116,54 +127,160 @@ def draw_users(examples: Sequence[Example], rows: int, rng: random.Random) -> li
     return sample
 
 
-def time_both(
-    model: PreTrainedModel, trees: TreeBatches, padded: Sequence[tuple[torch.Tensor, ...]], labels: int, repeats: int
-) -> tuple[dict[str, float], dict[str, int], dict[str, float]]:
-    """Run both ways; the tree way first, for its peak memory is the lower one.
+def build_packing_trainer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], tokens: int, folder: str
+) -> SFTTrainer:
+    """TRL's trainer over the rows as it packs them, a packed row a batch; the loss is on the targets only.
 
     Args:
-        model: the one both start from; it keeps the gradients of the tree way.
-        trees: what the tree way runs over.
-        padded: the same rows for the ordinary way.
+        model: it is changed: its output layer is computed at the labels only.
+        tokenizer: of the padding token alone, for the rows have their tokens already.
+        examples: the rows.
+        tokens: of a packed row, at most.
+        folder: nothing is written there.
+    """
+    columns = {
+        "input_ids": [example.prompt_ids + example.target_ids for example in examples],
+        "completion_mask": [[0] * len(row.prompt_ids) + [1] * len(row.target_ids) for row in examples],
+    }
+    args = SFTConfig(
+        output_dir=folder,
+        packing=True,
+        max_length=tokens,
+        completion_only_loss=True,
+        per_device_train_batch_size=1,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        report_to="none",
+    )
+    return SFTTrainer(model=model, args=args, train_dataset=ListDataset.from_dict(columns), processing_class=tokenizer)
+
+
+def run_packed(trainer: SFTTrainer, batches: Sequence[dict[str, torch.Tensor]]) -> float:
+    """Summed loss of packed rows by TRL's own `compute_loss`; gradients are left in its model."""
+    total = 0.0
+    for batch in tqdm(batches, "packed", leave=False):
+        loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(1))
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def count_tree_flops(model: PreTrainedModel, batch: TreeBatch, pad_token_id: int) -> int:
+    """Operations of a forward pass over trees: padding counts as nothing, and no pair that is not visible."""
+    real = batch.input_ids != pad_token_id
+    pairs = int((build_tree_mask(batch.end).squeeze(1) & real.unsqueeze(2)).sum())
+    return count_forward_flops(model.config, int(real.sum()), pairs, len(torch.unique(batch.label_node)))
+
+
+def count_flops(
+    model: PreTrainedModel, trees: TreeBatches, padded: Sequence[tuple[torch.Tensor, ...]], rows: Sequence[Example]
+) -> dict[str, int]:
+    """Operations of forward and backward passes of each way, padding included where rows are padded."""
+    lengths = [len(row.prompt_ids) + len(row.target_ids) for row in rows]
+    labels = sum(len(row.target_ids) for row in rows)
+    batches = (TreeBatch(**trees[number]) for number in range(len(trees)))
+    shapes = [ids.shape for ids, *_ in padded]
+    forward = {
+        "tree": sum(count_tree_flops(model, batch, trees.pad_token_id) for batch in batches),
+        "packed": count_forward_flops(
+            model.config, sum(lengths), sum(length * (length + 1) // 2 for length in lengths), labels
+        ),
+        "padded": sum(
+            count_forward_flops(model.config, n * width, n * width * (width + 1) // 2, n * width) for n, width in shapes
+        ),
+    }
+    return {name: (1 + BACKWARD) * flops for name, flops in forward.items()}
+
+
+def time_ways(
+    ways: dict[str, tuple[Callable[[], float], PreTrainedModel]], labels: int, repeats: int
+) -> tuple[dict[str, float], dict[str, float], dict[str, int], dict[str, float]]:
+    """Run all ways in turn, `repeats` times; in the order of their peak memory, which only rises.
+
+    Args:
+        ways: {name: (what returns the summed loss, the model that then holds its gradients)}, "padded" the last.
         labels: tokens that are predicted.
         repeats: runs of each way.
 
     Returns:
-        ({way: median seconds}, {way: MiB by which it raised the peak memory}, differences of the two ways).
+        ({way: median seconds}, {way: median CPU seconds of a thread}, {way: MiB by which it raised the peak memory},
+        the largest differences from padded).
 
     Raises:
-        InputError: the two ways disagree.
+        InputError: a way disagrees.
     """
-    twin = copy.deepcopy(model)
-    seconds: dict[str, list[float]] = {"tree": [], "padded": []}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in ways}
     memory, losses = {}, {}
-    ways: tuple[tuple[str, Callable, PreTrainedModel, Any], ...] = (
-        ("tree", run_trees, model, trees),
-        ("padded", run_padded, twin, padded),
-    )
-    for name, run, policy, batches in ways:
-        before = read_peak_memory_mb()
-        for _ in range(repeats):
-            policy.zero_grad()
-            start = time.perf_counter()
-            losses[name] = run(policy, batches)
+    for _ in range(repeats):
+        for name, (run, model) in ways.items():
+            before = read_peak_memory_mb()
+            model.zero_grad()
+            start, start_cpu = time.perf_counter(), time.process_time()
+            losses[name] = run()
             seconds[name].append(time.perf_counter() - start)
-        memory[name] = read_peak_memory_mb() - before
-    loss = abs(losses["tree"] - losses["padded"]) / labels
-    pairs = list(zip(model.parameters(), twin.parameters(), strict=True))
-    norm = sum(float(theirs.grad.double().square().sum()) for _, theirs in pairs) ** 0.5
-    gradient = sum(float((ours.grad - theirs.grad).double().square().sum()) for ours, theirs in pairs) ** 0.5 / norm
-    if loss > 1e-4 or gradient > 1e-4:
-        raise InputError(f"the two ways disagree (loss {loss:.1e}, gradient {gradient:.1e}): no figure is reported")
-    differences = {"loss_difference": loss, "gradient_difference": gradient}
-    return {name: statistics.median(values) for name, values in seconds.items()}, memory, differences
+            cpu_seconds[name].append((time.process_time() - start_cpu) / torch.get_num_threads())
+            memory.setdefault(name, read_peak_memory_mb() - before)
+    expected = list(ways["padded"][1].parameters())
+    norm = sum(float(parameter.grad.double().square().sum()) for parameter in expected) ** 0.5
+    differences = {"loss_difference": 0.0, "gradient_difference": 0.0}
+    for name, (_, model) in ways.items():
+        loss = abs(losses[name] - losses["padded"]) / labels
+        pairs = zip(model.parameters(), expected, strict=True)
+        gradient = sum(float((ours.grad - theirs.grad).double().square().sum()) for ours, theirs in pairs) ** 0.5 / norm
+        if not (loss <= 1e-4 and gradient <= 1e-4):
+            raise InputError(
+                f"{name} and padded disagree (loss {loss:.1e}, gradient {gradient:.1e}): no figure is reported"
+            )
+        differences["loss_difference"] = max(differences["loss_difference"], loss)
+        differences["gradient_difference"] = max(differences["gradient_difference"], gradient)
+    wall, cpu = ({name: statistics.median(values) for name, values in of.items()} for of in (seconds, cpu_seconds))
+    return wall, cpu, memory, differences
+
+
+def compare_ways(
+    model: PreTrainedModel, encoder: Encoder, trees: TreeBatches, sample: Sequence[Example], flags: SFTBenchFlags
+) -> dict[str, Any]:
+    """Seconds, memory and share of the arithmetic's bound of every way over the rows of `trees`.
+
+    Raises:
+        InputError: ways that disagree, or a row longer than a packed one may be.
+    """
+    longest = max(len(example.prompt_ids) + len(example.target_ids) for example in sample)
+    if longest > flags.pack_tokens:
+        raise InputError(f"--pack_tokens {flags.pack_tokens}: the longest row has {longest}, and would be cut")
+    padded = pad_rows(sample, encoder.pad_token_id, random.Random(flags.seed))
+    twin = copy.deepcopy(model)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_packing_trainer(copy.deepcopy(model), encoder.tokenizer, sample, flags.pack_tokens, folder)
+        packed = list(trainer.get_train_dataloader())
+        ways = {
+            "tree": (lambda: run_trees(model, trees), model),
+            "packed": (lambda: run_packed(trainer, packed), trainer.model),
+            "padded": (lambda: run_padded(twin, padded), twin),
+        }
+        labels = sum(len(example.target_ids) for example in sample)
+        seconds, cpu_seconds, memory, differences = time_ways(ways, labels, flags.repeats)
+    peak = measure_peak_gflops() * 1e9
+    flops = count_flops(model, trees, padded, sample)
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "memory": memory,
+        "differences": differences,
+        "share_of_bound": {name: round(flops[name] / peak / cpu_seconds[name], 3) for name in ways},
+        "peak_gflops": round(peak / 1e9, 1),
+    }
 
 
 def bench(flags: SFTBenchFlags) -> None:
-    """Compare the two ways.
+    """Compare the three ways.
 
     Raises:
-        InputError: data that is missing or malformed, or two ways that disagree.
+        InputError: data that is missing or malformed, or ways that disagree.
     """
     rng = random.Random(flags.seed)
     rows, catalogue = read_published_data(flags.data_root, flags.category) if flags.data_root else make_up_data(rng)
@@ -184,17 +301,18 @@ def bench(flags: SFTBenchFlags) -> None:
     trees = plant(examples)
     tree_tokens = sum(trees[number]["input_ids"].numel() for number in tqdm(range(len(trees)), "count"))
     padded_tokens = sum(ids.numel() for ids, *_ in pad_rows(examples, encoder.pad_token_id, rng))
+    packed_tokens = sum(len(example.prompt_ids) + len(example.target_ids) for example in examples)
 
     # Phase 2: seconds and memory, on all rows of some users.
     sample = draw_users(examples, flags.rows, rng)
-    labels = sum(len(example.target_ids) for example in sample)
-    padded = pad_rows(sample, encoder.pad_token_id, rng)
-    medians, memory, differences = time_both(model, plant(sample), padded, labels, flags.repeats)
-    epoch = {name: value * len(examples) / len(sample) for name, value in medians.items()}
-    say(f"{'way':<10}{'tokens':>12}{'s/epoch':>10}{'peak MB':>10}")
-    for name, tokens in (("tree", tree_tokens), ("padded", padded_tokens)):
-        say(f"{name:<10}{tokens:>12,}{epoch[name]:>10.1f}{memory[name]:>10,}")
-    time_ratio = round(medians["padded"] / medians["tree"], 2)
+    figures = compare_ways(model, encoder, plant(sample), sample, flags)
+    epoch = {name: value * len(examples) / len(sample) for name, value in figures["seconds"].items()}
+    tokens = {"tree": tree_tokens, "packed": packed_tokens, "padded": padded_tokens}
+    say(f"{'way':<10}{'tokens':>12}{'s/epoch':>10}{'peak MB':>10}{'of bound':>10}")
+    for name, count in tokens.items():
+        bound, memory = figures["share_of_bound"][name], figures["memory"][name]
+        say(f"{name:<10}{count:>12,}{epoch[name]:>10.1f}{memory:>10,}{bound:>10.1%}")
+    time_ratio, packed_ratio = (round(epoch[name] / epoch["tree"], 2) for name in ("padded", "packed"))
     report = {
         "benchmark": "sft",
         "data": flags.category or flags.data_root or "made up",
@@ -203,15 +321,17 @@ def bench(flags: SFTBenchFlags) -> None:
         "timed_rows": len(sample),
         "threads": torch.get_num_threads(),
         "ratio": time_ratio,
-        "tree_tokens": tree_tokens,
-        "padded_tokens": padded_tokens,
+        **{f"{name}_tokens": count for name, count in tokens.items()},
         "token_ratio": round(padded_tokens / tree_tokens, 2),
-        "tree_s_per_epoch": round(epoch["tree"], 1),
-        "padded_s_per_epoch": round(epoch["padded"], 1),
+        "packed_token_ratio": round(packed_tokens / tree_tokens, 2),
+        **{f"{name}_s_per_epoch": round(value, 1) for name, value in epoch.items()},
         "time_ratio": time_ratio,
-        "tree_peak_mb_more": memory["tree"],
-        "padded_peak_mb_more": memory["padded"],
-        **differences,
+        "packed_time_ratio": packed_ratio,
+        "timed_cpu_s": {name: round(value, 2) for name, value in figures["cpu_seconds"].items()},
+        **{f"{name}_peak_mb_more": value for name, value in figures["memory"].items()},
+        "share_of_bound": figures["share_of_bound"],
+        "peak_gflops": figures["peak_gflops"],
+        **figures["differences"],
     }
     print(json.dumps(report))
 

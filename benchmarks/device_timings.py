@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from benchmarks import bench_grpo
 from benchmarks.arithmetic import BACKWARD, count_forward_flops, measure_peak_gflops
-from benchmarks.bench_sft import pad_rows, run_padded
+from benchmarks.bench_sft import count_tree_flops, pad_rows, run_padded
 from benchmarks.device_checks import CheckFailed, compute_in
 from benchmarks.problems import build_random_model, read_peak_memory_mb
 from benchmarks.textbook import search_textbook
 from minionerec.language.examples import Example
 from minionerec.search.beam_search import beam_search
-from minionerec.search.prefix_tree import TreeBatch, batch_trees, build_tree_mask, compute_tree_log_probs
+from minionerec.search.prefix_tree import batch_trees, compute_tree_log_probs
 from minionerec.search.trie import SidTrie
 
 END, LEVELS = 1, 3
@@ -178,14 +177,6 @@ def draw_user_rows(sizes: TimingSizes, rng: random.Random) -> list[list[tuple[li
     return groups
 
 
-def count_tree_flops(model: PreTrainedModel, batch: TreeBatch) -> int:
-    """Operations of a forward pass over trees: padding counts as nothing, and no pair that is not visible."""
-    real = batch.input_ids != 0
-    pairs = int((build_tree_mask(batch.end).squeeze(1) & real.unsqueeze(2)).sum())
-    rows = len(torch.unique(batch.label_node))
-    return count_forward_flops(model.config, int(real.sum()), pairs, rows)
-
-
 def time_training(
     shape: str, device: torch.device, sizes: TimingSizes, attention: str, seed: int = 0
 ) -> dict[str, float]:
@@ -233,7 +224,7 @@ def time_training(
         "tree_mb": tree_mb,
         "padded_mb": padded_mb,
         "tokens_per_s": round(batch.input_ids.numel() / tree_s),
-        "share_of_peak": round((1 + BACKWARD) * count_tree_flops(model, batch) / tree_s / peak, 4),
+        "share_of_peak": round((1 + BACKWARD) * count_tree_flops(model, batch, 0) / tree_s / peak, 4),
         "loss_off": round(abs(losses["tree"] - losses["padded"]) / labels, 5),
     }
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import random
-import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from benchmarks.memory import read_peak_memory_mb as read_peak_memory_mb  # for the benchmarks that have a problem
 from minionerec.common.files import InputError, write_json, write_text
 from minionerec.common.items import read_catalogue
 from minionerec.common.records import CSV_COLUMNS, SID_TOKEN, Catalogue, Row, read_index, read_rows
@@ -169,9 +168,3 @@ def read_published_data(data_root: str, category: str | None) -> tuple[list[Row]
     (train, *_), (index, *_), (items, *_) = matches
     catalogue, _ = read_catalogue(str(items), read_index(index), str(index))
     return read_rows(train), catalogue
-
-
-def read_peak_memory_mb() -> int:
-    """Largest resident memory of this process so far, in MiB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20

@@ -118,7 +118,13 @@ def test_lists_that_differ_do_not_agree():
 def test_sft(data_root, tmp_path, capsys):
     flags = {"data_root": data_root, "category": "toy", "base_model": write_config(tmp_path), "rows": 20}
     bench_sft.bench(bench_sft.SFTBenchFlags(**flags))
-    assert {"ratio", "token_ratio", "time_ratio", "loss_difference", "gradient_difference"} <= last_line(capsys).keys()
+    report = last_line(capsys)
+    assert {"ratio", "token_ratio", "packed_token_ratio", "time_ratio", "packed_time_ratio"} <= report.keys()
+    assert report["loss_difference"] < 1e-4 and report["gradient_difference"] < 1e-4
+    assert report["tree_tokens"] < report["packed_tokens"] < report["padded_tokens"]
+    assert all(0 < share < 1 for share in report["share_of_bound"].values())
+    with pytest.raises(InputError, match="--pack_tokens 8: the longest row has"):
+        bench_sft.bench(bench_sft.SFTBenchFlags(**flags, pack_tokens=8))
 
 
 def test_trie(capsys):
@@ -134,7 +140,9 @@ def test_trie(capsys):
 def test_balanced_kmeans(capsys):
     sizes = {"sizes": [60], "large_sizes": [80], "kinds": ["mixture"], "clusters": 4, "dim": 3, "repeats": 1}
     bench_balanced_kmeans.bench(bench_balanced_kmeans.BalancedKMeansBenchFlags(**sizes))
-    assert {"ratio", "compared", "large"} <= last_line(capsys).keys()
+    report = last_line(capsys)
+    assert {"ratio", "compared", "large"} <= report.keys()
+    assert all(0 < row["share_of_bound"] < 1 for row in report["compared"])
 
 
 def test_data(tmp_path, capfd):

@@ -60,6 +60,7 @@ def test_the_commands_are_these():
         *(f"scripts.{name}" for name in ("compare", "plan", "report", "serve_vllm", "sid_table", "summary")),
         *(f"benchmarks.bench_{name}" for name in ("balanced_kmeans", "data", "decode", "dtype", "grpo", "plan")),
         *(f"benchmarks.bench_{name}" for name in ("sft", "trie", "vllm")),
+        "benchmarks.gpu_check",
     }
 
 

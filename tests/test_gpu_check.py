@@ -10,7 +10,8 @@ import time
 import pytest
 import torch
 
-from benchmarks import device_checks, device_timings, gpu_check
+from benchmarks import bench_sft, device_checks, gpu_check
+from benchmarks.arithmetic import count_forward_flops
 from benchmarks.gpu_check import GPUCheckFlags, Part, check, check_and_exit, list_launches, run_command_line, run_part
 from benchmarks.problems import make_up_data, write_published_data
 from minionerec.common.cli import parse_flags
@@ -116,8 +117,8 @@ def test_operations_of_trees_leave_padding_out():
     groups = [[([5, 6, 7], [8, 9]), ([5, 6], [7])], [([3], [4])]]
     batch = batch_trees(groups, 0)
     assert batch.input_ids.shape == (2, 4)  # 5 6 7 8, and 3 with padding
-    expected = device_timings.count_forward_flops(model.config, 5, 4 * 5 // 2 + 1, 4)
-    assert device_timings.count_tree_flops(model, batch) == expected
+    expected = count_forward_flops(model.config, 5, 4 * 5 // 2 + 1, 4)
+    assert bench_sft.count_tree_flops(model, batch, 0) == expected
 
 
 @pytest.mark.parametrize("launching", [False, pytest.param(True, marks=whole_launch)])
