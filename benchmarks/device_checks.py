@@ -143,7 +143,7 @@ def draw_groups(rng: random.Random, users: int = 3, rows: int = 6) -> list[list[
 
 
 @contextmanager
-def compute_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+def autocast_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Inside, models with float32 weights compute in `dtype`, as they do in training."""
     lower = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     # Compiling flex_attention for a CPU takes a minute.
@@ -170,7 +170,7 @@ def check_training(device: torch.device, dtype: torch.dtype, attention: str, see
     model.set_attn_implementation(attention)
     batch = batch_trees([groups[0] + groups[1], groups[2]], 0).to(device)
     forward_only = attention == "flex_attention" and device.type == "cpu"
-    with torch.no_grad() if forward_only else nullcontext(), compute_in(dtype, device):
+    with torch.no_grad() if forward_only else nullcontext(), autocast_in(dtype, device):
         loss = -compute_tree_log_probs(model, batch).mean()
     expected, labels = torch.zeros((), device=device), len(batch.label_token)
     for prompt, target in (row for rows in groups for row in rows):
@@ -221,7 +221,7 @@ def check_grpo(device: torch.device, dtype: torch.dtype, attention: str, seed: i
     problem.model.zero_grad()
     for model in (problem.model, problem.reference):
         model.set_attn_implementation(attention)
-    with tempfile.TemporaryDirectory() as folder, compute_in(dtype, device):
+    with tempfile.TemporaryDirectory() as folder, autocast_in(dtype, device):
         trainer = bench_grpo.build_trainer(problem, flags, folder)
         if dtype != torch.float32:
             trainer.rollout = lambda _: theirs.groups
