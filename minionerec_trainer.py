@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -28,13 +26,8 @@ from minionerec.common.files import InputError
 from minionerec.engines.prefix_scorer import PrefixEngine
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
-from minionerec.search.prefix_tree import (
-    batch_trees,
-    compute_label_entropy,
-    compute_label_log_probs,
-    compute_label_logits,
-    pack_trees,
-)
+from minionerec.search.label_scores import score_labels
+from minionerec.search.prefix_tree import batch_trees, compute_label_logits, pack_trees
 from minionerec.search.tree_scorer import choose_batch_size, evaluation_mode
 from minionerec.search.trie import pad_sequences
 from minionerec.training.callbacks import LaunchedTrainer, TrainingTable
@@ -50,8 +43,10 @@ from minionerec.training.rewards import NamedReward
 from minionerec.training.rl_config import RLConfig
 from minionerec.training.rollouts import choose_rollout_dtype, compute_in, find_legal_tokens, roll_out
 from minionerec.training.sharded import gather_model, is_sharding
+from minionerec.training.step_clock import StepClock
 
 REFERENCE_FILE = "reference.safetensors"
+LOSS_METRICS = ("kl", "entropy", "clip_share", "seconds_reference")  # what a step without a loss does not note
 
 
 class GroupTrainer(LaunchedTrainer, Trainer):
@@ -71,6 +66,9 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         validate: called with the plain policy on every process, returns validation metrics.
         callbacks: of the `Trainer`.
         rollout_engine: what rolls out instead of the policy, and is given the policy's weights before it does.
+
+    Attributes:
+        clock: seconds of "rollout", "reference" and "train" (the policy's forward and backward) since the last log.
 
     Raises:
         InputError: settings that do not fit together, a target outside the trie, a reference of another vocabulary.
@@ -108,12 +106,16 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         self.model_accepts_loss_kwargs = True  # the weights of a batch are those of the mean over the whole step
         self.rollout_dtype = choose_rollout_dtype(args.rollout_dtype, model, args.device, args.bf16)
         self._step_batches: list[dict[str, GroupBatch]] = []
-        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2))
+        self.clock = StepClock(self.args.device)
+        self._sums: dict[str, tuple[float | torch.Tensor, int]] = {}  # (total, count) of each metric
         self._rollout_batch = 0  # prompts per forward pass of the rollouts, once they are counted
         self._logged_step: int | None = None
+<<<<<<< HEAD
         self._reference_seconds = 0.0  # of the training step under way
         if rollout_engine is not None and is_sharding(self.accelerator):
             raise InputError("--use_vllm True: not where the weights are in parts; launch with ddp.yaml or zero2.yaml")
+=======
+>>>>>>> a63776c (Log-probabilities without float32 logits of the whole vocabulary; a step that does not wait for its metrics)
         self.remove_callback(ProgressCallback)
         self.add_callback(TrainingTable())
         if args.sync_ref_model:
@@ -168,7 +170,8 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         if self._logged_step is None:
             self._logged_step = self.state.global_step
         if self.state.global_step % self.args.num_iterations == 0 or not self._step_batches:
-            self._step_batches = self._make_step([example for batch in drawn for example in batch], len(drawn))
+            with self.clock.time("rollout"):
+                self._step_batches = self._make_step([example for batch in drawn for example in batch], len(drawn))
         return self._step_batches, torch.ones((), device=device)
 
     def rollout(self, examples: Sequence[Example]) -> list[list[int]]:
@@ -225,7 +228,6 @@ class GroupTrainer(LaunchedTrainer, Trainer):
 
     def _make_step(self, examples: Sequence[Example], batches: int) -> list[dict[str, GroupBatch]]:
         # Phase 1: rollouts, rewards, advantages.
-        started = self._now()
         groups = self.rollout(examples)
         rewards = self.reward_groups(examples, groups)
         scale = self.args.loss_type != "dr_grpo"
@@ -262,7 +264,6 @@ class GroupTrainer(LaunchedTrainer, Trainer):
                 step[-1].weight.zero_()
             else:
                 step.append(GroupBatch(None))
-        self._note("seconds_rollout", self._now() - started)
         return [{"groups": batch} for batch in step]
 
     def _group_batch(
@@ -304,10 +305,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         batch, args = inputs["groups"], self.args
         if batch.tree is None:
             return sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad) * 0.0
-        logits, where = compute_label_logits(model, batch.tree, self.temperature)
-        log_probs = compute_label_log_probs(logits, where, batch.tree.label_token, batch.legal)
-        with torch.no_grad():
-            entropy = compute_label_entropy(logits.detach(), where, batch.legal)
+        log_probs, entropy = self._score(model, batch)
         if batch.old is None:
             batch.old = log_probs.detach()
         loss, clipped = compute_policy_loss(
@@ -330,41 +328,41 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         # Gradients are averaged over processes afterwards, while the weights count the completions of all of them.
         return (loss * batch.weight).sum() * args.world_size
 
+    def _score(self, model: torch.nn.Module, batch: GroupBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-probabilities [K], entropies [K]) of the labels of a batch under a model."""
+        logits, tree = compute_label_logits(model, batch.tree), batch.tree
+        return score_labels(logits, tree.label_row, tree.label_token, batch.legal, self.temperature)
+
     def _reference_log_probs(self, model: torch.nn.Module, batch: GroupBatch) -> torch.Tensor:
-        started = self._now()
         inner = self.accelerator.unwrap_model(model)
         without = inner.disable_adapter() if self.reference is None else contextlib.nullcontext()
         reference = self.reference or inner
-        with without, evaluation_mode(reference):
-            logits, where = compute_label_logits(reference, batch.tree, self.temperature)
-            log_probs = compute_label_log_probs(logits, where, batch.tree.label_token, batch.legal)
-        self._reference_seconds += self._now() - started
-        return log_probs
+        with self.clock.time("reference"), without, evaluation_mode(reference):
+            return self._score(reference, batch)[0]
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """`Trainer.training_step`, timed: the reference's forward pass apart from the policy's forward and backward."""
-        started, self._reference_seconds = self._now(), 0.0
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._note("seconds_reference", self._reference_seconds)
-        self._note("seconds_train", self._now() - started - self._reference_seconds)
-        return loss
-
-    def _now(self) -> float:
-        if self.args.device.type == "cuda":
-            torch.cuda.synchronize(self.args.device)
-        return time.perf_counter()
+        """`Trainer.training_step`, timed."""
+        with self.clock.time("train"):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     # --------------------------------------------------------------------------------------------------- what is logged
     def _note(self, name: str, total: float | torch.Tensor, count: int = 1) -> None:
-        self._sums[name] += torch.tensor([float(total), float(count)])
+        """Adds to a metric; a tensor stays on its device until it is logged, as reading it would wait for the device."""
+        before, counted = self._sums.get(name, (0.0, 0))
+        self._sums[name] = (before + total, counted + count)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds the means since the last log, over all processes; seconds are per optimizer step."""
         if self._sums and "loss" in logs:
+            for phase, seconds in self.clock.read().items():
+                self._note(f"seconds_{phase}", seconds)
             # Every process must reduce the same names, and one whose groups were all silent has no KL to report.
-            names = sorted({*self._sums, "kl", "entropy", "clip_share"} - (set() if self.args.beta else {"kl"}))
-            totals = torch.stack([self._sums[name] for name in names]).to(self.args.device)
-            totals = self.accelerator.reduce(totals, reduction="sum").cpu()
+            names = sorted({*self._sums, *LOSS_METRICS} - (set() if self.args.beta else {"kl", "seconds_reference"}))
+            sums = [self._sums.get(name, (0.0, 0)) for name in names]
+            totals = torch.stack(
+                [torch.as_tensor(value, dtype=torch.float32, device=self.args.device) for pair in sums for value in pair]
+            )
+            totals = self.accelerator.reduce(totals, reduction="sum").view(-1, 2)
             steps = max(1, self.state.global_step - self._logged_step)
             for name, (total, count) in zip(names, totals.tolist(), strict=True):
                 divisor = steps * self.args.world_size if name.startswith("seconds") else max(count, 1.0)

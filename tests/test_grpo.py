@@ -198,7 +198,7 @@ def test_every_loss_on_rollouts_of_older_weights(tmp_path, monkeypatch, loss_typ
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     trainer._sums.clear()
     ours = trainer.compute_loss(trainer.model, trainer._step_batches[0])
-    share, count = trainer._sums["clip_share"].tolist()
+    share, count = trainer._sums["clip_share"]
     assert count == 1 and 0 < share < 1
     assert_same(trainer, ours, slow_loss(trainer, examples, groups, old, legal=renormalize))
 
@@ -243,7 +243,7 @@ def test_groups_without_advantage_cost_no_forward_when_masked(tmp_path, monkeypa
         examples, _ = with_hits_and_misses(trainer, examples, monkeypatch)
         step_loss(trainer, examples)
         assert sum(len(batch["groups"].lengths) for batch in trainer._step_batches) == 6 * groups
-        share, count = trainer._sums["zero_advantage_share"].tolist()
+        share, count = trainer._sums["zero_advantage_share"]
         assert share / count == 0.2
     trainer.rewards = [NamedReward("same", 1.0, lambda completions, example: [0.3] * len(completions))]
     trainer.model.register_forward_pre_hook(lambda *_: pytest.fail("a forward pass for nothing"))
@@ -270,7 +270,7 @@ def test_rewards_are_weighted_sums_and_each_is_logged(tmp_path):
         hits += sum(PLAIN_REWARDS["rule"](sids, example.sid)) / len(sids)
         parts = zip(PLAIN_REWARDS["rule"](sids, example.sid), PLAIN_REWARDS["prefix"](sids, example.sid), strict=True)
         assert total == pytest.approx([2 * first - 0.5 * second for first, second in parts])
-    assert trainer._sums["reward_rule"].tolist() == pytest.approx([hits, len(examples)])
+    assert trainer._sums["reward_rule"] == pytest.approx([hits, len(examples)])
 
 
 @pytest.mark.parametrize("size, step, repeats", [(10, 4, 1), (10, 4, 3), (8, 2, 2), (3, 3, 2), (3, 7, 1)])

@@ -211,7 +211,7 @@ def test_compact_rows_of_a_user_are_one_sequence_with_a_loss_at_every_item():
     # The start token and 11 items of 2 tokens, written once; labels are the two tokens and the end of every target.
     whole = [*coder.start, *(token for item in range(11) for token in coder.sid_ids([SIDS[item]])[0][:2])]
     assert batch["input_ids"].tolist() == [whole]
-    labels = sorted(zip(batch["label_node"].tolist(), batch["label_token"].tolist(), strict=True))
+    labels = sorted(zip(batch["node"][batch["label_row"]].tolist(), batch["label_token"].tolist(), strict=True))
     expected = []
     for item in range(1, 11):
         first = len(coder.start) + 2 * item - 1  # the last token of the item before

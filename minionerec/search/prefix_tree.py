@@ -19,6 +19,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
+from minionerec.search.label_scores import score_labels
 from minionerec.search.trie import pad_sequences, sort_rows
 
 FLEX_BLOCK = 128  # what flex_attention's kernels are tuned for
@@ -198,7 +199,8 @@ class TreeBatch:
     Attributes:
         input_ids, position_ids: [n, L].
         end: [n, L], or None when every row is one sequence, padded on the right, for which causal attention is enough.
-        label_node: [K] int64, row * L + the index of the node that predicts.
+        node: [U] int64, row * L + the index of each node that predicts; ascending.
+        label_row: [K] int64, the place of each label's node in `node`.
         label_token: [K] int64, what it is to predict.
         label_weight: [K] float32.
     """
@@ -206,7 +208,8 @@ class TreeBatch:
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     end: torch.Tensor | None
-    label_node: torch.Tensor
+    node: torch.Tensor
+    label_row: torch.Tensor
     label_token: torch.Tensor
     label_weight: torch.Tensor
 
@@ -266,12 +269,13 @@ def batch_trees(groups: Sequence[Sequence[tuple]], pad_token_id: int) -> TreeBat
             label_node.append(predicting[labels.level])
             label_token.append(labels.token)
             label_weight.append(labels.weight)
-    nodes = torch.from_numpy(np.concatenate(label_node))
+    node, label_row = np.unique(np.concatenate(label_node), return_inverse=True)
     return TreeBatch(
         torch.from_numpy(input_ids),
         torch.from_numpy(position_ids),
         torch.from_numpy(end),
-        nodes,
+        torch.from_numpy(node),
+        torch.from_numpy(label_row),
         torch.from_numpy(np.concatenate(label_token)),
         torch.from_numpy(np.concatenate(label_weight).astype(np.float32)),
     )
@@ -324,64 +328,25 @@ def pack_trees(groups: Sequence[Sequence[tuple]], tree_tokens: int) -> list[list
     return fill_bins(sizes, min(len(groups), max(1, round(sum(sizes) / max(tree_tokens, *sizes)))))
 
 
-def compute_label_logits(
-    model: torch.nn.Module, batch: TreeBatch, temperature: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the logits that the labels of a batch are read from, differentiably.
+def compute_label_logits(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
+    """Compute the logits [U, vocab] that the labels of a batch are read from, differentiably.
 
-    Labels often share a node, whose logits are computed once.
+    Labels often share a node, whose logits are computed once. They come in the dtype that the model computes in.
 
     Args:
         model: plain or wrapped.
-        batch: K labels at U distinct nodes.
-        temperature: divides the logits.
-
-    Returns:
-        (logits [U, vocab] float32; for each label, the row of its node among them [K]).
+        batch: labels at U distinct nodes.
     """
     inner = getattr(model, "module", model)
-    nodes, row_of_label = torch.unique(batch.label_node, return_inverse=True)
-    with restrict_logits(model, nodes):
-        logits = model(
+    with restrict_logits(model, batch.node):
+        return model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=batch.build_mask(inner),
             use_cache=False,
-        ).logits.float()
-    return logits if temperature == 1.0 else logits / temperature, row_of_label
-
-
-def compute_label_log_probs(
-    logits: torch.Tensor, row_of_label: torch.Tensor, tokens: torch.Tensor, legal: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Log-probabilities [K] of the label tokens, over the vocabulary or over legal tokens.
-
-    Args:
-        logits: [U, vocab] of `compute_label_logits`.
-        row_of_label: [K] of `compute_label_logits`.
-        tokens: [K], the label tokens.
-        legal: [K, F] token ids that are legal at each label, the label's own among them, filled up with -1.
-    """
-    chosen = logits[row_of_label, tokens]
-    if legal is None:
-        return chosen - torch.logsumexp(logits, dim=-1)[row_of_label]
-    return chosen - torch.logsumexp(_gather_legal_logits(logits, row_of_label, legal), dim=-1)
-
-
-def compute_label_entropy(
-    logits: torch.Tensor, row_of_label: torch.Tensor, legal: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Entropies [K] in nats of the distribution each label is drawn from; arguments as in `compute_label_log_probs`."""
-    rows = logits if legal is None else _gather_legal_logits(logits, row_of_label, legal)
-    log_probs = rows.log_softmax(dim=-1)
-    entropy = -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(dim=-1)
-    return entropy[row_of_label] if legal is None else entropy
-
-
-def _gather_legal_logits(logits: torch.Tensor, row_of_label: torch.Tensor, legal: torch.Tensor) -> torch.Tensor:
-    return logits[row_of_label.unsqueeze(1), legal.clamp(min=0)].masked_fill(legal < 0, float("-inf"))
+        ).logits
 
 
 def compute_tree_log_probs(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
     """Log-probabilities [K] (float32, over the vocabulary) of the labels of a batch, differentiable."""
-    return compute_label_log_probs(*compute_label_logits(model, batch), batch.label_token)
+    return score_labels(compute_label_logits(model, batch), batch.label_row, batch.label_token)[0]

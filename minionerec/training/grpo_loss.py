@@ -54,7 +54,9 @@ def compute_label_weights(
 
 def average_per_completion(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """The mean over each completion's labels, at each of its labels: [K] from [K] and token counts [C]."""
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
+    # With the size given, a GPU's lengths need not be read.
+    completions = torch.arange(len(lengths), device=values.device)
+    owner = torch.repeat_interleave(completions, lengths, output_size=len(values))
     sums = torch.zeros(len(lengths), device=values.device, dtype=values.dtype).index_add(0, owner, values)
     return (sums / lengths)[owner]
 
