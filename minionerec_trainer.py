@@ -11,6 +11,7 @@ import contextlib
 import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
 from minionerec.search.label_scores import score_labels
 from minionerec.search.prefix_tree import batch_trees, compute_label_logits, pack_trees
+from minionerec.search.shared_prompts import SharedPrompts
 from minionerec.search.tree_scorer import choose_batch_size, evaluation_mode
 from minionerec.search.trie import pad_sequences
 from minionerec.training.callbacks import LaunchedTrainer, TrainingTable
@@ -110,12 +112,8 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         self._sums: dict[str, tuple[float | torch.Tensor, int]] = {}  # (total, count) of each metric
         self._rollout_batch = 0  # prompts per forward pass of the rollouts, once they are counted
         self._logged_step: int | None = None
-<<<<<<< HEAD
-        self._reference_seconds = 0.0  # of the training step under way
         if rollout_engine is not None and is_sharding(self.accelerator):
             raise InputError("--use_vllm True: not where the weights are in parts; launch with ddp.yaml or zero2.yaml")
-=======
->>>>>>> a63776c (Log-probabilities without float32 logits of the whole vocabulary; a step that does not wait for its metrics)
         self.remove_callback(ProgressCallback)
         self.add_callback(TrainingTable())
         if args.sync_ref_model:
@@ -174,7 +172,32 @@ class GroupTrainer(LaunchedTrainer, Trainer):
                 self._step_batches = self._make_step([example for batch in drawn for example in batch], len(drawn))
         return self._step_batches, torch.ones((), device=device)
 
-    def rollout(self, examples: Sequence[Example]) -> list[list[int]]:
+    def share_prompts(self, examples: Sequence[Example], batches: int) -> SharedPrompts | None:
+        """The prompts of a step, for its rollout and its first update; None where these must compute them apart.
+
+        They differ with dropout. Gradient checkpointing keeps no keys and values, engines for several processes follow
+        one forward pass at a time, and flex_attention has no mask for some queries. A step in several batches would
+        hold the activations of all at once, and one that may leave groups out would go back through their prompts.
+        """
+        args, model = self.args, self.model
+        attention = model.config._attn_implementation
+        if (
+            not args.share_prompts
+            or batches > 1
+            or args.world_size > 1
+            or self.engine != "one process"
+            or args.gradient_checkpointing
+            or getattr(model, "is_gradient_checkpointing", False)
+            or args.mask_all_zero
+            or not args.beta
+            or attention not in ("sdpa", "eager")
+            or getattr(model.config, "attention_dropout", 0)
+        ):
+            return None
+        prompts = [example.prompt_ids for example in examples]
+        return SharedPrompts(self.accelerator.unwrap_model(model), prompts, args.tree_tokens, self.pad_token_id)
+
+    def rollout(self, examples: Sequence[Example], shared: SharedPrompts | None = None) -> list[list[int]]:
         """Sequence numbers of every prompt's completions, see `roll_out`."""
         args = self.args
         with self._open_rollout_model() as policy, self.compute_loss_context_manager():
@@ -197,6 +220,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
                 add_target=args.add_gt,
                 renormalize=args.renormalize,
                 seed=f"{args.seed}-{self.state.global_step}-{args.process_index}",
+                shared=shared,
             )
 
     @contextlib.contextmanager
@@ -228,7 +252,8 @@ class GroupTrainer(LaunchedTrainer, Trainer):
 
     def _make_step(self, examples: Sequence[Example], batches: int) -> list[dict[str, GroupBatch]]:
         # Phase 1: rollouts, rewards, advantages.
-        groups = self.rollout(examples)
+        shared = self.share_prompts(examples, batches)
+        groups = self.rollout(examples, shared)
         rewards = self.reward_groups(examples, groups)
         scale = self.args.loss_type != "dr_grpo"
         advantages = [compute_advantages(values, scale=scale) for values in rewards]
@@ -256,7 +281,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         for low, high in pairwise(bounds):
             numbers = kept[low:high]
             if numbers:
-                step.append(self._group_batch(examples, groups, advantages, numbers, counts))
+                step.append(self._group_batch(examples, groups, advantages, numbers, counts, shared))
             elif self.args.world_size > 1:
                 # Gradients are averaged in backward, so that every process needs a forward pass; this counts nothing.
                 shortest = min(range(len(examples)), key=lambda number: len(examples[number].prompt_ids))
@@ -273,6 +298,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         advantages: Sequence[torch.Tensor],
         numbers: Sequence[int],
         counts: Sequence[int],
+        shared: SharedPrompts | None = None,
     ) -> GroupBatch:
         """The groups `numbers` merged into trees; labels come back group by group, completion by completion.
 
@@ -280,6 +306,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
             examples, groups, advantages: of the whole step.
             numbers: which of them take part.
             counts: (completions, tokens) of the step, over all processes.
+            shared: the prompts of the whole step, where all take part.
         """
         device = self.args.device
         rows = [
@@ -297,7 +324,11 @@ class GroupTrainer(LaunchedTrainer, Trainer):
             legal = find_legal_tokens(self.trie, matrix)[matrix >= 0]
         weight = compute_label_weights(lengths, self.args.loss_type, *counts, self.trie.depth)
         each = torch.cat([advantages[numbers[group]] for group in order]).repeat_interleave(lengths)
-        return GroupBatch(tree.to(device), lengths.to(device), each.to(device), weight.to(device), legal)
+        batch = GroupBatch(tree.to(device), lengths.to(device), each.to(device), weight.to(device), legal)
+        if shared is not None:
+            completions = [[tokens for _, tokens in group] for group in rows]
+            batch.first_pass = partial(shared.score, completions, order, legal, self.temperature)
+        return batch
 
     # ------------------------------------------------------------------------------------------------------------- loss
     def compute_loss(self, model, inputs: dict[str, GroupBatch], return_outputs=False, num_items_in_batch=None):
@@ -305,7 +336,8 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         batch, args = inputs["groups"], self.args
         if batch.tree is None:
             return sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad) * 0.0
-        log_probs, entropy = self._score(model, batch)
+        log_probs, entropy = batch.first_pass() if batch.first_pass else self._score(model, batch)
+        batch.first_pass = None
         if batch.old is None:
             batch.old = log_probs.detach()
         loss, clipped = compute_policy_loss(
@@ -360,7 +392,11 @@ class GroupTrainer(LaunchedTrainer, Trainer):
             names = sorted({*self._sums, *LOSS_METRICS} - (set() if self.args.beta else {"kl", "seconds_reference"}))
             sums = [self._sums.get(name, (0.0, 0)) for name in names]
             totals = torch.stack(
-                [torch.as_tensor(value, dtype=torch.float32, device=self.args.device) for pair in sums for value in pair]
+                [
+                    torch.as_tensor(value, dtype=torch.float32, device=self.args.device)
+                    for pair in sums
+                    for value in pair
+                ]
             )
             totals = self.accelerator.reduce(totals, reduction="sum").view(-1, 2)
             steps = max(1, self.state.global_step - self._logged_step)

@@ -59,6 +59,7 @@ from minionerec.common.processes import say
 from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie
 from minionerec.language.examples import Example
 from minionerec.language.prompts import Encoder, load_prompts
+from minionerec.search.shared_prompts import SharedPrompts
 from minionerec.training.grpo_loss import compute_advantages
 from minionerec.training.rewards import NamedReward, ranking
 from minionerec_trainer import GroupTrainer, RLConfig
@@ -141,8 +142,8 @@ def run_tree_step(trainer: GroupTrainer, examples: list[Example], passes: int) -
     groups: list[list[int]] = []
     roll_out = trainer.rollout
 
-    def keep_groups(examples: list[Example]) -> list[list[int]]:
-        groups.extend(roll_out(examples))
+    def keep_groups(examples: list[Example], shared: SharedPrompts | None) -> list[list[int]]:
+        groups.extend(roll_out(examples, shared))
         return groups
 
     size = len(examples) // passes

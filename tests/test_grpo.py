@@ -79,7 +79,7 @@ def with_hits_and_misses(trainer, examples, monkeypatch):
     groups = trainer.rollout(examples)
     missing = next(number for number in range(len(trainer.catalogue_trie.sids)) if number not in groups[0])
     targets = [missing] + [group[2] for group in groups[1:]]
-    monkeypatch.setattr(trainer, "rollout", lambda _: groups)
+    monkeypatch.setattr(trainer, "rollout", lambda *_: groups)
     return [
         replace(example, sid=trainer.catalogue_trie.sids[t]) for example, t in zip(examples, targets, strict=True)
     ], groups
@@ -212,7 +212,7 @@ def test_sampled_rollouts_are_trained_on_as_drawn_and_at_their_temperature(tmp_p
         replace(example, sid=trainer.catalogue_trie.sids[group[0]])
         for example, group in zip(examples, groups, strict=True)
     ]
-    monkeypatch.setattr(trainer, "rollout", lambda _: groups)
+    monkeypatch.setattr(trainer, "rollout", lambda *_: groups)
     assert_same(trainer, step_loss(trainer, examples), slow_loss(trainer, examples, groups))
 
 

@@ -70,7 +70,7 @@ def _open_scorer(
 def beam_search(
     model: PreTrainedModel | Engine,
     trie: SidTrie,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]] | PrefilledPrompts,
     num_beams: int,
     *,
     length_penalty: float = 0.0,
@@ -87,7 +87,7 @@ def beam_search(
         model: decoder-only HF model with full attention (sdpa or eager; flex_attention is set to sdpa meanwhile), or an
             engine that runs the model elsewhere.
         trie: legal sequences, end token included, on the model's device.
-        prompts: n token-id lists of any lengths.
+        prompts: n token-id lists of any lengths, or the prompts prefilled, with a capacity of B slots a level.
         num_beams: B; it may exceed the number of legal sequences.
         length_penalty: exponent p of the final score, sum / length ** p, as in HF.
         renormalize: score with probabilities over the legal tokens (HF's `renormalize_logits`), not the vocabulary.
@@ -252,7 +252,7 @@ class _BeamSearch:
 def sample(
     model: PreTrainedModel | Engine,
     trie: SidTrie,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]] | PrefilledPrompts,
     num_samples: int,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
@@ -265,7 +265,7 @@ def sample(
     Args:
         model: as for `beam_search`.
         trie: as for `beam_search`.
-        prompts: n token-id lists of any lengths.
+        prompts: as for `beam_search`.
         num_samples: draws per prompt; a sequence may be drawn several times.
         temperature: divides the logits.
         generator: of the random numbers; default torch's own.

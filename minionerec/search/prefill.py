@@ -117,7 +117,36 @@ class PrefilledPrompts:
             caches.append([_repeat_layer(layer, len(rows)) for layer in common])
             outputs.append(self._prefill([prompts[row][head:] for row in rows], head, caches[-1]))
 
-        # Phase 3: all of them side by side.
+        self._join(groups, caches, outputs, capacity)
+
+    @classmethod
+    def from_caches(
+        cls, model: PreTrainedModel, caches: Sequence[list[DynamicLayer]], logits: torch.Tensor, capacity: int
+    ) -> PrefilledPrompts:
+        """n prompts whose keys and values are there already, as the layers of one row each.
+
+        Args:
+            model, capacity: as above.
+            caches: the layers of each prompt.
+            logits: [n, 1, vocab] float32, after each prompt.
+        """
+        prefilled = cls.__new__(cls)
+        prefilled.model = model
+        lengths = [layers[0].get_seq_length() for layers in caches]
+        is_token = [torch.ones(1, length, dtype=torch.bool, device=logits.device) for length in lengths]
+        outputs = list(zip(is_token, logits.split(1), strict=True))
+        prefilled._join([[row] for row in range(len(caches))], caches, outputs, capacity)
+        return prefilled
+
+    def _join(
+        self,
+        groups: Sequence[list[int]],
+        caches: Sequence[list[DynamicLayer]],
+        outputs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        capacity: int,
+    ) -> None:
+        """Phase 3: all prompts side by side, from the rows, layers and outputs of every pass."""
+        n, device = sum(map(len, groups)), outputs[0][1].device
         width = max(is_token.shape[1] for is_token, _ in outputs)
         self._is_token = torch.zeros(n, width, dtype=torch.bool, device=device)
         self.logits = outputs[0][1].new_empty(n, *outputs[0][1].shape[1:])
@@ -164,6 +193,9 @@ class PrefilledPrompts:
             use_cache=True,
             **arguments,
         ).logits.float()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     def extend(self, tokens: torch.Tensor, depth: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """Append Q slots to every prompt.

@@ -33,14 +33,14 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def open_tree_scorer(
-    model: PreTrainedModel, trie: SidTrie, prompts: Sequence[Sequence[int]], width: int
+    model: PreTrainedModel, trie: SidTrie, prompts: Sequence[Sequence[int]] | PrefilledPrompts, width: int
 ) -> Iterator[TreeScorer]:
     """A `TreeScorer` and, as long as it is in use, `evaluation_mode` and an attention for a few queries.
 
     Args:
         model: decoder-only HF model with full attention.
         trie: what is searched, on the model's device.
-        prompts: n token-id lists of any lengths.
+        prompts: n token-id lists of any lengths, or the prompts prefilled, with a capacity of `width` slots a level.
         width: prefixes that go on from one level to the next, at most.
 
     Raises:
@@ -76,9 +76,13 @@ class TreeScorer(Scorer):
         visible: [n, W, slots] bool, the slots each running prefix sees behind its prompt.
     """
 
-    def __init__(self, model: PreTrainedModel, trie: SidTrie, prompts: Sequence[Sequence[int]], width: int):
+    def __init__(
+        self, model: PreTrainedModel, trie: SidTrie, prompts: Sequence[Sequence[int]] | PrefilledPrompts, width: int
+    ):
         super().__init__(trie, len(prompts))
-        self.prefilled = PrefilledPrompts(model, prompts, capacity=width * trie.depth)
+        if not isinstance(prompts, PrefilledPrompts):
+            prompts = PrefilledPrompts(model, prompts, capacity=width * trie.depth)
+        self.prefilled = prompts
         self.logits = self.prefilled.logits
         self.visible = torch.zeros(*self.nodes.shape, 0, dtype=torch.bool, device=trie.device)
 

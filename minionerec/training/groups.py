@@ -21,6 +21,8 @@ class GroupBatch:
         advantages, weight [K] float32: of each label; weight is what it counts in the mean over the step.
         legal [K, F]: tokens that may stand at each label, or None for the full vocabulary.
         old, reference [K]: log-probabilities of the rollout's policy and of the reference, once they are computed.
+        first_pass: gives the policy's log-probabilities and entropies [K] once, where the rollout has computed the
+            prompts already.
     """
 
     tree: TreeBatch | None
@@ -30,6 +32,7 @@ class GroupBatch:
     legal: torch.Tensor | None = None
     old: torch.Tensor | None = None
     reference: torch.Tensor | None = None
+    first_pass: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 class StepSampler(Sampler[int]):

@@ -21,4 +21,8 @@ class RLConfig(GRPOConfig):
     mask_all_zero: bool = field(default=False, metadata={"help": "Leave groups of equal rewards out, KL included."})
     renormalize: bool = field(default=False, metadata={"help": "Probabilities over legal tokens only."})
     rollout_dtype: str | None = field(default=None, metadata={"help": "Precision of rollouts; None: the training's."})
+    share_prompts: bool = field(
+        default=True,
+        metadata={"help": "Rollout and first update compute prompts once, where they can; never with dropout."},
+    )
     tree_tokens: int = field(default=512, metadata={"help": "Prompt groups share a tree up to about so many tokens."})

@@ -13,6 +13,7 @@ from minionerec.common.processes import say
 from minionerec.language.models import choose_dtype
 from minionerec.search.beam_search import beam_search, sample
 from minionerec.search.scorer import Engine
+from minionerec.search.shared_prompts import SharedPrompts
 from minionerec.search.trie import SidTrie
 
 
@@ -75,6 +76,7 @@ def roll_out(
     add_target: bool = False,
     renormalize: bool = False,
     seed: str = "",
+    shared: SharedPrompts | None = None,
 ) -> list[list[int]]:
     """Sequence numbers of every prompt's completions, best first (beams) or in order of drawing.
 
@@ -90,6 +92,7 @@ def roll_out(
         add_target: put the target at the end of a group that lacks it.
         renormalize: rank beams by probabilities over the legal tokens.
         seed: what the draws are a function of, beside the prompts and the weights.
+        shared: the prompts, where they are computed already.
     """
     width = count + count // 2 if dynamic else count
     generator = torch.Generator(trie.device).manual_seed(_hash_seed(seed))
@@ -98,6 +101,8 @@ def roll_out(
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         batch = [prompts[number] for number in numbers]
+        if shared is not None:
+            batch = shared.prefill(numbers, width * trie.depth)
         if beams:
             result = beam_search(model, trie, batch, width, renormalize=renormalize)
         else:
