@@ -24,7 +24,7 @@ class GRPOBenchFlags(PublishedDataFlags, RandomModelFlags, RepeatFlags):
     num_generations: int = flag(16, "completions of a prompt, at least 2")
     batch_size: int = flag(8, "prompts of the step")
     prompts_per_pass: int = flag(8, "prompts of a forward pass of the tree way")
-    tree_tokens: int = flag(512, "tokens of its trees, about")
+    tree_tokens: int = flag(384, "tokens of its trees, about")
     beta: float = flag(1e-3, "weight of the KL term")
     prompts: str = flag("worded", "prompt set")
     tasks: list[str] | None = flag(

@@ -152,7 +152,9 @@ def check_tree_attention(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def restrict_logits(model: torch.nn.Module, flat_nodes: torch.Tensor) -> Iterator[None]:
+def restrict_logits(
+    model: torch.nn.Module, flat_nodes: torch.Tensor, more: torch.Tensor | None = None
+) -> Iterator[list[torch.Tensor]]:
     """Inside, a forward pass returns only the logits [K, vocab] of some hidden states.
 
     A hook on the output layer keeps the call through the model's own forward, so that wrappers (DDP, PEFT, autocast)
@@ -161,16 +163,23 @@ def restrict_logits(model: torch.nn.Module, flat_nodes: torch.Tensor) -> Iterato
     Args:
         model: plain or wrapped.
         flat_nodes: [K], row * L + node of each hidden state.
+        more: hidden states [M, width] of another pass, whose logits come first.
+
+    Yields:
+        A list to which a forward pass adds the hidden states that its logits are computed from.
     """
     head = getattr(model, "module", model).get_output_embeddings()
+    read: list[torch.Tensor] = []
 
     def select(_module, arguments):
         hidden = arguments[0]
-        return (hidden.reshape(-1, hidden.shape[-1])[flat_nodes],)
+        hidden = hidden.reshape(-1, hidden.shape[-1])[flat_nodes]
+        read.append(hidden if more is None else torch.cat((more, hidden)))
+        return (read[-1],)
 
     handle = head.register_forward_pre_hook(select)
     try:
-        yield
+        yield read
     finally:
         handle.remove()
 

@@ -50,14 +50,16 @@ class SharedPrompts:
         self._is_own = torch.empty(len(prompts), length, dtype=torch.bool)
         self._is_own[order] = (slots <= index[:, None]) & (index[:, None] < tree.end[row])
         tree, self._cache = tree.to(model.device), DynamicCache()
-        with restrict_logits(model, tree.node):
-            self._logits = model(
+        with restrict_logits(model, tree.node) as read:
+            logits = model(
                 input_ids=tree.input_ids,
                 position_ids=tree.position_ids,
                 attention_mask=build_attention_mask(model, build_tree_mask(tree.end)),
                 past_key_values=self._cache,
                 use_cache=True,
             ).logits
+        # The training pass computes these few logits again, so that the output layer has one backward pass, not two.
+        self._logits, self._hidden = logits.detach(), read[0]
 
     def prefill(self, numbers: Sequence[int], capacity: int) -> PrefilledPrompts:
         """Some of the prompts for a search, without gradient.
@@ -78,7 +80,7 @@ class SharedPrompts:
                 )
                 layers.append(layer)
             caches.append(layers)
-        logits = self._logits.detach()[self._logit_row[numbers].to(self.model.device)]
+        logits = self._logits[self._logit_row[numbers].to(self.model.device)]
         return PrefilledPrompts.from_caches(self.model, caches, logits.unsqueeze(1).float(), capacity)
 
     def score(
@@ -119,24 +121,23 @@ class SharedPrompts:
                 owner[row, start:stop], first[number] = number, row * width + start
                 start = stop
 
-        # Phase 2: where labels are read: at the root, or at a node behind it.
-        nodes, places, tokens = [], [], []
+        # Phase 2: where labels are read: at the root, whose hidden states come first, or at a node behind it.
+        rows, tokens, roots = [], [], len(self._hidden)
         for number in order:
             for row, completion in enumerate(completions[number]):
                 node = trees[number].node[row, : len(completion)]
-                nodes.append(node)
-                places.append(np.where(node == 0, self._logit_row[number].item(), first[number] + node - 1))
+                behind = roots + first[number] + node - 1
+                rows.append(np.where(node == 0, self._logit_row[number].item(), behind))
                 tokens.append(completion)
-        at_root, place = np.concatenate(nodes) == 0, np.concatenate(places)
-        behind, behind_row = np.unique(place[~at_root], return_inverse=True)
+        place, label_row = np.unique(np.concatenate([np.arange(roots), *rows]), return_inverse=True)
         device = self.model.device
-        tokens, at_root = torch.from_numpy(np.concatenate(tokens)).to(device), torch.from_numpy(at_root).to(device)
 
         # Phase 3: the pass, in which every node sees its prompt and its ancestors.
         owner, end = torch.from_numpy(owner), torch.from_numpy(end).to(device)
         sees_prompt = (self._is_own[owner.clamp(min=0)] & (owner >= 0).unsqueeze(-1)).to(device).unsqueeze(1)
         visible = torch.cat((sees_prompt, build_tree_mask(end)), dim=-1)
-        with restrict_logits(self.model, torch.from_numpy(behind).to(device)):
+        nodes = torch.from_numpy(place[roots:] - roots).to(device)
+        with restrict_logits(self.model, nodes, self._hidden):
             logits = self.model(
                 input_ids=torch.from_numpy(input_ids).to(device),
                 position_ids=torch.from_numpy(position_ids).to(device),
@@ -144,14 +145,5 @@ class SharedPrompts:
                 past_key_values=self._cache,
                 use_cache=True,
             ).logits
-
-        # Phase 4: scores in the order of the labels.
-        parts = []
-        for logits_part, label_row, chosen in (
-            (self._logits, torch.from_numpy(place)[at_root.cpu()].to(device), at_root),
-            (logits, torch.from_numpy(behind_row).to(device), ~at_root),
-        ):
-            legal_part = None if legal is None else legal[chosen]
-            parts.append(score_labels(logits_part, label_row, tokens[chosen], legal_part, temperature))
-        back = torch.cat((at_root.nonzero(), (~at_root).nonzero())).squeeze(1).argsort()
-        return tuple(torch.cat(values)[back] for values in zip(*parts, strict=True))
+        label_row, tokens = torch.from_numpy(label_row[roots:]), torch.from_numpy(np.concatenate(tokens))
+        return score_labels(logits, label_row.to(device), tokens.to(device), legal, temperature)

@@ -25,4 +25,4 @@ class RLConfig(GRPOConfig):
         default=True,
         metadata={"help": "Rollout and first update compute prompts once, where they can; never with dropout."},
     )
-    tree_tokens: int = field(default=512, metadata={"help": "Prompt groups share a tree up to about so many tokens."})
+    tree_tokens: int = field(default=384, metadata={"help": "Prompt groups share a tree up to about so many tokens."})
