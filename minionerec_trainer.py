@@ -379,7 +379,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
 
     # --------------------------------------------------------------------------------------------------- what is logged
     def _note(self, name: str, total: float | torch.Tensor, count: int = 1) -> None:
-        """Adds to a metric; a tensor stays on its device until it is logged, as reading it would wait for the device."""
+        """Adds to a metric; a tensor stays where it is until it is logged, as reading it would wait for the device."""
         before, counted = self._sums.get(name, (0.0, 0))
         self._sums[name] = (before + total, counted + count)
 

@@ -42,15 +42,16 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from benchmarks.arithmetic import measure_peak_gflops
 from benchmarks.problems import build_sid_model, make_up_data, read_peak_memory_mb, read_published_data
 from benchmarks.textbook import search_textbook
 from data import RL_TASKS, TaskInputs, build_mixture, choose_tasks
@@ -80,23 +81,15 @@ class PhaseClock:
         self.seconds[phase] += now - self._last
         self._last = now
 
+    def move(self, source: str, phase: str, seconds: float) -> None:
+        """Count seconds of one phase for another."""
+        self.seconds[source] -= seconds
+        self.seconds[phase] += seconds
+
     @property
     def total(self) -> float:
         """Seconds of all phases."""
         return sum(self.seconds.values())
-
-    @contextmanager
-    def timing_forward(self, model: PreTrainedModel, phase: str, others: str) -> Iterator[None]:
-        """Inside, the forward passes of a model are laps of one phase, what happens between them of another."""
-        handles = [
-            model.register_forward_pre_hook(lambda *_: self.lap(others)),
-            model.register_forward_hook(lambda *_: self.lap(phase)),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @dataclass
@@ -137,7 +130,7 @@ class StepResult:
 
 
 def run_tree_step(trainer: GroupTrainer, examples: list[Example], passes: int) -> StepResult:
-    """A step of this project in so many forward passes. `reference` are the reference's forward passes alone."""
+    """A step of this project in so many forward passes. `reference` is what the trainer's clock gives it."""
     clock, loss_sum, log_probs = PhaseClock(), 0.0, []
     groups: list[list[int]] = []
     roll_out = trainer.rollout
@@ -151,12 +144,13 @@ def run_tree_step(trainer: GroupTrainer, examples: list[Example], passes: int) -
     with patch.object(trainer, "rollout", keep_groups):
         batches, _ = trainer.get_batch_samples(iter(parts), passes, trainer.args.device)
     clock.lap("rollout")
+    trainer.clock.read()
     for batch in batches:
-        with clock.timing_forward(trainer.reference, "reference", "train"):
-            loss = trainer.compute_loss(trainer.model, batch)
+        loss = trainer.compute_loss(trainer.model, batch)
         loss.backward()
         loss_sum += loss.item()
         clock.lap("train")
+        clock.move("train", "reference", trainer.clock.read().get("reference", 0.0))
         group_batch = batch["groups"]
         log_probs += [values.sum().item() for values in group_batch.old.split(group_batch.lengths.tolist())]
     return StepResult(loss_sum, groups, sorted(log_probs), clock)
@@ -239,6 +233,20 @@ def measure_differences(
     if max(differences.values()) > 1e-3:
         raise InputError(f"the two steps disagree ({differences}): no figure is reported")
     return differences
+
+
+def measure_arithmetic(trainer: GroupTrainer, examples: list[Example], passes: int) -> dict[str, float]:
+    """What the products of matrices of a tree step, attention included, would take at this process's measured peak.
+
+    Returns:
+        10^9 floating-point operations of the step, the peak's in a second, and the seconds that makes.
+    """
+    trainer.model.zero_grad()
+    # The fused attention of a CPU is none of the operations that the counter knows.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run_tree_step(trainer, examples, passes)
+    count, peak = counter.get_total_flops() / 1e9, measure_peak_gflops(device=trainer.args.device)
+    return {"tree_gflop": round(count, 1), "peak_gflop_per_s": round(peak, 1), "arithmetic_s": round(count / peak, 2)}
 
 
 def compare_steps(problem: GRPOProblem, trainer: GroupTrainer, passes: int, repeats: int) -> dict[str, Any]:
@@ -355,7 +363,10 @@ def bench(flags: GRPOBenchFlags) -> None:
     problem = build_problem(flags)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(problem, flags, folder)
-        figures = compare_steps(problem, trainer, flags.batch_size // flags.prompts_per_pass, flags.repeats)
+        passes = flags.batch_size // flags.prompts_per_pass
+        figures = compare_steps(problem, trainer, passes, flags.repeats)
+        figures |= measure_arithmetic(trainer, problem.examples, passes)
+    figures["share_of_peak"] = round(figures["arithmetic_s"] / figures["tree_s"], 2)
     lengths = [len(example.prompt_ids) for example in problem.examples]
     report = {
         "benchmark": "grpo",
