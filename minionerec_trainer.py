@@ -41,6 +41,7 @@ from minionerec.training.grpo_loss import (
     compute_policy_loss,
     estimate_kl,
 )
+from minionerec.training.reference import store_linear_weights
 from minionerec.training.rewards import NamedReward
 from minionerec.training.rl_config import RLConfig
 from minionerec.training.rollouts import choose_rollout_dtype, compute_in, find_legal_tokens, roll_out
@@ -101,6 +102,9 @@ class GroupTrainer(LaunchedTrainer, Trainer):
             eval_dataset=train_dataset if validate else None,
         )
         self.reference, self.rewards = reference, rewards
+        # One that follows the policy in small steps needs all its bits.
+        if reference is not None and args.bf16 and not args.sync_ref_model:
+            store_linear_weights(reference, torch.bfloat16)
         self.completion_tokens = self.trie.sequences()
         self.pad_token_id, self.validate = pad_token_id, validate
         self.rollout_engine = rollout_engine
@@ -369,7 +373,8 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         inner = self.accelerator.unwrap_model(model)
         without = inner.disable_adapter() if self.reference is None else contextlib.nullcontext()
         reference = self.reference or inner
-        with self.clock.time("reference"), without, evaluation_mode(reference):
+        # Under the policy's autocast, which accelerate gives only to the models that it prepares.
+        with self.clock.time("reference"), without, evaluation_mode(reference), self.accelerator.autocast():
             return self._score(reference, batch)[0]
 
     def training_step(self, model, inputs, num_items_in_batch=None):

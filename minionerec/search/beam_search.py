@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from minionerec.search.prefill import PrefilledPrompts
 from minionerec.search.scorer import Engine, Scorer
 from minionerec.search.tree_scorer import open_tree_scorer
 from minionerec.search.trie import SidTrie, SubTries
@@ -59,7 +60,7 @@ def stable_topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _open_scorer(
-    model: PreTrainedModel | Engine, trie: SidTrie, prompts: Sequence[Sequence[int]], width: int
+    model: PreTrainedModel | Engine, trie: SidTrie, prompts: Sequence[Sequence[int]] | PrefilledPrompts, width: int
 ) -> AbstractContextManager[Scorer]:
     """What scores up to `width` prefixes of each prompt: the model where it runs here, or the engine that runs it."""
     return (

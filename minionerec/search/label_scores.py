@@ -76,6 +76,7 @@ class _VocabularyScores(torch.autograd.Function):
             weight = values.exp()
             total = weight.sum(dim=-1)
             normaliser[part] = highest.squeeze(-1) + total.log()
+            values.clamp_(min=torch.finfo(values.dtype).min)  # 0 * -inf is not 0
             entropy[part] = total.log() - torch.linalg.vecdot(weight, values) / total
         chosen = _scale(logits[label_row, tokens], temperature)
         ctx.save_for_backward(logits, label_row, tokens, normaliser)

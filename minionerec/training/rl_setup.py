@@ -237,6 +237,7 @@ def build_config(flags: RLFlags, schedule: Schedule) -> RLConfig:
         metric_for_best_model=flags.best_by if validating else None,
         greater_is_better=True if validating else None,
         logging_steps=max(1, schedule.steps // 20),
+        logging_nan_inf_filter=False,  # it reads the loss of every batch, and waits for the device
     )
 
 
