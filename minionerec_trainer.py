@@ -199,7 +199,9 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         ):
             return None
         prompts = [example.prompt_ids for example in examples]
-        return SharedPrompts(self.accelerator.unwrap_model(model), prompts, args.tree_tokens, self.pad_token_id)
+        completion_tokens = args.num_generations * (self.trie.depth - 1)
+        policy = self.accelerator.unwrap_model(model)
+        return SharedPrompts(policy, prompts, args.tree_tokens, self.pad_token_id, completion_tokens)
 
     def rollout(self, examples: Sequence[Example], shared: SharedPrompts | None = None) -> list[list[int]]:
         """Sequence numbers of every prompt's completions, see `roll_out`."""

@@ -85,7 +85,7 @@ def test_searches_of_shared_prompts_equal_those_of_token_ids(kind):
     rng = random.Random(3)
     trie = SidTrie(sorted(random_catalogue(rng, 40, 4, 6, 30, mixed=True)))
     model, prompts = tiny_model(kind, 30, 1), random_prompts(rng, 6, 30)
-    shared = SharedPrompts(model, prompts, 30, 0)
+    shared = SharedPrompts(model, prompts, 30, 0, 10)
     for numbers in ([4, 0, 5], [2], list(range(6))):
         chosen = [prompts[number] for number in numbers]
         for search in (

@@ -334,7 +334,12 @@ def pack_trees(groups: Sequence[Sequence[tuple]], tree_tokens: int) -> list[list
         len(build_prefix_tree([[*prompt, *target[:-1]] for prompt, target, *_ in rows]).tokens) - head + 1
         for rows in groups
     ]
-    return fill_bins(sizes, min(len(groups), max(1, round(sum(sizes) / max(tree_tokens, *sizes)))))
+    return fill_trees(sizes, tree_tokens)
+
+
+def fill_trees(sizes: Sequence[int], tree_tokens: int) -> list[list[int]]:
+    """The group numbers of each tree, for groups of `sizes` tokens and trees of about `tree_tokens`."""
+    return fill_bins(sizes, min(len(sizes), max(1, round(sum(sizes) / max(tree_tokens, *sizes)))))
 
 
 def compute_label_logits(model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:

@@ -6,6 +6,7 @@ what is found behind them is all that the update has left to compute.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ from minionerec.search.prefix_tree import (
     build_attention_mask,
     build_prefix_tree,
     build_tree_mask,
-    pack_trees,
+    fill_trees,
     restrict_logits,
 )
 
@@ -31,14 +32,23 @@ class SharedPrompts:
     Args:
         model: a decoder-only model with full attention (sdpa or eager) and neither dropout nor gradient checkpointing.
         prompts: n token-id lists.
-        tree_tokens: tokens of a tree, about.
+        tree_tokens: tokens of a tree with its completions, about.
         pad_token_id: fills the shorter trees.
+        completion_tokens: of all completions of a prompt, about.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], tree_tokens: int, pad_token_id: int):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        tree_tokens: int,
+        pad_token_id: int,
+        completion_tokens: int,
+    ):
         self.model, self.prompts, self.pad_token_id = model, prompts, pad_token_id
+        head = len(os.path.commonprefix(list(prompts)))
+        self._packed = fill_trees([len(prompt) - head + 1 + completion_tokens for prompt in prompts], tree_tokens)
         rows = [[(prompt, [pad_token_id])] for prompt in prompts]  # the label only says whose logits are wanted
-        self._packed = pack_trees(rows, tree_tokens)
         tree = batch_trees([[rows[number][0] for number in part] for part in self._packed], pad_token_id)
         order = [number for part in self._packed for number in part]
         length, last = tree.input_ids.shape[1], tree.node[tree.label_row]
