@@ -198,7 +198,7 @@ def test_soft_labels_keep_their_order_in_a_batch():
     labels = SoftLabels(np.array([0, 0, 1]), np.array([4, 5, 6]), np.array([0.25, 0.75, 1.0]))
     batch = batch_trees([[([2, 3], [4, 6], labels), ([2, 3], [5, 1])]], 0)
     assert batch.label_token.tolist() == [4, 5, 6, 5, 1] and batch.label_weight.tolist() == [0.25, 0.75, 1, 1, 1]
-    assert batch.label_node[:4].tolist() == [1, 1, 2, 1]
+    assert batch.node[batch.label_row][:4].tolist() == [1, 1, 2, 1]
 
 
 @pytest.mark.parametrize("prompts", ["compact", "worded"])
