@@ -71,7 +71,8 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         rollout_engine: what rolls out instead of the policy, and is given the policy's weights before it does.
 
     Attributes:
-        clock: seconds of "rollout", "reference" and "train" (the policy's forward and backward) since the last log.
+        clock: seconds of "rollout", "reference" and "train" (the policy's forward and backward) since the last log; of
+            "push" as well, the weights' way to a rollout engine.
 
     Raises:
         InputError: settings that do not fit together, a target outside the trie, a reference of another vocabulary.
@@ -179,14 +180,17 @@ class GroupTrainer(LaunchedTrainer, Trainer):
     def share_prompts(self, examples: Sequence[Example], batches: int) -> SharedPrompts | None:
         """The prompts of a step, for its rollout and its first update; None where these must compute them apart.
 
-        They differ with dropout. Gradient checkpointing keeps no keys and values, engines for several processes follow
-        one forward pass at a time, and flex_attention has no mask for some queries. A step in several batches would
-        hold the activations of all at once, and one that may leave groups out would go back through their prompts.
+        They differ with dropout, in another precision and in an engine of their own. Gradient checkpointing keeps no
+        keys and values, launches of several processes follow one forward pass at a time, and flex_attention has no mask
+        for some queries. A step in several batches would hold the activations of all at once, and one that may leave
+        groups out would go back through their prompts.
         """
         args, model = self.args, self.model
         attention = model.config._attn_implementation
         if (
             not args.share_prompts
+            or self.rollout_engine is not None
+            or self.rollout_dtype is not None
             or batches > 1
             or args.world_size > 1
             or self.engine != "one process"
@@ -236,11 +240,10 @@ class GroupTrainer(LaunchedTrainer, Trainer):
             with gather_model(self) as policy, compute_in(self.rollout_dtype, policy):
                 yield policy
             return
-        started = self._now()
-        if self.accelerator.is_main_process:
-            self.rollout_engine.load_policy(self.accelerator.unwrap_model(self.model))
-        self.accelerator.wait_for_everyone()
-        self._note("seconds_push", self._now() - started)
+        with self.clock.time("push"):
+            if self.accelerator.is_main_process:
+                self.rollout_engine.load_policy(self.accelerator.unwrap_model(self.model))
+            self.accelerator.wait_for_everyone()
         yield self.rollout_engine
 
     def reward_groups(self, examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> list[list[float]]:
