@@ -19,7 +19,7 @@ import torch
 from benchmarks import bench_grpo
 from benchmarks.arithmetic import BACKWARD, count_forward_flops, measure_peak_gflops
 from benchmarks.bench_sft import count_tree_flops, pad_rows, run_padded
-from benchmarks.device_checks import CheckFailed, compute_in
+from benchmarks.device_checks import CheckFailed, autocast_in
 from benchmarks.problems import build_random_model, read_peak_memory_mb
 from benchmarks.textbook import search_textbook
 from minionerec.language.examples import Example
@@ -199,7 +199,7 @@ def time_training(
 
     def run_tree() -> None:
         model.zero_grad()
-        with compute_in(torch.bfloat16, device):
+        with autocast_in(torch.bfloat16, device):
             # A copy makes its own mask, as the batch of every step does.
             loss = -compute_tree_log_probs(model, batch.to(device)).sum()
         loss.backward()
@@ -207,7 +207,7 @@ def time_training(
 
     def run_rows() -> None:
         model.zero_grad()
-        with compute_in(torch.bfloat16, device):
+        with autocast_in(torch.bfloat16, device):
             losses["padded"] = run_padded(model, padded)
 
     padded_s, padded_mb = time_runs(run_rows, device, sizes.repeats)
