@@ -35,7 +35,7 @@ from minionerec.training.plan_memory import (
 )
 from minionerec.training.plan_report import describe_changes, report_plan
 from minionerec.training.plan_work import draw_whole_users, find_forced_tokens
-from minionerec.training.planning import make_plan
+from minionerec.training.planning import list_uncounted_savers, make_plan
 from minionerec.training.settings import RLFlags, SFTFlags
 from scripts.plan import PlannerFlags, plan, read_machine, read_problem
 
@@ -262,6 +262,17 @@ def test_the_first_setting_that_fits_is_proposed(paths, config_only, stage, caps
     assert "The nearest setting that fits" in capsys.readouterr().out
     report_plan(problem, replace(machine, memory=1))
     assert "Nothing that was tried fits" in capsys.readouterr().out
+
+
+def test_savers_that_are_not_counted_are_named():
+    files = {"train_file": "", "eval_file": "", "output_dir": ""}
+    sft_flags = SFTFlags(base_model="", sid_index_path="", item_meta_path="", **files)
+    rl_flags = RLFlags(model_path="", info_file="", **files)
+    assert list_uncounted_savers(sft_flags) == list_uncounted_savers(rl_flags) == []
+    notes = list_uncounted_savers(replace(sft_flags, optim="adamw_8bit", lora=True, load_in_4bit=True))
+    assert [note.partition(":")[0] for note in notes] == ["--optim adamw_8bit", "--load_in_4bit True"]
+    notes = list_uncounted_savers(replace(rl_flags, rollout_dtype="auto"))
+    assert [note.partition(":")[0] for note in notes] == ["--rollout_dtype auto"]
 
 
 def test_wrong_input_is_one_line(paths, config_only, tmp_path):

@@ -29,6 +29,7 @@ from minionerec.language.models import build_model_from_config, train_tokenizer
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.language.sid_tokens import add_sid_tokens
 from minionerec.search.prefix_tree import check_tree_attention
+from minionerec.training.optimizers import PLAIN_OPTIMIZERS
 from minionerec.training.plan_memory import (
     ATTENTION,
     MLP,
@@ -253,6 +254,18 @@ def list_distinct_tokens(catalogue: Catalogue) -> list[str]:
     return sorted({token for sid in catalogue.sids for token in SID_TOKEN.findall(sid)})
 
 
+def list_uncounted_savers(flags: SFTFlags | RLFlags) -> list[str]:
+    """Flags that change memory and that the plan does not follow, with what it counts instead."""
+    notes = []
+    if flags.optim not in PLAIN_OPTIMIZERS:
+        notes.append(f"--optim {flags.optim}: not counted, but the states of AdamW in float32")
+    if flags.load_in_4bit:
+        notes.append("--load_in_4bit True: not counted, but float32 weights of the base: 4 bytes each, not half a byte")
+    if getattr(flags, "rollout_dtype", None) in ("bfloat16", "auto"):
+        notes.append(f"--rollout_dtype {flags.rollout_dtype}: its copy of the weights is not counted, 2 bytes each")
+    return notes
+
+
 def pose_problem(
     flags: SFTFlags | RLFlags,
     catalogue: Catalogue,
@@ -296,7 +309,7 @@ def pose_problem(
         return works[key]
 
     shape_of = cache(lambda lora: shape_model(base, flags, sid_tokens, lora))
-    return Problem(flags, shape_of, work_of, base.new_tokens, base.notes)
+    return Problem(flags, shape_of, work_of, base.new_tokens, (*base.notes, *list_uncounted_savers(flags)))
 
 
 # ----------------------------------------------------------------------------------------------------------------- plan
