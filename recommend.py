@@ -37,7 +37,7 @@ def check_recommend_flags(flags: RecommendFlags) -> None:
         raise InputError("--user_id and --history_file go together")
     if not 1 <= flags.top <= flags.num_beams:
         raise InputError(f"--top {flags.top}: must be at least 1 and cannot exceed --num_beams {flags.num_beams}")
-    check_vllm_flags(flags, flags.engine)
+    check_vllm_flags(flags, flags.engine, flags.dtype)
     if flags.max_history < 0:
         raise InputError(f"--max_history {flags.max_history}: must be 0 (all) or more")
 

@@ -127,12 +127,15 @@ def test_evaluate(trained, started, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate_command, "draw_metrics", lambda *_: None)
     for number, options in enumerate((dict(exclude_seen=True), dict(renormalize=True, length_penalty=1.0))):
         tree = run_evaluation(trained, tmp_path / f"tree{number}", **options)
-        ours = run_evaluation(trained, tmp_path / f"vllm{number}", engine="vllm", tensor_parallel_size=2, **options)
+        ours = run_evaluation(
+            trained, tmp_path / f"vllm{number}", engine="vllm", tensor_parallel_size=2, dtype="float32", **options
+        )
         assert [row["predict"] for row in ours[0]] == [row["predict"] for row in tree[0]]
         for row, expected in zip(ours[0], tree[0], strict=True):
             assert row["score"] == pytest.approx(expected["score"], abs=1e-4)
         assert ours[1] == tree[1]
     assert len(started) == 2 and started[0].settings["tensor_parallel_size"] == 2
+    assert started[0].settings["dtype"] == "float32"
 
 
 def test_recommend(trained, started, capsys):
@@ -234,7 +237,9 @@ def test_a_missing_or_untested_version(monkeypatch, tmp_path):
 
     monkeypatch.setattr(settings, "version", missing)
     with pytest.raises(InputError, match="--engine vllm: vLLM is not installed"):
-        check_vllm_flags(EvaluateFlags(base_model="x", info_file="x", test_data_path="x", result_json_data="x"), "vllm")
+        check_vllm_flags(
+            EvaluateFlags(base_model="x", info_file="x", test_data_path="x", result_json_data="x"), "vllm", None
+        )
     install(monkeypatch, "0.19.1")
     with pytest.raises(InputError, match=r"vllm 0.19.1 is installed, but only 0.32.\* was tested"):
         VllmEngine(str(tmp_path), 100)
@@ -262,6 +267,7 @@ def test_prompts_that_are_too_long_and_foreign_tries(started, tmp_path):
     "flags, message",
     [
         (dict(tensor_parallel_size=2), "--tensor_parallel_size: has an effect with --engine vllm only"),
+        (dict(engine="vllm", dtype="auto"), "--dtype auto: with --engine vllm name float32"),
         (dict(engine="vllm", tensor_parallel_size=0), "--tensor_parallel_size 0: must be at least 1"),
         (dict(engine="vllm", vllm_gpu_memory_utilization=1.5), "--vllm_gpu_memory_utilization 1.5: must be above 0"),
     ],
@@ -269,7 +275,7 @@ def test_prompts_that_are_too_long_and_foreign_tries(started, tmp_path):
 def test_flags_of_a_search_that_cannot_be(started, flags, message):
     flags = RecommendFlags(base_model="x", info_file="x", **flags)
     with pytest.raises(InputError, match=message):
-        check_vllm_flags(flags, flags.engine)
+        check_vllm_flags(flags, flags.engine, flags.dtype)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +289,8 @@ def test_flags_of_a_search_that_cannot_be(started, flags, message):
             1,
             "--vllm_tensor_parallel_size: has an effect with --use_vllm True --vllm_mode colocate only",
         ),
+        (dict(use_vllm=True, rollout_dtype="float32"), 1, "--rollout_dtype: has no effect with --use_vllm True"),
+        (dict(use_vllm=True, lora=True, load_in_4bit=True), 1, "not with --load_in_4bit True"),
         (dict(use_vllm=True), 2, "several training processes share one engine by --vllm_mode server"),
     ],
 )
@@ -290,7 +298,7 @@ def test_flags_of_rollouts_that_cannot_be(started, monkeypatch, flags, world, me
     monkeypatch.setattr(settings, "count_processes", lambda: world)
     flags = RLFlags(model_path="x", train_file="x", eval_file="x", info_file="x", output_dir="x", **flags)
     with pytest.raises(InputError, match=message):
-        check_rollout_flags(flags)
+        check_rollout_flags(flags, flags.rollout_dtype, flags.load_in_4bit)
 
 
 def test_processes_on_a_cpu_share_its_cores(monkeypatch):
@@ -343,7 +351,7 @@ def test_the_logits_processor_follows_requests_through_the_batch(trained, proces
         for row in range(4):
             if row not in rows and rng.random() < 0.5:
                 free = rng.random() < 0.2
-                params = SamplingParams(extra_args={"unconstrained": True} if free else None)
+                params = SamplingParams(extra_args={"unconstrained": 1} if free else None)
                 rows[row] = ([], free)
                 update.added.append((row, params, [3], rows[row][0]))
         if rows and step % 3 == 0:
@@ -376,7 +384,7 @@ def test_the_logits_processor_reads_the_slots_of_the_second_runner(trained, proc
     for _ in range(10):
         free = rng.randrange(slots)
         for slot in range(slots):
-            params = SamplingParams(extra_args={"unconstrained": True} if slot == free else {})
+            params = SamplingParams(extra_args={"unconstrained": 1} if slot == free else {})
             assert processor.add_request(slot, params) == (slot != free)
             lengths[slot] = rng.randint(1, 30)
         total = lengths.clone().long()
@@ -402,5 +410,5 @@ def test_the_logits_processor_reads_the_slots_of_the_second_runner(trained, proc
 def test_the_logits_processor_needs_a_catalogue(trained, processor_class):
     with pytest.raises(ValueError, match="info_file"):
         processor_class(configure(trained), torch.device("cpu"), False)
-    with pytest.raises(ValueError, match="true or false"):
+    with pytest.raises(ValueError, match="0 or 1"):
         processor_class.validate_params(SamplingParams(extra_args={"unconstrained": 3}))

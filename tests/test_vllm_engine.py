@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +118,19 @@ def test_a_model_that_vllm_does_not_have(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ processes
+@pytest.fixture(scope="module")
+def larger(trained, tmp_path_factory):
+    """`trained` with attention heads of a size that vLLM has: the same tokenizer and prompts, random weights."""
+    folder = tmp_path_factory.mktemp("larger")
+    for path in Path(trained.checkpoint).iterdir():
+        if path.suffix in (".json", ".yaml", ".jinja"):
+            shutil.copy(path, folder)
+    config = AutoConfig.from_pretrained(trained.checkpoint, head_dim=32, initializer_range=0.3)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return SimpleNamespace(paths=trained.paths, checkpoint=str(folder))
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -156,34 +171,34 @@ def run_rl(trained, output, *flags):
     return AutoModelForCausalLM.from_pretrained(output / "final_checkpoint", dtype=torch.float32).state_dict()
 
 
-def test_rl_colocated_and_with_a_server(trained, tmp_path):
+def test_rl_colocated_and_with_a_server(larger, tmp_path):
     """The same weights as with the tree search: beams beside the training, draws with a server."""
-    expected = train(trained, tmp_path / "tree")
-    found = run_rl(trained, tmp_path / "colocated", "--use_vllm", "True")
+    expected = train(larger, tmp_path / "tree")
+    found = run_rl(larger, tmp_path / "colocated", "--use_vllm", "True")
     assert_same_weights(found, expected)
-    expected = train(trained, tmp_path / "draws", beam_search=False, temperature=1.5)
+    expected = train(larger, tmp_path / "draws", beam_search=False, temperature=1.5)
     port = free_port()
-    command = ("-m", "scripts.serve_vllm", "--model", trained.checkpoint, "--port", str(port))
+    command = ("-m", "scripts.serve_vllm", "--model", larger.checkpoint, "--port", str(port))
     url = f"http://127.0.0.1:{port}"
     with running(tmp_path, *command, url=f"{url}/info"):
         flags = ("--use_vllm", "True", "--vllm_mode", "server", "--vllm_server_base_url", url)
-        found = run_rl(trained, tmp_path / "served", *flags, "--beam_search", "False", "--temperature", "1.5")
+        found = run_rl(larger, tmp_path / "served", *flags, "--beam_search", "False", "--temperature", "1.5")
         assert RemoteEngine(url).vocabulary > END
     assert_same_weights(found, expected)
 
 
-def test_the_served_logits_processor(trained, tmp_path):
+def test_the_served_logits_processor(larger, tmp_path):
     """256 completions of an OpenAI-style server at a high temperature, many of them at once: all are SIDs."""
-    info = trained.paths["info_file"]
+    info = larger.paths["info_file"]
     port = free_port()
-    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", trained.checkpoint, "--port", str(port)]
+    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", larger.checkpoint, "--port", str(port)]
     command += ["--logits-processors", "minionerec.engines.logits_processor:SidLogitsProcessor"]
     command += ["--additional-config", json.dumps({"info_file": info}), "--dtype", "float32", "--enforce-eager"]
     command += ["--kv-cache-memory-bytes", "1000000000", "--num-gpu-blocks-override", "24", "--block-size", "32"]
     command += ["--generation-config", "vllm", "--max-model-len", "200", "--served-model-name", "sids"]
     command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096"]
-    tokenizer = AutoTokenizer.from_pretrained(trained.checkpoint)
-    encoder = Encoder(tokenizer, load_checkpoint_prompts(trained.checkpoint))
+    tokenizer = AutoTokenizer.from_pretrained(larger.checkpoint)
+    encoder = Encoder(tokenizer, load_checkpoint_prompts(larger.checkpoint))
     sids = read_info(info).sids
     legal = {tuple(target) for target in encoder.target_ids(sids)}
     prompts = encoder.prompt_ids(["".join(sids[start % 20 : start % 20 + 3 + start // 20]) for start in range(200)])
@@ -193,7 +208,7 @@ def test_the_served_logits_processor(trained, tmp_path):
     answers = []
 
     def ask(prompt, **extra):
-        body = dict(model="sids", prompt=prompt, max_tokens=8, temperature=3.0, n=16, return_token_ids=True, **extra)
+        body = dict(model="sids", prompt=prompt, max_tokens=8, temperature=2.0, n=16, return_token_ids=True, **extra)
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=300) as answer:
@@ -207,6 +222,6 @@ def test_the_served_logits_processor(trained, tmp_path):
             thread.join()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             counts = re.findall(r"^vllm:num_preemptions_total\S* (\S+)", answer.read().decode(), re.MULTILINE)
-        free = ask(prompts[0], vllm_xargs={"unconstrained": True})
+        free = ask(prompts[0], vllm_xargs={"unconstrained": 1})
     assert len(answers) == 256 and set(answers) <= legal and len(set(answers)) > 10
     assert not set(free) <= legal and sum(map(float, counts)) > 0

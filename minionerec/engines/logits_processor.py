@@ -19,7 +19,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2Logi
 
 from minionerec.engines.legal_tokens import mask_illegal
 
-FREE = "unconstrained"  # among a request's vllm_xargs: true leaves the request alone
+FREE = "unconstrained"  # among a request's vllm_xargs, which are numbers or texts: 1 leaves the request alone
 
 
 class SidLogitsProcessor(LogitsProcessor, V2LogitsProcessor):
@@ -55,10 +55,10 @@ class SidLogitsProcessor(LogitsProcessor, V2LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse a value that is neither true nor false."""
+        """Refuse a value that is neither 0 nor 1."""
         value = (sampling_params.extra_args or {}).get(FREE, False)
-        if not isinstance(value, bool):
-            raise ValueError(f"vllm_xargs: {FREE} must be true or false, got {value!r}")
+        if value not in (0, 1):
+            raise ValueError(f"vllm_xargs: {FREE} must be 0 or 1, got {value!r}")
 
     @staticmethod
     def _is_free(params: SamplingParams) -> bool:

@@ -73,7 +73,7 @@ def _check_sizes(flags: Any, size: str, share: str) -> None:
         raise InputError(f"--{share} {getattr(flags, share)}: must be above 0 and at most 1")
 
 
-def check_vllm_flags(flags: VllmFlags, engine: str) -> None:
+def check_vllm_flags(flags: VllmFlags, engine: str, dtype: str | None) -> None:
     """Stop if the flags contradict each other.
 
     Raises:
@@ -86,12 +86,18 @@ def check_vllm_flags(flags: VllmFlags, engine: str) -> None:
                 raise InputError(f"--{field.name}: has an effect with --engine vllm only")
     elif count_processes() > 1:
         raise InputError("--engine vllm: start one process; --tensor_parallel_size says how many the engine has")
+    elif dtype == "auto":
+        raise InputError("--dtype auto: with --engine vllm name float32 or bfloat16, or leave it out")
     else:
         check_vllm("--engine vllm")
 
 
-def check_rollout_flags(flags: VllmRolloutFlags) -> None:
+def check_rollout_flags(flags: VllmRolloutFlags, rollout_dtype: str | None, load_in_4bit: bool) -> None:
     """As `check_vllm_flags`, for rl.py."""
+    if flags.use_vllm and rollout_dtype:
+        raise InputError("--rollout_dtype: has no effect with --use_vllm True; the engine has a precision of its own")
+    if flags.use_vllm and load_in_4bit:
+        raise InputError("--use_vllm True: not with --load_in_4bit True, whose packed weights vLLM does not take")
     _check_sizes(flags, "vllm_tensor_parallel_size", "vllm_gpu_memory_utilization")
     server = flags.use_vllm and flags.vllm_mode == "server"
     colocated = flags.use_vllm and not server

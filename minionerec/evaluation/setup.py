@@ -66,7 +66,7 @@ def resolve_evaluate_flags(flags: EvaluateFlags) -> EvaluateFlags:
         raise InputError("--engine hf: has neither --renormalize nor --exclude_seen nor --only_items")
     if flags.engine == "vllm" and flags.fuse:
         raise InputError("--engine vllm: has no --fuse, which scores items that the search did not find")
-    check_vllm_flags(flags, flags.engine)
+    check_vllm_flags(flags, flags.engine, flags.dtype)
     check_fusion_flags(flags)
     if flags.sample < -1 or flags.sample == 0:
         raise InputError(f"--sample {flags.sample}: expected -1 (all rows) or at least 1")
@@ -86,6 +86,7 @@ def load_searched_model(
             flags.cutoff_len,
             tensor_parallel_size=flags.tensor_parallel_size,
             gpu_memory_utilization=flags.vllm_gpu_memory_utilization,
+            **({"dtype": flags.dtype} if flags.dtype else {}),
         )
         return engine, tokenizer
     model, tokenizer = load_model(flags.base_model, "base_model")

@@ -105,7 +105,7 @@ def resolve_rl_flags(flags: RLFlags, processes: int | None = None) -> RLFlags:
     choose_loss(flags.dapo, flags.gspo, flags.dr_grpo)
     check_adapter_flags(flags)
     check_optimizer(flags.optim)
-    check_rollout_flags(flags)
+    check_rollout_flags(flags, flags.rollout_dtype, flags.load_in_4bit)
     check_loading_flags(flags)
     sample_train = -1 if flags.sample_train is False else flags.sample_train
     return replace(flags, gradient_accumulation_steps=accumulation, sample_train=sample_train)
