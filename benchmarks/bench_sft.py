@@ -172,7 +172,7 @@ def count_tree_flops(model: PreTrainedModel, batch: TreeBatch, pad_token_id: int
     """Operations of a forward pass over trees: padding counts as nothing, and no pair that is not visible."""
     real = batch.input_ids != pad_token_id
     pairs = int((build_tree_mask(batch.end).squeeze(1) & real.unsqueeze(2)).sum())
-    return count_forward_flops(model.config, int(real.sum()), pairs, len(torch.unique(batch.label_node)))
+    return count_forward_flops(model.config, int(real.sum()), pairs, len(batch.node))
 
 
 def count_flops(

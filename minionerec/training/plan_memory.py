@@ -127,7 +127,7 @@ class Setting:
         checkpointing: activations are computed twice instead of being kept.
         accumulates: an optimizer step has several micro-batches.
         reference: a frozen model of the same shape stands beside the policy.
-        entropy: the loss reports the entropy of every label, as RL does.
+        shares_prompts: rollout and first update compute the prompts once.
         dropout, lora_dropout: there is some.
         exports_here: the written model is loaded again in the memory that is planned, as on a CPU.
     """
@@ -138,7 +138,7 @@ class Setting:
     checkpointing: bool = False
     accumulates: bool = True
     reference: bool = False
-    entropy: bool = False
+    shares_prompts: bool = False
     dropout: bool = False
     lora_dropout: bool = False
     exports_here: bool = True
@@ -225,12 +225,12 @@ def count_copy_bytes(shape: ModelShape, setting: Setting) -> int:
 
 
 def count_logit_bytes(shape: ModelShape, batch: BatchShape, setting: Setting) -> int:
-    """Logits and what is computed from them at once: float32, label nodes times vocabulary.
+    """Logits and their gradient, at the nodes with labels; all else is computed from a part of them at a time.
 
-    Backward of logsumexp keeps four such arrays: the logits, less the result, exponentiated, times the gradient. The
-    entropy keeps five: logits, log-probabilities, probabilities, their clamped copy, and the product.
+    Under autocast accelerate makes both float32, and the gradient becomes bf16 again for the output layer.
     """
-    return (5 if setting.entropy else 4) * FLOAT * batch.label_nodes * shape.vocabulary
+    element = 2 * FLOAT + 2 if setting.autocast else 2 * setting.element
+    return element * batch.label_nodes * shape.vocabulary
 
 
 def count_search_bytes(shape: ModelShape, search: SearchShape, setting: Setting) -> int:
@@ -291,7 +291,8 @@ def count_phases(
     rows = FLOAT * shape.row_weights
     resident = {"weights": state["weights"], "optimizer": state["optimizer"]}
     if setting.reference:
-        resident["reference model"] = FLOAT * shape.parameters  # never sharded
+        # Never sharded; its linear layers are held as autocast multiplies them.
+        resident["reference model"] = FLOAT * shape.parameters - (2 * shape.decoder_weights if setting.autocast else 0)
     # With several micro-batches a step, gradients are whole when activations are. With one they take their place.
     training = {**resident, "gathered weights": state["gathered"], "gradient buckets": state["buckets"]}
     training["gradients"] = state["gradients"] if setting.accumulates else 0
@@ -301,7 +302,7 @@ def count_phases(
     # The gradient of the output layer's rows is there before those of the layers; of tied ones it waits for the end.
     head = rows if shape.trains != "all" or shape.tied or setting.accumulates else 0
     backward = batch.tokens * setting.element * (3 * shape.inner + 2 * shape.hidden)
-    training["logits and backward pass"] = max(logits, logits // 4 + head, head + backward)
+    training["logits and backward pass"] = max(logits, logits // 2 + head, head + backward)
     ending = {**resident, "gradients": state["gradients"], "gradient buckets": state["buckets"]}
     ending["gathered weights"] = state["gathered"]
     # Of tied rows both gradients, as output layer and as embedding, wait to be added.
@@ -311,9 +312,12 @@ def count_phases(
         whole = setting.element * shape.parameters if setting.shards else 0
         cached = 2 * (shape.decoder_weights + shape.row_weights) if setting.autocast and shape.trains == "all" else 0
         merged = rows if shape.trains != "all" else 0
+        # At most: those of completions come later.
+        shared = training["activations"] if setting.shares_prompts and name == "rollouts" else 0
         phases[name] = {
             **resident,
             "gathered weights": whole,
+            "activations": shared,
             "copies of weights": cached + merged,
             "search": count_search_bytes(shape, search, setting),
         }

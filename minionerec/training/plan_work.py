@@ -104,7 +104,7 @@ def _space_out(count: int) -> list[int]:
 
 def _describe(batch: dict[str, torch.Tensor | None]) -> BatchShape:
     rows, length = batch["input_ids"].shape
-    return BatchShape(rows, length, len(batch["label_node"].unique()), batch["end"] is not None)
+    return BatchShape(rows, length, len(batch["node"]), batch["end"] is not None)
 
 
 def _sum_up(shapes: Sequence[BatchShape], count: float) -> dict[str, int]:

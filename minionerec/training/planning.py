@@ -352,6 +352,13 @@ def check_combination(flags: SFTFlags | RLFlags, shape: ModelShape, engine: str)
         raise InputError(f"--sync_ref_model True: not under {engine}, whose policy is in parts")
 
 
+def _shares_prompts(flags: RLFlags, accumulation: int, engine: str) -> bool:
+    """As the trainer decides it, see `GroupTrainer.share_prompts`."""
+    apart = flags.dropout or (flags.lora and flags.lora_dropout) or flags.gradient_checkpointing or flags.use_vllm
+    apart = apart or flags.rollout_dtype or flags.mask_all_zero or flags.attention == "flex_attention"
+    return bool(flags.beta and not apart and accumulation == 1 and engine == "one process")
+
+
 def make_plan(problem: Problem, machine: Machine, flags: SFTFlags | RLFlags | None = None) -> Plan:
     """The plan of a run, with its own flags or with others.
 
@@ -369,7 +376,7 @@ def make_plan(problem: Problem, machine: Machine, flags: SFTFlags | RLFlags | No
         checkpointing=flags.gradient_checkpointing,
         accumulates=work.accumulation > 1,
         reference=is_rl and bool(flags.beta) and (not flags.lora or bool(flags.ref_model_path)),
-        entropy=is_rl,
+        shares_prompts=is_rl and _shares_prompts(flags, work.accumulation, machine.engine),
         dropout=bool(flags.dropout),
         lora_dropout=flags.lora and bool(flags.lora_dropout),
         exports_here=machine.device == "cpu",

@@ -208,7 +208,7 @@ def build_config(flags: RLFlags, schedule: Schedule) -> RLConfig:
         mask_all_zero=flags.mask_all_zero,
         renormalize=flags.renormalize,
         rollout_dtype=flags.rollout_dtype,
-        share_prompts=not (flags.dropout or flags.lora_dropout),
+        share_prompts=not (flags.dropout or (flags.lora and flags.lora_dropout)),
         loss_type=loss,
         importance_sampling_level="sequence" if flags.gspo else "token",
         scale_rewards="none" if loss == "dr_grpo" else "group",
