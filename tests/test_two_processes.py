@@ -77,7 +77,7 @@ def test_sft_and_rl_give_the_same_weights_on_two_processes(tmp_path):
     two = run("rl.py", 2, rl | more | {"output_dir": tmp_path / "rl4", "gradient_accumulation_steps": 2})
     assert largest_difference(one, two) < 1e-5
     results = [read_json(tmp_path / name / "rl.stage.json")["results"] for name in ("rl3", "rl4")]
-    assert results[0] == results[1] and results[0]["validation HR@10 best"] > 0
+    assert results[0] == results[1] and max(value for name, value in results[0].items() if "best" in name) > 0
 
 
 # evaluate.py, in which rank 1 is killed in its second batch
