@@ -13,6 +13,8 @@ if __name__ == "__main__":
     # Before the imports below, which take seconds: --help and a wrong flag answer at once.
     FLAGS = parse_flags(ServeFlags)
 
+import signal
+
 from minionerec.common.files import InputError
 from minionerec.common.processes import say
 from minionerec.engines.server import EngineServer
@@ -35,10 +37,14 @@ def serve(flags: ServeFlags) -> None:
     except OSError as error:
         raise InputError(f"--host {flags.host} --port {flags.port}: cannot listen there ({error})") from None
     say(f"[serve] {flags.model} on http://{flags.host}:{server.server_port}")
+    # Ended without this, as by kill, Python would leave vLLM's processes behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
         say("[serve] interrupted")
+    finally:
+        engine.close()
 
 
 if __name__ == "__main__":
