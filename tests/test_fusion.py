@@ -86,7 +86,7 @@ def test_without_weight_it_is_the_model_and_with_a_huge_one_the_baseline(trained
     assert (tmp_path / "b" / "test.png").read_text() == f"{trained.checkpoint}, with transitions, weight 1e+09"
 
 
-@pytest.mark.parametrize("kind", ["transitions", "content", "sasrec"])
+@pytest.mark.parametrize("kind", ["transitions", "content", "transitions+content", "sasrec"])
 def test_the_weight_is_chosen_on_validation_rows(trained, tmp_path, kind):
     valid, extra = trained.paths["eval_file"], {}
     if kind == "sasrec":

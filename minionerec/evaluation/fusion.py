@@ -21,6 +21,7 @@ from minionerec.recommenders.registry import (
     BaselineInputs,
     build_baseline,
     check_baseline_files,
+    is_baseline,
     select_likeliest,
 )
 from minionerec.search.prefix_tree import batch_trees, compute_tree_log_probs
@@ -44,9 +45,10 @@ def check_fusion_flags(flags: EvaluateFlags) -> None:
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name}: has an effect with --fuse only")
         return
-    registered = flags.fuse in BASELINES
+    registered = is_baseline(flags.fuse)
     if not registered and not Path(flags.fuse).is_file():
-        raise InputError(f"--fuse {flags.fuse}: expected one of {', '.join(BASELINES)}, or a predictions file")
+        expected = f"one of {', '.join(BASELINES)}, or a sum of some, or a predictions file"
+        raise InputError(f"--fuse {flags.fuse}: expected {expected}")
     if registered and not flags.train_file:
         raise InputError(f"--fuse {flags.fuse}: needs --train_file")
     check_baseline_files("fuse", [flags.fuse], {"cf_path": flags.cf_path})
@@ -88,7 +90,7 @@ class Fusion:
         self.enabled = flags.fuse is not None
         self.weight: float | None = flags.fuse_weight
         self.grid: dict[float, float] | None = None
-        self._predict = build_baseline(flags.fuse, inputs) if flags.fuse in BASELINES else None
+        self._predict = build_baseline(flags.fuse, inputs) if self.enabled and is_baseline(flags.fuse) else None
 
     @property
     def lacks_weight(self) -> bool:

@@ -21,7 +21,7 @@ from minionerec.evaluation.settings import EvaluateFlags, RecommendFlags
 from minionerec.evaluation.shards import prepare_folder
 from minionerec.language.models import load_model, load_tokenizer, place_for_search
 from minionerec.language.prompts import resolve_prompts_file
-from minionerec.recommenders.registry import BASELINES
+from minionerec.recommenders.registry import is_baseline
 from minionerec.search.scorer import Engine
 
 DEFAULT_LENGTH = 50  # of the lists
@@ -98,7 +98,7 @@ def list_evaluation_inputs(flags: EvaluateFlags) -> list[str]:
     inputs = [flags.train_file, flags.info_file, flags.test_data_path, flags.only_items, flags.fuse_valid_file]
     inputs += [flags.cf_path, *(flags.plugin or ())]
     inputs += [resolve_prompts_file(flags.prompts)[0]] if flags.prompts else []
-    inputs += [flags.fuse] if flags.fuse not in BASELINES else []
+    inputs += [flags.fuse] if flags.fuse and not is_baseline(flags.fuse) else []
     inputs += [flags.base_model] if Path(flags.base_model).exists() else []
     return [path for path in inputs if path]
 

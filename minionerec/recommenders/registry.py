@@ -27,7 +27,7 @@ from minionerec.recommenders.transitions import (
 # Histories of item ids, oldest first -> {item id: p} of the catalogue's items; items that it leaves out have p = 0.
 Likelihoods = Callable[[Sequence[Sequence[int]]], list[dict[int, float]]]
 # Train rows -> the same after the history of each, as if that row had never been seen.
-RowLikelihoods = Callable[[Sequence[Row]], list[dict[int, float]]]
+LikelihoodsWithoutRow = Callable[[Sequence[Row]], list[dict[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Baseline:
 
     build: Callable[[BaselineInputs], Likelihoods]
     file_flag: str = ""
-    build_without_row: Callable[[BaselineInputs], RowLikelihoods] | None = None
+    build_without_row: Callable[[BaselineInputs], LikelihoodsWithoutRow] | None = None
 
 
 BASELINES: dict[str, Baseline] = {}
@@ -67,7 +67,7 @@ def register_baseline(
     name: str,
     build: Callable[[BaselineInputs], Likelihoods],
     file_flag: str = "",
-    build_without_row: Callable[[BaselineInputs], RowLikelihoods] | None = None,
+    build_without_row: Callable[[BaselineInputs], LikelihoodsWithoutRow] | None = None,
 ) -> None:
     """Make a baseline known to --fuse, to --teacher and to --names of baselines.py.
 
@@ -133,7 +133,7 @@ def build_baseline(name: str, inputs: BaselineInputs, weights: Sequence[float] |
     return parts[0] if len(parts) == 1 else _add_parts(parts, weights)
 
 
-def build_without_row(name: str, inputs: BaselineInputs) -> RowLikelihoods:
+def build_without_row(name: str, inputs: BaselineInputs) -> LikelihoodsWithoutRow:
     """What a baseline, or a sum of some, says of train rows that it has not seen.
 
     A baseline that cannot leave out a single row is built FOLDS times, each time without the rows of some users, and
@@ -200,7 +200,7 @@ def _check_likelihoods(name: str, predict: Callable, catalogue: Catalogue) -> Ca
     return predict_checked
 
 
-def _cross_fit(name: str, inputs: BaselineInputs) -> RowLikelihoods:
+def _cross_fit(name: str, inputs: BaselineInputs) -> LikelihoodsWithoutRow:
     """A baseline that looks at every row with the eyes of one that has not seen the row's user."""
     users = dict.fromkeys(row.user_id for row in inputs.train_rows)
     fold_of = {user: number % FOLDS for number, user in enumerate(users)}
@@ -231,7 +231,7 @@ def build_transitions(train_rows: Sequence[Row], catalogue: Catalogue) -> Likeli
     ]
 
 
-def build_transitions_without_row(train_rows: Sequence[Row], catalogue: Catalogue) -> RowLikelihoods:
+def build_transitions_without_row(train_rows: Sequence[Row], catalogue: Catalogue) -> LikelihoodsWithoutRow:
     """The same for train rows, each without its own transition."""
     transitions, item_ids = count_transitions(train_rows), set(catalogue.item_ids)
     return lambda rows: [
@@ -264,7 +264,9 @@ def build_content(catalogue: Catalogue, descriptions: dict[int, str] | None = No
     return predict
 
 
-def build_content_without_row(catalogue: Catalogue, descriptions: dict[int, str] | None = None) -> RowLikelihoods:
+def build_content_without_row(
+    catalogue: Catalogue, descriptions: dict[int, str] | None = None
+) -> LikelihoodsWithoutRow:
     """The same of rows: texts do not know who has bought what."""
     predict = build_content(catalogue, descriptions)
     return lambda rows: predict([row.history_ids for row in rows])
