@@ -16,48 +16,19 @@ if __name__ == "__main__":
     # Before the imports below, which take seconds: --help and a wrong flag answer at once.
     FLAGS = parse_flags(SASRecFlags)
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from minionerec.common.files import InputError, write_json
+from minionerec.common.files import write_json
 from minionerec.common.processes import is_main_process, process_state, say
 from minionerec.common.records import Catalogue, Row, check_rows, read_info, read_rows
-from minionerec.common.sharing import broadcast_value
-from minionerec.common.stage import Stage, open_stage
-from minionerec.evaluation.metrics import find_rank, format_metrics, hit_ratio, ndcg
+from minionerec.common.stage import open_stage
+from minionerec.evaluation.metrics import format_metrics
+from minionerec.evaluation.network_runs import CHECKPOINT, resolve_sasrec_flags, train_on_rows
 from minionerec.evaluation.predictions import build_item_predictions, score_item_predictions
-from minionerec.recommenders.network_training import NetworkTrainer, fold_histories, rank_with_network
-from minionerec.recommenders.networks import SequentialRecommender, build_network, load_network, save_network
+from minionerec.recommenders.network_training import rank_with_network
+from minionerec.recommenders.networks import load_network, save_network
 
-PUBLISHED_MODELS = {"SASRec": "sasrec", "GRU": "gru4rec"}
-# Flags whose best values on the validation split differ between the two.
-DEFAULTS = {"sasrec": {"num_layers": 2, "weight_decay": 0.1}, "gru4rec": {"num_layers": 1, "weight_decay": 0.0}}
-SHAPE_FLAGS = ("model", "hidden_size", "num_layers", "num_heads", "dropout", "max_history")
-COUNT_FLAGS = ("hidden_size", "num_layers", "num_heads", "max_history", "batch_size", "num_epochs", "patience", "K")
 SPLIT_FLAGS = ("train_file", "valid_file", "test_data_path")
-CHECKPOINT = "checkpoint.pth"  # of a run that is not finished
-
-
-def resolve_sasrec_flags(flags: SASRecFlags) -> SASRecFlags:
-    """The flags with every default worked out, checked.
-
-    Raises:
-        InputError: numbers out of range.
-    """
-    model = PUBLISHED_MODELS.get(flags.model, flags.model)
-    missing = {name: value for name, value in DEFAULTS[model].items() if getattr(flags, name) is None}
-    flags = replace(flags, model=model, **missing)
-    for name in COUNT_FLAGS:
-        if getattr(flags, name) < 1:
-            raise InputError(f"--{name} {getattr(flags, name)}: expected 1 or more")
-    if not 0 <= flags.dropout < 1:
-        raise InputError(f"--dropout {flags.dropout}: expected a share from 0 to below 1")
-    if model == "sasrec" and flags.hidden_size % flags.num_heads:
-        raise InputError(f"--hidden_size {flags.hidden_size}: expected a multiple of --num_heads {flags.num_heads}")
-    return flags
 
 
 def read_sasrec_data(flags: SASRecFlags) -> tuple[Catalogue, list[list[Row]]]:
@@ -70,40 +41,6 @@ def read_sasrec_data(flags: SASRecFlags) -> tuple[Catalogue, list[list[Row]]]:
         check_rows(rows, catalogue, path, flags.info_file)
         splits.append(rows)
     return catalogue.with_counts(splits[0]), splits
-
-
-def validate(network: SequentialRecommender, rows: Sequence[Row]) -> dict[str, float]:
-    """{"HR@10", "NDCG@10"} at item level, the same on every process."""
-    rankings, _ = rank_with_network(network, rows, 10)
-    if not is_main_process():
-        return broadcast_value({})
-    ranks = [find_rank(row.item_id, ranked) for row, ranked in zip(rows, rankings, strict=True)]
-    return broadcast_value({"HR@10": hit_ratio(ranks, 10), "NDCG@10": ndcg(ranks, 10)})
-
-
-def train_on_rows(
-    flags: SASRecFlags, catalogue: Catalogue, train_rows: Sequence[Row], valid_rows: Sequence[Row], stage: Stage
-) -> tuple[SequentialRecommender, list[dict]]:
-    """(the network of the best epoch on its device, what was measured each epoch); a run that was cut off goes on."""
-    torch.manual_seed(flags.seed)
-    network = build_network(catalogue.item_ids, {name: getattr(flags, name) for name in SHAPE_FLAGS})
-    network.to(process_state().device)
-    trainer = NetworkTrainer(
-        network=network,
-        sequences=fold_histories(train_rows, flags.max_history),
-        validate=lambda: validate(network, valid_rows),
-        num_epochs=flags.num_epochs,
-        batch_size=flags.batch_size,
-        learning_rate=flags.learning_rate,
-        weight_decay=flags.weight_decay,
-        patience=flags.patience,
-        seed=flags.seed,
-        checkpoint=Path(flags.output_dir) / CHECKPOINT,
-        on_checkpoint=stage.tick,
-    )
-    if stage.resuming and trainer.resume():
-        say(f"  from epoch {len(trainer.epochs)}")
-    return network, trainer.fit()
 
 
 def sasrec(flags: SASRecFlags) -> None:
@@ -119,7 +56,7 @@ def sasrec(flags: SASRecFlags) -> None:
         return
     catalogue, (train_rows, valid_rows, test_rows) = read_sasrec_data(flags)
 
-    network, epochs = train_on_rows(flags, catalogue, train_rows, valid_rows, stage)
+    network, epochs = train_on_rows(flags, catalogue, train_rows, valid_rows, stage.tick, stage.resuming)
     if is_main_process():
         save_network(network, model_folder)
         write_json(epochs_file, epochs)

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Popularity, transitions, repeat-last, SASRec and GRU4Rec on one split of data in the published format:
-# {train,valid,test}/CATEGORY*.csv and info/CATEGORY*.txt below one folder. One table and one page of plots at the end.
+# Popularity, transitions, repeat-last, likeness of texts, its sum with transitions, SASRec and GRU4Rec on one split of
+# data in the published format: {train,valid,test}/CATEGORY*.csv and info/CATEGORY*.txt below one folder, and for the
+# descriptions index/CATEGORY*.item.json, if it is there. One table and one page of plots at the end. What is open is
+# chosen on the validation split.
 #
 #   bash scripts/baselines.sh --data_root DIR --category Industrial_and_Scientific
 #
@@ -18,12 +20,14 @@ find_splits
 
 # The published indices let a few items share a SID, hence --shared_sids.
 DATA=(--train_file "$TRAIN" --test_data_path "$TEST" --info_file "$INFO" --shared_sids True)
-"$PYTHON" baselines.py "${DATA[@]}" --output_dir "$OUTPUT_DIR/baselines"
+ITEMS=$(find_file "index/$CATEGORY*.item.json" 2> /dev/null) || ITEMS=""
+"$PYTHON" baselines.py "${DATA[@]}" --valid_file "$VALID" ${ITEMS:+--item_meta_path "$ITEMS"} \
+    --output_dir "$OUTPUT_DIR/baselines"
 for MODEL in sasrec gru4rec; do
     "$PYTHON" sasrec.py --model "$MODEL" "${DATA[@]}" --valid_file "$VALID" --output_dir "$OUTPUT_DIR/$MODEL" \
         --seed "$SEED"
 done
 "$PYTHON" -m scripts.report --output "$OUTPUT_DIR/baselines.png" \
-    --names popularity transitions repeat_last sasrec gru4rec \
-    --metrics "$OUTPUT_DIR"/baselines/{popularity,transitions,repeat_last}.metrics.json \
+    --names popularity transitions repeat_last content transitions+content sasrec gru4rec \
+    --metrics "$OUTPUT_DIR"/baselines/{popularity,transitions,repeat_last,content,transitions+content}.metrics.json \
     "$OUTPUT_DIR"/{sasrec,gru4rec}/test.metrics.json

@@ -104,7 +104,8 @@ prepare_data() {
 rank_baselines() {
     local data=(--train_file "$TRAIN" --test_data_path "$TEST" --info_file "$INFO" "${SHARED[@]}")
     split_flags baselines "$BASELINES"
-    run_stage baselines "$PYTHON" baselines.py "${data[@]}" --output_dir "$OUT/baselines" "${WORDS[@]}"
+    run_stage baselines "$PYTHON" baselines.py "${data[@]}" --valid_file "$VALID" --item_meta_path "$ITEMS" \
+        --output_dir "$OUT/baselines" "${WORDS[@]}"
     split_flags network "$NETWORK"
     for network in $NETWORKS; do
         run_stage "$network" launch_as NETWORKS sasrec.py --model "$network" "${data[@]}" --valid_file "$VALID" \

@@ -29,6 +29,6 @@ fi
 # One thread: these models are too small to gain from two, which on a busy machine wait for each other, up to ten times
 # as long. The figures of docs/results.md are of one thread.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" LAUNCH="${LAUNCH:-none}"
-exec bash scripts/pipeline.sh --dataset $DS --input_dir "$RAW" --output_dir "$OUT" --seed "$SEED" --networks "" \
+exec bash scripts/pipeline.sh --dataset $DS --input_dir "$RAW" --output_dir "$OUT" --seed "$SEED" \
     --data "--config ${RECIPES}_data.yaml" --text2emb "--config ${RECIPES}_text2emb.yaml" \
     --sids "--config ${RECIPES}_rqvae.yaml" --sft "--config ${RECIPES}_sft.yaml" --rl "--config ${RECIPES}_rl.yaml"

@@ -27,5 +27,5 @@ if [ -z "$BASE_MODEL" ]; then
 fi
 # The published indices let a few items share a SID (31 of 3,686 for Industrial), hence --shared_sids.
 exec bash "$(dirname "${BASH_SOURCE[0]}")/pipeline.sh" --data_root "$DATA_ROOT" --category "$CATEGORY" \
-    --base_model "$BASE_MODEL" --output_dir "$OUTPUT_DIR" --seed "$SEED" --shared_sids True --networks "" \
+    --base_model "$BASE_MODEL" --output_dir "$OUTPUT_DIR" --seed "$SEED" --shared_sids True \
     --likeness "$LIKENESS" --sft "$SFT" --rl "$RL" --eval "$EVAL"

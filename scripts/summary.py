@@ -32,10 +32,14 @@ RESULTS = {
     "popularity": "baselines/popularity.metrics.json",
     "transition counts": "baselines/transitions.metrics.json",
     "repeat last": "baselines/repeat_last.metrics.json",
+    "likeness of texts": "baselines/content.metrics.json",
+    "transitions + likeness": "baselines/transitions+content.metrics.json",
     "SASRec": "sasrec/test.metrics.json",
     "GRU4Rec": "gru4rec/test.metrics.json",
     "after SFT": "sft/test.metrics.json",
+    "after SFT, fused": "sft/test.fused.metrics.json",
     "after RL": "rl/test.metrics.json",
+    "after RL, fused": "rl/test.fused.metrics.json",
 }
 
 

@@ -4,6 +4,8 @@ import json
 import math
 import random
 from collections import Counter
+from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from tiny import make_dataset
 from baselines import baselines
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row, read_info, read_rows
+from minionerec.recommenders.networks import load_network
 from minionerec.recommenders.registry import (
     BASELINES,
     BaselineInputs,
@@ -19,7 +22,8 @@ from minionerec.recommenders.registry import (
     build_content,
     register_baseline,
 )
-from minionerec.recommenders.settings import BaselinesFlags
+from minionerec.recommenders.settings import BaselinesFlags, SASRecFlags
+from minionerec.recommenders.sum_weights import choose_descriptions
 from minionerec.recommenders.transitions import (
     count_transitions,
     rank_by_repeating,
@@ -196,14 +200,70 @@ def test_a_registered_baseline_is_ranked_and_measured(tmp_path):
     assert not (output / "transitions.json").exists()
 
 
+def test_descriptions_are_used_where_validation_rows_are_better_for_them():
+    """Titles say nothing, descriptions everything; and the other way round. Of equals titles alone are taken."""
+    rng = random.Random(0)
+    kinds = [item % 6 for item in range(60)]
+    pairs = [rng.sample([i for i in range(60) if kinds[i] == kind], 2) for kind in kinds for _ in range(2)]
+    rows = [row([first], second) for first, second in pairs]
+    words, noise = [f"kind{kind} thing" for kind in kinds], [f"only{item} thing" for item in range(60)]
+    for titles, texts, chosen in ((noise, words, True), (words, noise, False), (words, words, False)):
+        catalogue = Catalogue([f"<{item}>" for item in range(60)], titles, list(range(60)))
+        inputs = BaselineInputs([], catalogue, descriptions=dict(enumerate(texts)))
+        found, tried = choose_descriptions(inputs, rows)
+        assert bool(found.descriptions) is chosen and list(tried) == ["titles", "titles and descriptions"]
+        for texts_used, figure in zip(({}, inputs.descriptions), tried.values(), strict=True):
+            predict = build_content(catalogue, texts_used)
+            gain = 0.0
+            for r in rows:
+                likelihoods = predict([r.history_ids])[0]
+                ranked = sorted(likelihoods, key=lambda item: (-likelihoods[item], item))[:10]
+                gain += 1 + 1 / math.log2(ranked.index(r.item_id) + 2) if r.item_id in ranked else 0
+            assert figure == pytest.approx(gain / len(rows), abs=1e-6)
+
+
+def test_networks_are_trained_once_and_stand_in_sums_too(tmp_path, monkeypatch):
+    """With the seed; each baseline is built once, whatever sums it stands in; the model folders can be fused."""
+    paths = make_dataset(tmp_path, users=40)
+    monkeypatch.setattr(SASRecFlags, "__init__", partialmethod(SASRecFlags.__init__, num_epochs=2, hidden_size=8))
+    built = Counter()
+    for name, baseline in BASELINES.items():
+        build = baseline.build
+
+        def count(inputs, name=name, build=build):
+            built[name] += 1
+            return build(inputs)
+
+        monkeypatch.setitem(BASELINES, name, replace(baseline, build=count))
+    names = ["sasrec", "gru4rec", "content", "transitions+content", "transitions+sasrec+gru4rec"]
+    output = tmp_path / "out"
+    flags = {**pick_flags(paths), "names": names, "K": 10, "valid_file": paths["eval_file"]}
+    baselines(BaselinesFlags(**flags, output_dir=str(output)))
+    assert built == {"sasrec": 1, "gru4rec": 1, "content": 1, "transitions": 1}
+    test, catalogue = read_rows(paths["test_data_path"]), read_info(paths["info_file"])
+    for name in ("sasrec", "gru4rec"):
+        network = load_network(output / name / "model")
+        assert network.settings["model"] == name
+        best = network.score_histories([row.history_ids for row in test]).topk(10).indices.tolist()
+        expected = [[network.item_ids[column] for column in columns] for columns in best]
+        assert [row["predict_items"] for row in json.loads((output / f"{name}.json").read_text())] == expected
+    with pytest.raises(InputError, match="holds sasrec, not gru4rec"):
+        inputs = BaselineInputs([], catalogue, files={"cf_path": str(output / "sasrec" / "model")})
+        build_baseline("gru4rec", inputs)
+    metrics = json.loads((output / "transitions+sasrec+gru4rec.metrics.json").read_text())
+    assert set(metrics["weights"]) == {"transitions", "sasrec", "gru4rec"} and metrics["rows"] == len(test)
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
         ({"names": ["luck"]}, "--names luck: expected some of popularity, transitions, repeat_last, content, sasrec"),
         ({"names": ["content", "content"]}, "--names: content is given twice"),
         ({"names": []}, "--names: expected some of popularity"),
-        ({"names": ["sasrec"]}, "--names sasrec: needs --cf_path"),
-        ({"cf_path": "x"}, "--cf_path: has an effect with --names sasrec only"),
+        ({"names": ["sasrec"]}, "--names sasrec: needs --valid_file to be trained, or --cf_path"),
+        ({"names": ["sasrec", "gru4rec"], "cf_path": "x"}, "--cf_path: holds one network, and --names has sasrec and"),
+        ({"valid_file": "test.csv"}, "--valid_file test.csv: is --test_data_path; choose"),
+        ({"cf_path": "x"}, "--cf_path: has an effect with --names sasrec or gru4rec only"),
         ({"plugin": ["nowhere.py"]}, "--plugin nowhere.py: expected a Python file that exists"),
     ],
 )

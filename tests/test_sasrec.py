@@ -13,10 +13,10 @@ import pytest
 import torch
 from tiny import make_dataset
 
-import sasrec as command
 from minionerec.common.files import InputError, read_json
 from minionerec.common.records import Row, read_info, read_rows
 from minionerec.evaluation.metrics import find_rank, ndcg
+from minionerec.evaluation.network_runs import validate_network
 from minionerec.recommenders.network_training import (
     NetworkTrainer,
     compute_sequence_loss,
@@ -137,7 +137,7 @@ def test_random_batches_hold_every_sequence_once():
 
 def train(network, rows, validate=None, **changes):
     """What a training on rows, which also choose the epoch, measures."""
-    validate = validate or (lambda: command.validate(network, rows))
+    validate = validate or (lambda: validate_network(network, rows))
     sequences = fold_histories(rows, 4)
     settings = {"learning_rate": 1e-2, "weight_decay": 0.0, **changes}
     return NetworkTrainer(network=network, sequences=sequences, validate=validate, **settings).fit()
@@ -168,7 +168,7 @@ def test_ranking_and_validation_against_a_full_sort():
     assert [sorted(ranked) for ranked in rank_with_network(network, rows[:2], 50)[0]] == [sorted(ITEMS)] * 2
     rankings = rank_with_network(network, rows, 8)[0]
     ranks = [find_rank(r.item_id, ranked) for r, ranked in zip(rows, rankings, strict=True)]
-    assert command.validate(network, rows) == {"HR@10": 1.0, "NDCG@10": pytest.approx(ndcg(ranks, 10))}
+    assert validate_network(network, rows) == {"HR@10": 1.0, "NDCG@10": pytest.approx(ndcg(ranks, 10))}
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_training():
@@ -258,7 +258,7 @@ def test_the_command(tmp_path, data, model, capsys):
     record = read_json(output / "sasrec.stage.json")["results"]
     assert record["epoch"] == best["epoch"]
     assert record["validation NDCG@10"] == pytest.approx(best["NDCG@10"], abs=1e-6)
-    assert command.validate(network, read_rows(data["valid_file"]))["NDCG@10"] == pytest.approx(best["NDCG@10"])
+    assert validate_network(network, read_rows(data["valid_file"]))["NDCG@10"] == pytest.approx(best["NDCG@10"])
 
     written = (output / "test.json").stat().st_mtime_ns
     capsys.readouterr()
@@ -318,10 +318,10 @@ def test_all_baselines_by_one_script(tmp_path, data):
     done = run("--category", "toy", "--seed", "3")
     assert done.returncode == 0, done.stderr
     table = done.stdout[done.stdout.rindex("item level") :].splitlines()
-    names = ["popularity", "transitions", "repeat_last", "sasrec", "gru4rec"]
-    assert [line.split()[0] for line in table[1:6]] == names
-    folders = ["baselines/popularity", "baselines/transitions", "baselines/repeat_last", "sasrec/test", "gru4rec/test"]
-    for line, folder in zip(table[1:6], folders, strict=True):
+    names = ["popularity", "transitions", "repeat_last", "content", "transitions+content", "sasrec", "gru4rec"]
+    assert [line.split()[0] for line in table[1:8]] == names
+    folders = [f"baselines/{name}" for name in names[:5]] + ["sasrec/test", "gru4rec/test"]
+    for line, folder in zip(table[1:8], folders, strict=True):
         assert f"{read_json(output / f'{folder}.metrics.json')['item']['HR@1']:.4f}" == line.split()[1]
     assert read_json(output / "gru4rec/model/config.json")["model"] == "gru4rec"
     assert read_json(output / "sasrec/sasrec.stage.json")["settings"]["seed"] == 3

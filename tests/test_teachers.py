@@ -18,6 +18,7 @@ from minionerec.language.soft_targets import TaughtPaths, draw_columns
 from minionerec.recommenders import registry
 from minionerec.recommenders.registry import (
     BaselineInputs,
+    BuiltBaselines,
     add_likelihoods,
     build_baseline,
     build_without_row,
@@ -92,9 +93,10 @@ def test_sums_by_hand():
 def test_weights_of_sums_by_ranking_everything(seed):
     inputs = make_inputs(seed, rows=80)
     rows = make_inputs(seed + 100, rows=40).train_rows
-    weights, tried = choose_sum_weights("transitions+content", inputs, rows)
+    built = BuiltBaselines(inputs)
+    weights, tried = choose_sum_weights("transitions+content", built, rows)
     for text, figure in tried.items():
-        predict = build_baseline("transitions+content", inputs, [float(weight) for weight in text.split(":")])
+        predict = built.combine("transitions+content", [float(weight) for weight in text.split(":")])
         rankings, scores = rank_by_likelihood(predict, [row.history_ids for row in rows], inputs.catalogue, 10)
         gain = 0.0
         for row, ranked, values in zip(rows, rankings, scores, strict=True):

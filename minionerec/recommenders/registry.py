@@ -117,20 +117,47 @@ def check_baseline_files(flag: str, names: Sequence[str], files: dict[str, str |
             raise InputError(f"--{file_flag}: has an effect with --{flag} {' or '.join(users)} only")
 
 
-def build_baseline(name: str, inputs: BaselineInputs, weights: Sequence[float] | None = None) -> Likelihoods:
-    """The likelihoods of a registered baseline or of a sum of some, checked whenever they are asked for.
+class BuiltBaselines:
+    """The baselines of a run: each is built once, when it is first asked for, whatever sums it stands in.
 
     Args:
-        name: of a baseline, or of a sum such as transitions+content: see `add_likelihoods`.
         inputs: what they are built from.
-        weights: of the parts of a sum; without them all count alike.
-
-    Raises:
-        InputError: a broken file, or one of another catalogue; later, likelihoods that are none.
+        own_inputs: {baseline: what it alone is built from}, where that is something else.
     """
-    names = name.split(SUM_SIGN)
-    parts = [_check_likelihoods(part, BASELINES[part].build(inputs), inputs.catalogue) for part in names]
-    return parts[0] if len(parts) == 1 else _add_parts(parts, weights)
+
+    def __init__(self, inputs: BaselineInputs, own_inputs: dict[str, BaselineInputs] | None = None):
+        self.inputs, self._own_inputs = inputs, own_inputs or {}
+        self._built: dict[str, Likelihoods] = {}
+
+    def list_parts(self, name: str) -> list[Likelihoods]:
+        """The likelihoods of every part of a sum, or of the one baseline, checked whenever they are asked for.
+
+        Raises:
+            InputError: a broken file, or one of another catalogue; later, likelihoods that are none.
+        """
+        for part in name.split(SUM_SIGN):
+            if part not in self._built:
+                predict = BASELINES[part].build(self._own_inputs.get(part, self.inputs))
+                self._built[part] = _check_likelihoods(part, predict, self.inputs.catalogue)
+        return [self._built[part] for part in name.split(SUM_SIGN)]
+
+    def combine(self, name: str, weights: Sequence[float] | None = None) -> Likelihoods:
+        """The likelihoods of a registered baseline or of a sum of some.
+
+        Args:
+            name: of a baseline, or of a sum such as transitions+content: see `add_likelihoods`.
+            weights: of the parts of a sum; without them all count alike.
+
+        Raises:
+            InputError: as `list_parts` does.
+        """
+        parts = self.list_parts(name)
+        return parts[0] if len(parts) == 1 else _add_parts(parts, weights)
+
+
+def build_baseline(name: str, inputs: BaselineInputs) -> Likelihoods:
+    """The likelihoods of one baseline or sum, as `BuiltBaselines` gives them."""
+    return BuiltBaselines(inputs).combine(name)
 
 
 def build_without_row(name: str, inputs: BaselineInputs) -> LikelihoodsWithoutRow:
@@ -272,15 +299,23 @@ def build_content_without_row(
     return lambda rows: predict([row.history_ids for row in rows])
 
 
-def build_sasrec(catalogue: Catalogue, cf_path: str, device: str = "cpu") -> Likelihoods:
+def build_sasrec(catalogue: Catalogue, cf_path: str, device: str = "cpu", model: str | None = None) -> Likelihoods:
     """The network in a model folder of sasrec.py: SASRec or GRU4Rec.
 
+    Args:
+        catalogue: the items.
+        cf_path: the folder.
+        device: where it computes.
+        model: the kind that is expected, if it matters.
+
     Raises:
-        InputError: no such folder, or a network of another catalogue.
+        InputError: no such folder, a network of another catalogue or of another kind.
     """
     from minionerec.recommenders.networks import load_network  # only here: the others need no torch
 
     network = load_network(cf_path).to(device)
+    if model and network.settings["model"] != model:
+        raise InputError(f"--cf_path {cf_path}: holds {network.settings['model']}, not {model}")
     if set(network.item_ids) != set(catalogue.item_ids):
         raise InputError(f"--cf_path {cf_path}: its items are not those of the info file")
 
@@ -303,6 +338,11 @@ register_baseline(
 )
 register_baseline(
     "sasrec", lambda inputs: build_sasrec(inputs.catalogue, inputs.files["cf_path"], inputs.device), "cf_path"
+)
+register_baseline(
+    "gru4rec",
+    lambda inputs: build_sasrec(inputs.catalogue, inputs.files["cf_path"], inputs.device, "gru4rec"),
+    "cf_path",
 )
 
 

@@ -15,26 +15,31 @@ CATALOGUE_LOSS = "the loss is a cross-entropy over all items of the catalogue"
 class BaselineFlags(PluginFlags):
     """Registered baselines."""
 
-    cf_path: str | None = flag(None, "model folder of sasrec.py, for the baseline sasrec")
+    cf_path: str | None = flag(None, "model folder of sasrec.py, for the baseline sasrec or gru4rec")
+    item_meta_path: str | None = flag(
+        None,
+        "NAME.item.json: the baseline content then looks at descriptions too",
+        default_text="content looks at titles alone",
+    )
 
 
 @dataclass
-class BaselinesFlags(BaselineFlags, CatalogueFlags, StageFlags):
+class BaselinesFlags(BaselineFlags, CatalogueFlags, SeedFlags, StageFlags):
     """Data and lists."""
 
     train_file: str = flag(help="CSV of the train split, which the baselines are built from")
     valid_file: str | None = flag(
-        None, "CSV of the validation split, on which the weights of sums are chosen", default_text="all weights are 1"
+        None,
+        "CSV of the validation split, on which the weights of sums and the epochs of networks are chosen",
+        default_text="all weights are 1, and no network is trained",
     )
     test_data_path: str = flag(help="CSV of the split whose rows are ranked")
-    item_meta_path: str | None = flag(
-        None, "NAME.item.json: content then looks at descriptions too", default_text="content looks at titles alone"
-    )
     output_dir: str = flag(help="NAME.json and NAME.metrics.json of every baseline are written there")
     names: list[str] = flag(
         [*COUNTING_BASELINES, "content", "transitions+content"],
-        "the baselines to rank: popularity, transitions, repeat_last, content, sasrec, those of a plugin, or sums such "
-        "as transitions+content",
+        "the baselines to rank: popularity, transitions, repeat_last, content, those of a plugin, sums such as "
+        "transitions+content, or the networks sasrec and gru4rec, trained with cross-entropy over all items into "
+        "OUTPUT_DIR/NAME/model where no --cf_path is given",
     )
     K: int = flag(50, "length of the recommendation lists")
 

@@ -1,0 +1,95 @@
+"""Training of SASRec and GRU4Rec as the flags of sasrec.py say, the epoch chosen on validation rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from minionerec.common.files import InputError
+from minionerec.common.processes import is_main_process, process_state, say
+from minionerec.common.records import Catalogue, Row
+from minionerec.common.sharing import broadcast_value
+from minionerec.evaluation.metrics import find_rank, hit_ratio, ndcg
+from minionerec.recommenders.network_training import NetworkTrainer, fold_histories, rank_with_network
+from minionerec.recommenders.networks import SequentialRecommender, build_network
+from minionerec.recommenders.settings import SASRecFlags
+
+PUBLISHED_MODELS = {"SASRec": "sasrec", "GRU": "gru4rec"}
+# Flags whose best values on the validation split differ between the two.
+DEFAULTS = {"sasrec": {"num_layers": 2, "weight_decay": 0.1}, "gru4rec": {"num_layers": 1, "weight_decay": 0.0}}
+SHAPE_FLAGS = ("model", "hidden_size", "num_layers", "num_heads", "dropout", "max_history")
+COUNT_FLAGS = ("hidden_size", "num_layers", "num_heads", "max_history", "batch_size", "num_epochs", "patience", "K")
+CHECKPOINT = "checkpoint.pth"  # of a run that is not finished
+
+
+def resolve_sasrec_flags(flags: SASRecFlags) -> SASRecFlags:
+    """The flags with every default worked out, checked.
+
+    Raises:
+        InputError: numbers out of range.
+    """
+    model = PUBLISHED_MODELS.get(flags.model, flags.model)
+    missing = {name: value for name, value in DEFAULTS[model].items() if getattr(flags, name) is None}
+    flags = replace(flags, model=model, **missing)
+    for name in COUNT_FLAGS:
+        if getattr(flags, name) < 1:
+            raise InputError(f"--{name} {getattr(flags, name)}: expected 1 or more")
+    if not 0 <= flags.dropout < 1:
+        raise InputError(f"--dropout {flags.dropout}: expected a share from 0 to below 1")
+    if model == "sasrec" and flags.hidden_size % flags.num_heads:
+        raise InputError(f"--hidden_size {flags.hidden_size}: expected a multiple of --num_heads {flags.num_heads}")
+    return flags
+
+
+def validate_network(network: SequentialRecommender, rows: Sequence[Row]) -> dict[str, float]:
+    """{"HR@10", "NDCG@10"} at item level, the same on every process."""
+    rankings, _ = rank_with_network(network, rows, 10)
+    if not is_main_process():
+        return broadcast_value({})
+    ranks = [find_rank(row.item_id, ranked) for row, ranked in zip(rows, rankings, strict=True)]
+    return broadcast_value({"HR@10": hit_ratio(ranks, 10), "NDCG@10": ndcg(ranks, 10)})
+
+
+def train_on_rows(
+    flags: SASRecFlags,
+    catalogue: Catalogue,
+    train_rows: Sequence[Row],
+    valid_rows: Sequence[Row],
+    on_checkpoint: Callable[[], None] | None = None,
+    resuming: bool = False,
+) -> tuple[SequentialRecommender, list[dict]]:
+    """Train a network; OUTPUT_DIR/checkpoint.pth is written after every epoch.
+
+    Args:
+        flags: resolved; what they say of files other than OUTPUT_DIR is not looked at.
+        catalogue: the items.
+        train_rows: to learn from.
+        valid_rows: that the epoch is chosen on.
+        on_checkpoint: called when the checkpoint was written.
+        resuming: go on from the checkpoint, if there is one.
+
+    Returns:
+        (the network of the best epoch on its device, what was measured each epoch).
+    """
+    torch.manual_seed(flags.seed)
+    network = build_network(catalogue.item_ids, {name: getattr(flags, name) for name in SHAPE_FLAGS})
+    network.to(process_state().device)
+    trainer = NetworkTrainer(
+        network=network,
+        sequences=fold_histories(train_rows, flags.max_history),
+        validate=lambda: validate_network(network, valid_rows),
+        num_epochs=flags.num_epochs,
+        batch_size=flags.batch_size,
+        learning_rate=flags.learning_rate,
+        weight_decay=flags.weight_decay,
+        patience=flags.patience,
+        seed=flags.seed,
+        checkpoint=Path(flags.output_dir) / CHECKPOINT,
+        on_checkpoint=on_checkpoint,
+    )
+    if resuming and trainer.resume():
+        say(f"  from epoch {len(trainer.epochs)}")
+    return network, trainer.fit()
