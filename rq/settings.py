@@ -244,3 +244,16 @@ class EmbedFlags(SeedFlags, DeviceFlags, StageFlags):
     max_sent_len: int = flag(2048, "tokens that the encoder reads of a text, at most")
     batch_size: int = flag(64, "texts that the encoder reads at a time")
     word_drop_ratio: float = flag(-1.0, "share of the words of every text that are left out at random; 0 or less: none")
+
+
+@dataclass
+class ExplainFlags(StageFlags):
+    """Codes explained."""
+
+    index: str = flag(help="the index, NAME.index.json")
+    items: str = flag(help="its items, NAME.item.json")
+    output: str | None = flag(
+        None, "OUTPUT.json and OUTPUT.html are written", default_text="NAME.index.explained beside --index"
+    )
+    words: int = flag(6, "most telling words of a prefix, at most")
+    examples: int = flag(3, "example titles of a prefix, at most")

@@ -54,7 +54,10 @@ def run(*command: str, **options) -> subprocess.CompletedProcess:
 def test_the_commands_are_these():
     assert set(COMMANDS) == {
         *("sft", "rl", "evaluate", "recommend", "baselines", "sasrec", "convert_dataset"),
-        *(f"rq.{name}" for name in ("rqvae", "rqkmeans_faiss", "rqkmeans_constrained", "rqkmeans_plus", "quality")),
+        *(
+            f"rq.{name}"
+            for name in ("rqvae", "rqkmeans_faiss", "rqkmeans_constrained", "rqkmeans_plus", "quality", "explain")
+        ),
         *("rq.generate_indices", "rq.generate_indices_plus", "rq.text2emb.amazon_text2emb"),
         *(f"data_process.{name}" for name in ("amazon18_data_process", "recbole_data_process", "validate")),
         *(f"scripts.{name}" for name in ("compare", "plan", "report", "serve_vllm", "sid_table", "summary")),
