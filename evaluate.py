@@ -28,7 +28,7 @@ from minionerec.common.plugins import load_plugins
 from minionerec.common.processes import process_state, say
 from minionerec.common.records import Row
 from minionerec.common.stage import open_stage
-from minionerec.evaluation.fusion import Fusion
+from minionerec.evaluation.fusion import Fusion, read_baseline_inputs
 from minionerec.evaluation.metrics import format_metrics, score_predictions
 from minionerec.evaluation.plot import draw_metrics
 from minionerec.evaluation.predict import SplitRanker
@@ -44,7 +44,6 @@ from minionerec.evaluation.setup import (
 from minionerec.language.catalogue_trie import build_catalogue_trie
 from minionerec.language.examples import Example
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
-from minionerec.recommenders.registry import BaselineInputs
 
 
 def load_ranker(flags: EvaluateFlags, data: EvaluationData) -> SplitRanker:
@@ -84,7 +83,8 @@ def evaluate(flags: EvaluateFlags) -> None:
     prepare_partial_files(files, stage)
 
     data = read_evaluation_data(flags)
-    fusion = Fusion(flags, BaselineInputs(data.train_rows, data.catalogue, files={"cf_path": flags.cf_path}))
+    inputs = read_baseline_inputs(flags, flags.info_file, data.catalogue, data.train_rows, data.valid_rows)
+    fusion = Fusion(flags, inputs)
     ranker = load_ranker(flags, data)
 
     def rank(rows: list[Row], path: str, folder: Path) -> tuple[list[Example], list[dict] | None]:
@@ -92,10 +92,10 @@ def evaluate(flags: EvaluateFlags) -> None:
         scorer = fusion.build_scorer(rows, ranker.model, ranker.encoder)
         return examples, ranker.rank(rows, examples, folder, stage.tick, scorer)
 
-    if fusion.lacks_weight:
+    if fusion.lacks_weights:
         _, valid_results = rank(data.valid_rows, flags.fuse_valid_file, files.valid_partial)
         if valid_results is not None:
-            fusion.choose_weight(data.valid_rows, valid_results)
+            fusion.choose_weights(data.valid_rows, valid_results)
     examples, results = rank(data.test_rows, flags.test_data_path, files.partial)
     if results is None:
         return  # another process than the main one

@@ -84,7 +84,7 @@ def test_a_model_is_fused_with_it(trained, tmp_path):
         K=10,
         plugin=[PLUGIN],
         fuse="cooccurrence",
-        fuse_weight=1e9,
+        fuse_weight=[1e9],
     )
     evaluate(flags)
     train, test = read_rows(trained.paths["train_file"]), read_rows(trained.paths["test_data_path"])

@@ -1,6 +1,7 @@
 """Recommendations for one history: the search and its order recomputed, titles found or named, the dialogue."""
 
 import io
+import json
 import math
 import re
 import sys
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluate import evaluate
 from minionerec.common.cli import parse_flags, run_command
-from minionerec.common.files import InputError
+from minionerec.common.files import InputError, read_json
 from minionerec.common.records import Catalogue, read_info, read_rows
 from minionerec.evaluation.recommender import History, find_item, find_latest_history, split_titles
-from minionerec.evaluation.settings import RecommendFlags
+from minionerec.evaluation.settings import EvaluateFlags, RecommendFlags
 from minionerec.language.models import load_model
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
 from recommend import recommend
@@ -140,6 +142,52 @@ def test_items_that_share_a_sid_stand_under_one_rank(trained, tmp_path, capsys):
         recommend(RecommendFlags(**flags))
 
 
+def test_a_fused_list_is_that_of_evaluate_with_its_reasons(trained, capsys, tmp_path):
+    """Weights and baselines are read from the evaluation; the codes of a SID are put into words too."""
+    paths = trained.paths
+    files = {key: paths[key] for key in ("train_file", "info_file", "item_meta_path")}
+    row = read_rows(paths["test_data_path"])[-1]
+    evaluate(
+        EvaluateFlags(
+            **files,
+            base_model=trained.checkpoint,
+            test_data_path=paths["test_data_path"],
+            result_json_data=str(tmp_path / "test.json"),
+            fuse="transitions,content",
+            fuse_weight=[0.5, 0.3, 0.2],
+            num_beams=12,
+            K=12,
+        )
+    )
+    predicted = read_json(tmp_path / "test.fused.json")[-1]
+    words = {"prefixes": [{"prefix": f"<a_{code}>", "words": ["alpha", f"beta{code}"]} for code in range(5)]}
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    flags = {"num_beams": 12, "fused_metrics": str(tmp_path / "test.fused.metrics.json"), **files}
+    del flags["info_file"]
+    found, printed = ask(
+        trained,
+        capsys,
+        titles="; ".join(row.history_sids),
+        explained_sids=str(tmp_path / "words.json"),
+        **flags,
+    )
+    assert not found  # scores are sums of probabilities, never below 0
+    lines = printed.splitlines()[2:]
+    for rank, start in enumerate(range(0, len(lines), 3)):
+        number, score, _, sid, *_ = lines[start].split()
+        assert (int(number), sid) == (rank + 1, predicted["predict"][rank])
+        assert float(score) == pytest.approx(predicted["score"][rank], abs=1e-4)
+        assert lines[start + 1].strip() == predicted["reasons"][rank]
+        code = sid[3 : sid.index(">")]
+        assert lines[start + 2].strip() == f"<a_{code}>: alpha, beta{code}"
+    assert len(lines) == 30 and "bought after Item number" in printed and "like Item number" in printed
+    seen = set(row.history_sids)
+    _, printed = ask(trained, capsys, titles="; ".join(row.history_sids), exclude_seen=True, **flags)
+    shown = [line.split()[3] for line in printed.splitlines()[2::2]]
+    kept = [sid for sid in predicted["predict"] if sid not in seen]
+    assert not seen & set(shown) and [sid for sid in shown if sid in kept] == [sid for sid in kept if sid in shown]
+
+
 def test_a_dialogue(trained, capsys, monkeypatch):
     """Errors do not end it; an empty line or the end of the input does."""
     lines = ["no such thing", "number 4,", "number", "[1, oops]", "number 5,"]
@@ -222,7 +270,9 @@ def test_the_latest_row_of_a_user(trained):
     rows = read_rows(path)
     for user in ("U0", "U7"):
         last = [row for row in rows if row.user_id == user][-1]
-        expected = History([*last.history_sids, last.sid], [*last.history_titles, last.title])
+        expected = History(
+            [*last.history_sids, last.sid], [*last.history_titles, last.title], [*last.history_ids, last.item_id]
+        )
         assert find_latest_history(rows, user, path) == expected
     with pytest.raises(
         InputError, match="--user_id nobody: .*train.csv has no row of this user; the first one there is U0"
@@ -242,6 +292,13 @@ def test_the_latest_row_of_a_user(trained):
         ({"titles": "a", "top": 0}, "--top 0: must be at least 1"),
         ({"titles": "a", "max_history": -1}, "--max_history -1: must be 0"),
         ({"titles": "no such thing"}, "no item has 'no such thing' in its title"),
+        ({"titles": "a", "fuse": "content"}, "--fuse: needs --fuse_weight, or --fused_metrics"),
+        ({"titles": "a", "fuse": "content", "fuse_weight": [1.0]}, "--fuse content: needs --train_file"),
+        ({"titles": "a", "fuse_weight": [1.0]}, "--fuse_weight: has an effect with --fuse or --fused_metrics only"),
+        ({"titles": "a", "fuse": "content", "fused_metrics": "x"}, "--fused_metrics: names baselines and weights"),
+        ({"titles": "a", "fuse": "luck", "fuse_weight": [1.0], "train_file": "x"}, "--fuse luck: expected one of"),
+        ({"titles": "a", "fuse": "content", "fuse_weight": [1.0], "engine": "vllm"}, "--engine vllm: has no --fuse"),
+        ({"titles": "a", "explained_sids": __file__}, "not valid JSON"),
     ],
 )
 def test_flags_that_cannot_be(trained, flags, said):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import html
 import re
+import textwrap
 from collections.abc import Sequence
 
+SHOWN_CHARACTERS = 60  # of a title that stands beside others in a line
 MAX_CHARACTERS = 400  # of a description, where texts of items are compared
 
 _UNSEEN = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
@@ -21,6 +23,11 @@ def list_texts(titles: Sequence[str], descriptions: Sequence[str]) -> list[str]:
 def join_item_texts(titles: Sequence[str], descriptions: Sequence[str]) -> list[str]:
     """What each item is about: its title and the beginning of its description."""
     return [f"{title} {description[:MAX_CHARACTERS]}" for title, description in zip(titles, descriptions, strict=True)]
+
+
+def shorten_title(title: str) -> str:
+    """A title that fits a line beside others, cut between words."""
+    return textwrap.shorten(title, SHOWN_CHARACTERS, placeholder=" ...") or "an item without a title"
 
 
 def clean_text(value: object) -> str:

@@ -1,35 +1,102 @@
-"""A language model and a baseline as one ranking: items by p_model(item) + W * p_baseline(item)."""
+"""A language model and baselines as one ranking: items by the weighted sum of what each of them says."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from minionerec.common.files import InputError, read_json, write_json
+from minionerec.common.items import read_descriptions
 from minionerec.common.processes import say
 from minionerec.common.records import Catalogue, Row
-from minionerec.evaluation.metrics import find_rank, ndcg
+from minionerec.evaluation.fusion_weights import Term, choose_weights, fuse_scores, list_terms
 from minionerec.evaluation.predictions import EvaluationFiles, build_item_predictions, score_item_predictions
-from minionerec.evaluation.settings import EvaluateFlags
+from minionerec.evaluation.settings import EvaluateFlags, FuseFlags
 from minionerec.language.prompts import Encoder
+from minionerec.recommenders.reasons import ReasonFinder
 from minionerec.recommenders.registry import (
     BASELINES,
+    SUM_SIGN,
     BaselineInputs,
-    build_baseline,
+    BuiltBaselines,
     check_baseline_files,
     is_baseline,
     select_likeliest,
 )
+from minionerec.recommenders.sum_weights import choose_descriptions
 from minionerec.search.prefix_tree import batch_trees, compute_tree_log_probs
 
 # {item id: p} of the catalogue's items for rows by their numbers in a split; items that it leaves out have p = 0.
 RowLikelihoods = Callable[[Sequence[int]], list[dict[int, float]]]
 
-WEIGHTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+MODEL = "model"  # the name of the language model's term
+EXPLAINED_ITEMS = 10  # of a list of evaluate.py
+SMALLEST_SHARE = 0.2  # of a score, which a term must have to count as a reason
+
+
+def split_names(fuse: str | None) -> list[str]:
+    """The baselines and files of --fuse, in their order."""
+    if not fuse:
+        return []
+    return [fuse] if Path(fuse).is_file() else fuse.split(",")
+
+
+def name_terms(fuse: str) -> list[str]:
+    """The names of all terms: the model and those of --fuse."""
+    return [MODEL, *split_names(fuse)]
+
+
+def resolve_weights(flags: FuseFlags) -> list[float] | None:
+    """A weight for the model and for every baseline of --fuse; None where they are still to be chosen.
+
+    Raises:
+        InputError: another number of weights, or weights that are none.
+    """
+    names, weights = split_names(flags.fuse), flags.fuse_weight
+    if weights is None:
+        return None
+    text = ",".join(f"{weight:g}" for weight in weights)
+    if len(weights) not in (len(names), len(names) + 1):
+        raise InputError(
+            f"--fuse_weight {text}: expected {len(names)}, one for every baseline of --fuse {flags.fuse}, or "
+            f"{len(names) + 1}, that of the model first"
+        )
+    weights = [*weights] if len(weights) > len(names) else [1.0, *weights]
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise InputError(f"--fuse_weight {text}: must be 0 or more, and finite, and not all 0")
+    return weights
+
+
+def check_fuse_names(flags: FuseFlags, train_file: str | None, *, files: bool) -> None:
+    """What --fuse names must exist and have the files that it needs. Plugins are loaded before.
+
+    Args:
+        flags: of the fusion.
+        train_file: what the baselines are built from.
+        files: predictions files are allowed too.
+
+    Raises:
+        InputError: the first that does not.
+    """
+    names = split_names(flags.fuse)
+    for name in names:
+        if not is_baseline(name) and not (files and Path(name).is_file()):
+            expected = f"one of {', '.join(BASELINES)}, or a sum of some" + (", or a predictions file" if files else "")
+            raise InputError(f"--fuse {name}: expected {expected}")
+        if names.count(name) > 1:
+            raise InputError(f"--fuse {flags.fuse}: {name} is given twice")
+    registered = [name for name in names if is_baseline(name)]
+    if registered and not train_file:
+        raise InputError(f"--fuse {registered[0]}: needs --train_file")
+    check_baseline_files("fuse", registered, {"cf_path": flags.cf_path})
+    if flags.item_meta_path and not any("content" in name.split(SUM_SIGN) for name in registered):
+        raise InputError("--item_meta_path: has an effect with --fuse content only")
+    resolve_weights(flags)
 
 
 def check_fusion_flags(flags: EvaluateFlags) -> None:
@@ -41,17 +108,11 @@ def check_fusion_flags(flags: EvaluateFlags) -> None:
     if flags.fuse_valid_sample != -1 and (flags.fuse_valid_file is None or flags.fuse_valid_sample < 1):
         raise InputError(f"--fuse_valid_sample {flags.fuse_valid_sample}: expected at least 1, with --fuse_valid_file")
     if flags.fuse is None:
-        for name in ("fuse_weight", "fuse_valid_file", "cf_path"):
+        for name in ("fuse_weight", "fuse_valid_file", "cf_path", "item_meta_path"):
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name}: has an effect with --fuse only")
         return
-    registered = is_baseline(flags.fuse)
-    if not registered and not Path(flags.fuse).is_file():
-        expected = f"one of {', '.join(BASELINES)}, or a sum of some, or a predictions file"
-        raise InputError(f"--fuse {flags.fuse}: expected {expected}")
-    if registered and not flags.train_file:
-        raise InputError(f"--fuse {flags.fuse}: needs --train_file")
-    check_baseline_files("fuse", [flags.fuse], {"cf_path": flags.cf_path})
+    check_fuse_names(flags, flags.train_file, files=True)
     if flags.length_penalty or flags.renormalize or flags.only_items or flags.exclude_seen:
         raise InputError(
             "--fuse: adds probabilities, so it goes without --length_penalty, --renormalize, --only_items and "
@@ -59,14 +120,67 @@ def check_fusion_flags(flags: EvaluateFlags) -> None:
         )
     if (flags.fuse_weight is None) == (flags.fuse_valid_file is None):
         raise InputError("--fuse: expected either --fuse_weight or --fuse_valid_file to choose it on")
-    if not registered and flags.fuse_weight is None:
+    if flags.fuse_weight is None and not all(map(is_baseline, split_names(flags.fuse))):
         raise InputError(f"--fuse {flags.fuse}: a file has no validation rows; give --fuse_weight")
-    if flags.fuse_weight is not None and not 0 <= flags.fuse_weight < math.inf:
-        raise InputError(f"--fuse_weight {flags.fuse_weight}: must be 0 or more, and finite")
     for name in ("test_data_path", "train_file"):
         path = getattr(flags, name)
         if flags.fuse_valid_file and path and Path(flags.fuse_valid_file).resolve() == Path(path).resolve():
             raise InputError(f"--fuse_valid_file {path}: is --{name}; choose the weight on the validation split")
+
+
+def read_baseline_inputs(
+    flags: FuseFlags, info_file: str, catalogue: Catalogue, train_rows: Sequence[Row], valid_rows: Sequence[Row] = ()
+) -> BaselineInputs:
+    """What the baselines of --fuse are built from; descriptions unless validation rows speak against them."""
+    inputs = BaselineInputs(train_rows, catalogue, files={"cf_path": flags.cf_path})
+    if flags.fuse and flags.item_meta_path:
+        descriptions = read_descriptions(flags.item_meta_path, catalogue.item_ids, info_file)
+        inputs = replace(inputs, descriptions=descriptions)
+        if valid_rows:
+            inputs, tried = choose_descriptions(inputs, valid_rows)
+            say(f"[fuse] content: HR@10 + NDCG@10 on {len(valid_rows):,} validation rows by texts: {tried}")
+    return inputs
+
+
+class Explainer:
+    """Why the items of a fused list are there, from the terms that carried them.
+
+    Args:
+        built: the baselines of the run.
+        names: of the terms, the model first.
+        weights: of the terms.
+    """
+
+    def __init__(self, built: BuiltBaselines, names: Sequence[str], weights: Sequence[float]):
+        self._finder, self.names, self.weights = ReasonFinder(built), names, weights
+
+    def measure_shares(self, terms: Sequence[Term], item: int) -> dict[int, float]:
+        """{number of a term: its share of the item's score}, largest first, of those with SMALLEST_SHARE or more."""
+        parts = [weight * term.get(item, 0.0) for weight, term in zip(self.weights, terms, strict=True)]
+        total = sum(parts) or 1.0
+        order = sorted(range(len(parts)), key=lambda number: -parts[number])
+        return {number: parts[number] / total for number in order if parts[number] / total >= SMALLEST_SHARE}
+
+    def explain(self, history: Sequence[int], terms: Sequence[Term], items: Sequence[int]) -> list[str]:
+        """A text for every item, such as `bought after X (62 %), like Y (30 %)`; shares are those of the score.
+
+        Args:
+            history: item ids, oldest first.
+            terms: of `list_terms`.
+            items: of the fused list.
+        """
+        shares = {item: self.measure_shares(terms, item) for item in items}
+        words: dict[tuple[int, int], str] = {}
+        for number, name in enumerate(self.names):
+            carried = [item for item in items if number in shares[item]]
+            texts = self._finder.explain(name, history, carried) if number else [MODEL] * len(carried)
+            words |= {(number, item): text for item, text in zip(carried, texts, strict=True)}
+        return [
+            ", ".join(
+                f"{words[number, item]} ({share:.0%})".replace("%", " %") for number, share in shares[item].items()
+            )
+            for item in items
+        ]
 
 
 class Fusion:
@@ -74,12 +188,12 @@ class Fusion:
 
     Args:
         flags: of the evaluation, resolved.
-        inputs: what the baseline is built from.
+        inputs: what the baselines are built from.
 
     Attributes:
         enabled: whether --fuse is given.
-        weight: of the baseline; None until it is chosen.
-        grid: {weight: NDCG@10} it was chosen from, or None.
+        weights: of the model and the baselines; None until they are chosen.
+        tried: {weights as text: HR@10 + NDCG@10} they were chosen from, or None.
 
     Raises:
         InputError: a baseline that cannot be built.
@@ -88,36 +202,45 @@ class Fusion:
     def __init__(self, flags: EvaluateFlags, inputs: BaselineInputs):
         self.flags, self.catalogue = flags, inputs.catalogue
         self.enabled = flags.fuse is not None
-        self.weight: float | None = flags.fuse_weight
-        self.grid: dict[float, float] | None = None
-        self._predict = build_baseline(flags.fuse, inputs) if self.enabled and is_baseline(flags.fuse) else None
+        self.names = split_names(flags.fuse)
+        self.weights = resolve_weights(flags)
+        self.tried: dict[str, float] | None = None
+        self._built = BuiltBaselines(inputs)
+        self._predict = {name: self._built.combine(name) for name in self.names if is_baseline(name)}
 
     @property
-    def lacks_weight(self) -> bool:
-        """Whether the weight must still be chosen on the validation rows."""
-        return self.enabled and self.weight is None
+    def lacks_weights(self) -> bool:
+        """Whether the weights must still be chosen on the validation rows."""
+        return self.enabled and self.weights is None
 
     def build_scorer(self, rows: Sequence[Row], model: PreTrainedModel, encoder: Encoder) -> CandidateScorer | None:
         """What the search of a split is to find out for the fusion, batch by batch; None without --fuse."""
         if not self.enabled:
             return None
-        predict, k = self._predict, self.flags.K
-        if predict is None:
-            of_rows = read_likelihoods(self.flags.fuse, rows, self.catalogue)
-            return CandidateScorer(model, encoder, self.catalogue, lambda numbers: [of_rows[n] for n in numbers], k)
 
-        def predict_rows(numbers: Sequence[int]) -> list[dict[int, float]]:
-            return predict([rows[number].history_ids for number in numbers])
+        def predict_rows(name: str) -> RowLikelihoods:
+            if name not in self._predict:
+                of_rows = read_likelihoods(name, rows, self.catalogue)
+                return lambda numbers: [of_rows[number] for number in numbers]
+            return lambda numbers: self._predict[name]([rows[number].history_ids for number in numbers])
 
-        return CandidateScorer(model, encoder, self.catalogue, predict_rows, k)
+        return CandidateScorer(model, encoder, self.catalogue, list(map(predict_rows, self.names)), self.flags.K)
 
-    def choose_weight(self, rows: Sequence[Row], results: Sequence[dict]) -> None:
-        """Choose the weight on validation rows and what `CandidateScorer` found of them."""
-        self.weight, self.grid = choose_weight(rows, results, self.catalogue)
-        say(f"[evaluate] --fuse {self.flags.fuse}: NDCG@10 on {len(rows):,} validation rows by weight: {self.grid}")
+    def choose_weights(self, rows: Sequence[Row], results: Sequence[dict]) -> None:
+        """Choose the weights on validation rows and what `CandidateScorer` found of them."""
+        self.weights, self.tried = choose_weights(rows, results, self.catalogue)
+        chosen = self._name_weights()
+        best = max(self.tried.values())
+        say(
+            f"[evaluate] --fuse {self.flags.fuse}: HR@10 + NDCG@10 on {len(rows):,} validation rows is {best} with "
+            f"{chosen}, the best of {len(self.tried)} choices"
+        )
+
+    def _name_weights(self) -> dict[str, float]:
+        return dict(zip(name_terms(self.flags.fuse), self.weights, strict=True))
 
     def write(self, rows: Sequence[Row], results: Sequence[dict], files: EvaluationFiles) -> dict[str, dict]:
-        """Write the fused lists and their metrics, and remove those of an earlier run.
+        """Write the fused lists with reasons for their first items and their metrics; remove those of an earlier run.
 
         Args:
             rows: the test rows.
@@ -131,22 +254,27 @@ class Fusion:
             path.unlink(missing_ok=True)
         if not self.enabled:
             return {}
-        rankings, scores = [], []
-        for result in results:
-            best = fuse_scores(dict(result["model"]), dict(result["baseline"]), self.weight, self.catalogue)
-            rankings.append([item for item, _ in best[: self.flags.K]])
-            scores.append([score for _, score in best[: self.flags.K]])
+        explainer = Explainer(self._built, name_terms(self.flags.fuse), self.weights)
+        rankings, scores, reasons = [], [], []
+        for row, result in zip(rows, results, strict=True):
+            terms = list_terms(result, self.catalogue)
+            best = fuse_scores(terms, self.weights, self.catalogue)[: self.flags.K]
+            rankings.append([item for item, _ in best])
+            scores.append([score for _, score in best])
+            reasons.append(explainer.explain(row.history_ids, terms, rankings[-1][:EXPLAINED_ITEMS]))
         predictions = build_item_predictions(rows, rankings, self.catalogue, scores)
         metrics = score_item_predictions(predictions, rows, self.catalogue, self.flags.K)
+        predictions = [{**row, "reasons": texts} for row, texts in zip(predictions, reasons, strict=True)]
         origin = {
             "fuse": self.flags.fuse,
-            "fuse_weight": self.weight,
-            "chosen_on": self.grid and self.flags.fuse_valid_file,
-            "grid": self.grid,
+            "weights": self._name_weights(),
+            "chosen_on": self.tried and self.flags.fuse_valid_file,
+            "tried": self.tried,
         }
         write_json(files.fused, predictions, indent=None)
         write_json(files.fused_metrics, {**metrics, **origin})
-        return {f"with {self.flags.fuse}, weight {self.weight:g}": metrics}
+        shown = ":".join(f"{weight:g}" for weight in self.weights)
+        return {f"with {self.flags.fuse}, weights {shown}": metrics}
 
 
 def read_likelihoods(path: str, rows: Sequence[Row], catalogue: Catalogue) -> list[dict[int, float]]:
@@ -187,12 +315,17 @@ class CandidateScorer:
         model: the language model.
         encoder: its tokens.
         catalogue: the items.
-        likelihoods: of the baseline, for the rows of this split.
-        k: how many of its best items are candidates.
+        likelihoods: of every baseline, for the rows of this split.
+        k: how many of the best items of each are candidates.
     """
 
     def __init__(
-        self, model: PreTrainedModel, encoder: Encoder, catalogue: Catalogue, likelihoods: RowLikelihoods, k: int
+        self,
+        model: PreTrainedModel,
+        encoder: Encoder,
+        catalogue: Catalogue,
+        likelihoods: Sequence[RowLikelihoods],
+        k: int,
     ):
         self.model, self.pad_token_id, self.likelihoods = model, encoder.pad_token_id, likelihoods
         self.catalogue, self.k = catalogue, k
@@ -206,7 +339,7 @@ class CandidateScorer:
         rankings: Sequence[Sequence[str]],
         scores: Sequence[Sequence[float]],
     ) -> list[dict]:
-        """What `fuse_scores` needs of every row of a batch.
+        """What the fusion needs of every row of a batch, see `list_terms`.
 
         Args:
             numbers: of the rows in their split.
@@ -215,24 +348,25 @@ class CandidateScorer:
             scores: the log-probabilities of these.
 
         Returns:
-            Per row, `model` [(SID, log-probability), ...] of the beam and of the baseline's k best items, and
-            `baseline` [(item, p), ...] of the items of these SIDs.
+            Per row, `model` [(SID, log-probability), ...] of the beam and of the k best items of every baseline, and
+            `baselines`, of each [(item, p), ...] of the items of these SIDs.
         """
-        likelihoods, sid_of = self.likelihoods(numbers), self.catalogue.sid_of
-        missed = [
-            sorted({sid_of[item] for item in select_likeliest(p, self.k, self.catalogue.counts)} - set(ranked))
-            for p, ranked in zip(likelihoods, rankings, strict=True)
-        ]
+        by_baseline = [predict(numbers) for predict in self.likelihoods]
+        sid_of, items_of_sid, counts = self.catalogue.sid_of, self.catalogue.items_of_sid, self.catalogue.counts
+        missed = []
+        for ranked, *of_row in zip(rankings, *by_baseline, strict=True):
+            wanted = {sid_of[item] for p in of_row for item in select_likeliest(p, self.k, counts)}
+            missed.append(sorted(wanted - set(ranked)))
         sequences = [[self.tokens_of[sid] for sid in sids] for sids in missed]
         missed_scores = score_sids(self.model, prompts, sequences, self.pad_token_id)
         results = []
-        for number, p in enumerate(likelihoods):
-            sids = (*rankings[number], *missed[number])
-            items = [item for sid in sids for item in self.catalogue.items_of_sid[sid]]
+        for row, of_row in enumerate(zip(*by_baseline, strict=True)):
+            sids = (*rankings[row], *missed[row])
+            items = [item for sid in sids for item in items_of_sid[sid]]
             results.append(
                 {
-                    "model": list(zip(sids, (*scores[number], *missed_scores[number]), strict=True)),
-                    "baseline": [(item, float(p[item])) for item in items if item in p],
+                    "model": list(zip(sids, (*scores[row], *missed_scores[row]), strict=True)),
+                    "baselines": [[(item, float(p[item])) for item in items if item in p] for p in of_row],
                 }
             )
         return results
@@ -259,44 +393,3 @@ def score_sids(
     with torch.no_grad():
         tokens = iter(compute_tree_log_probs(model, batch.to(model.device)).tolist())
     return [[sum(next(tokens) for _ in sequence) for sequence in group] for group in sequences]
-
-
-def fuse_scores(
-    model: dict[str, float], baseline: dict[int, float], weight: float, catalogue: Catalogue
-) -> list[tuple[int, float]]:
-    """[(item, p_model + weight * p_baseline)], best first; ties by p_baseline, then training popularity, then id.
-
-    With weight 0 the baseline's items still take part, by their p_model: the search may have missed some.
-
-    Args:
-        model: {SID: log-probability}, of the beam and of the baseline's items. Each of several items that share a SID
-            has its probability.
-        baseline: {item: likelihood}.
-        weight: W.
-        catalogue: the items, with their popularity.
-    """
-    counts = catalogue.counts
-    p_model = {item: math.exp(score) for sid, score in model.items() for item in catalogue.items_of_sid[sid]}
-    scored = [(item, p + weight * baseline.get(item, 0.0)) for item, p in p_model.items()]
-    return sorted(scored, key=lambda pair: (-pair[1], -baseline.get(pair[0], 0.0), -counts.get(pair[0], 0), pair[0]))
-
-
-def choose_weight(
-    rows: Sequence[Row], results: Sequence[dict], catalogue: Catalogue
-) -> tuple[float, dict[float, float]]:
-    """(the weight of WEIGHTS with the best NDCG@10, {weight: NDCG@10}); the smaller one of equals.
-
-    Args:
-        rows: validation rows.
-        results: what `CandidateScorer` found of them.
-        catalogue: the items, with their popularity.
-    """
-    pairs = [(dict(result["model"]), dict(result["baseline"])) for result in results]
-    grid = {}
-    for weight in WEIGHTS:
-        ranks = [
-            find_rank(row.item_id, (item for item, _ in fuse_scores(*pair, weight, catalogue)))
-            for row, pair in zip(rows, pairs, strict=True)
-        ]
-        grid[weight] = round(ndcg(ranks, 10), 6)
-    return max(WEIGHTS, key=lambda weight: (grid[weight], -weight)), grid

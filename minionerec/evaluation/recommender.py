@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
-from minionerec.common.files import InputError, parse_list
+from minionerec.common.files import InputError, parse_list, read_json
 from minionerec.common.processes import process_state
-from minionerec.common.records import Catalogue, Row
+from minionerec.common.records import SID_TOKEN, Catalogue, Row
+from minionerec.evaluation.fusion import (
+    CandidateScorer,
+    Explainer,
+    check_fuse_names,
+    name_terms,
+    read_baseline_inputs,
+    resolve_weights,
+)
+from minionerec.evaluation.fusion_weights import fuse_scores, list_terms
 from minionerec.evaluation.settings import RecommendFlags
 from minionerec.evaluation.setup import load_searched_model
 from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie
 from minionerec.language.examples import shorten_prompts
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
+from minionerec.recommenders.registry import BuiltBaselines, Likelihoods
 from minionerec.search.beam_search import beam_search
 from minionerec.search.scorer import Engine
 
@@ -25,10 +35,11 @@ NEAREST_TITLES = 5  # that an error names
 
 @dataclass(frozen=True)
 class History:
-    """The items of a history, oldest first: parallel lists of SIDs and titles."""
+    """The items of a history, oldest first: parallel lists of SIDs, titles and item ids."""
 
     sids: list[str]
     titles: list[str]
+    item_ids: list[int]
 
 
 def normalise_title(text: str) -> str:
@@ -82,7 +93,11 @@ def find_item(title: str, catalogue: Catalogue) -> int:
 def find_history(titles: str, catalogue: Catalogue) -> History:
     """The items of --titles or of a line of the dialogue, see `split_titles` and `find_item`."""
     numbers = [find_item(title, catalogue) for title in split_titles(titles)]
-    return History([catalogue.sids[number] for number in numbers], [catalogue.titles[number] for number in numbers])
+    return History(*([values[number] for number in numbers] for values in _list_columns(catalogue)))
+
+
+def _list_columns(catalogue: Catalogue) -> tuple[list, list, list]:
+    return catalogue.sids, catalogue.titles, catalogue.item_ids
 
 
 def find_latest_history(rows: Sequence[Row], user_id: str, path: str) -> History:
@@ -97,7 +112,9 @@ def find_latest_history(rows: Sequence[Row], user_id: str, path: str) -> History
             f"--user_id {user_id}: {path} has no row of this user; the first one there is {rows[0].user_id}"
         )
     last = of_user[-1]
-    return History([*last.history_sids, last.sid], [*last.history_titles, last.title])
+    return History(
+        [*last.history_sids, last.sid], [*last.history_titles, last.title], [*last.history_ids, last.item_id]
+    )
 
 
 @dataclass
@@ -111,6 +128,8 @@ class Recommender:
         catalogue_trie: the catalogue in the model's tokens.
         num_beams: beams of the search.
         max_history: newest items of a history that the model is shown; 0 is all.
+        fused: the baselines beside the model, if any.
+        words_of: {prefix of a SID: its most telling words}, if they are known.
     """
 
     model: PreTrainedModel | Engine
@@ -119,6 +138,8 @@ class Recommender:
     catalogue_trie: CatalogueTrie
     num_beams: int
     max_history: int
+    fused: FusedBaselines | None = None
+    words_of: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._title_of = dict(zip(self.catalogue.item_ids, self.catalogue.titles, strict=True))
@@ -146,18 +167,135 @@ class Recommender:
     def answer(self, history: History, top: int, exclude_seen: bool) -> str:
         """The best `top` as a text table, below the titles the model was shown. Items that share a SID share a rank."""
         count, prompt_ids = self.build_prompt(history.sids)
-        best = self.rank(prompt_ids, set(history.sids) if exclude_seen else ())[:top]
-        width = max((len(sid) for sid, _ in best), default=3)
+        seen = set(history.sids) if exclude_seen else set()
+        best = self.rank(prompt_ids, seen)
         lines = [f"after: {' | '.join(history.titles[-count:])}"]
+        if self.fused:
+            return "\n".join(lines + self._list_fused(history, prompt_ids, best, seen, top))
+        width = max((len(sid) for sid, _ in best[:top]), default=3)
         lines.append(f"{'rank':>4} {'log-prob':>9} {'prob':>9}  {'SID':<{width}}  title")
-        for rank, (sid, score) in enumerate(best, 1):
+        for rank, (sid, score) in enumerate(best[:top], 1):
             first, *others = [self._title_of[item] for item in self.catalogue.items_of_sid[sid]]
             start = f"{rank:>4} {score:>9.4f} {math.exp(score):>9.3%}  {sid:<{width}}  "
             lines += [start + first, *(" " * len(start) + title for title in others)]
+            lines += self._list_reasons("", sid)
         return "\n".join(lines)
 
+    def _list_fused(
+        self, history: History, prompt_ids: list[int], best: list[tuple[str, float]], seen: set[str], top: int
+    ) -> list[str]:
+        """Lines of the fused list: rank, score, probability by the model, SID and title, and the reasons below."""
+        newest = history.item_ids[-self.max_history :]
+        sids, scores = [sid for sid, _ in best], [score for _, score in best]
+        scorer = CandidateScorer(self.model, self.encoder, self.catalogue, self.fused.predict(newest), len(sids))
+        (result,) = scorer([0], [prompt_ids], [sids], [scores])
+        terms = [
+            {item: p for item, p in term.items() if self.catalogue.sid_of[item] not in seen}
+            for term in list_terms(result, self.catalogue)
+        ]
+        ranked = fuse_scores(terms, self.fused.weights, self.catalogue)[:top]
+        items = [item for item, _ in ranked]
+        reasons = self.fused.explainer.explain(newest, terms, items)
+        width = max((len(self.catalogue.sid_of[item]) for item in items), default=3)
+        lines = [f"{'rank':>4} {'score':>9} {'prob':>9}  {'SID':<{width}}  title"]
+        for rank, ((item, score), reason) in enumerate(zip(ranked, reasons, strict=True), 1):
+            sid = self.catalogue.sid_of[item]
+            lines.append(f"{rank:>4} {score:>9.4f} {terms[0][item]:>9.3%}  {sid:<{width}}  {self._title_of[item]}")
+            lines += self._list_reasons(reason, sid)
+        return lines
 
-def load_recommender(flags: RecommendFlags, catalogue: Catalogue) -> Recommender:
+    def _list_reasons(self, reason: str, sid: str) -> list[str]:
+        """The lines below a recommendation: what carried it, and what its codes stand for."""
+        tokens = SID_TOKEN.findall(sid)
+        prefixes = ["".join(tokens[:length]) for length in range(1, len(tokens) + 1)]
+        known = [f"{prefix}: {', '.join(self.words_of[prefix])}" for prefix in prefixes if self.words_of.get(prefix)]
+        return [f"{'':>4} {text}" for text in (reason, "; ".join(known)) if text]
+
+
+@dataclass
+class FusedBaselines:
+    """Baselines beside the model of a recommender.
+
+    Attributes:
+        likelihoods: of each, in the order of their weights.
+        weights: of the model and the baselines.
+        explainer: of the fused lists.
+    """
+
+    likelihoods: list[Likelihoods]
+    weights: list[float]
+    explainer: Explainer
+
+    def predict(self, history: Sequence[int]) -> list[Callable[[Sequence[int]], list[dict[int, float]]]]:
+        """What `CandidateScorer` asks for: the likelihoods of this one history, whatever row it asks about."""
+        return [lambda numbers, predict=predict: predict([history] * len(numbers)) for predict in self.likelihoods]
+
+
+def read_fused_metrics(flags: RecommendFlags) -> RecommendFlags:
+    """The flags with the baselines and weights of --fused_metrics, where it is given.
+
+    Raises:
+        InputError: no file of a fusion.
+    """
+    if flags.fused_metrics is None:
+        return flags
+    if flags.fuse or flags.fuse_weight:
+        raise InputError("--fused_metrics: names baselines and weights, so it goes without --fuse and --fuse_weight")
+    content = read_json(flags.fused_metrics, "fused_metrics")
+    weights = content.get("weights") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not isinstance(content.get("fuse"), str):
+        raise InputError(f"--fused_metrics {flags.fused_metrics}: expected NAME.fused.metrics.json of evaluate.py")
+    return replace(flags, fuse=content["fuse"], fuse_weight=list(weights.values()))
+
+
+def check_recommended_fusion(flags: RecommendFlags) -> None:
+    """The flags of the fusion must fit each other. Plugins are loaded before.
+
+    Raises:
+        InputError: the first that does not.
+    """
+    if flags.fuse is None:
+        for name in ("fuse_weight", "cf_path", "item_meta_path"):
+            if getattr(flags, name) is not None:
+                raise InputError(f"--{name}: has an effect with --fuse or --fused_metrics only")
+        return
+    if flags.engine == "vllm":
+        raise InputError("--engine vllm: has no --fuse, which scores items that the search did not find")
+    if flags.fuse_weight is None:
+        raise InputError("--fuse: needs --fuse_weight, or --fused_metrics instead of both")
+    check_fuse_names(flags, flags.train_file, files=False)
+
+
+def build_fused(flags: RecommendFlags, catalogue: Catalogue, train_rows: Sequence[Row]) -> FusedBaselines | None:
+    """The baselines of --fuse; None without it."""
+    if flags.fuse is None:
+        return None
+    built = BuiltBaselines(read_baseline_inputs(flags, flags.info_file, catalogue, train_rows))
+    weights, names = resolve_weights(flags), name_terms(flags.fuse)
+    return FusedBaselines([built.combine(name) for name in names[1:]], weights, Explainer(built, names, weights))
+
+
+def read_prefix_words(path: str) -> dict[str, list[str]]:
+    """{prefix of a SID: its most telling words} of a file of rq.explain.
+
+    Raises:
+        InputError: not such a file.
+    """
+    content = read_json(path, "explained_sids")
+    prefixes = content.get("prefixes") if isinstance(content, dict) else None
+    if not isinstance(prefixes, list) or not all(
+        isinstance(p, dict) and {"prefix", "words"} <= p.keys() for p in prefixes
+    ):
+        raise InputError(f"--explained_sids {path}: expected NAME.index.explained.json of rq.explain")
+    return {prefix["prefix"]: list(map(str, prefix["words"])) for prefix in prefixes}
+
+
+def load_recommender(
+    flags: RecommendFlags,
+    catalogue: Catalogue,
+    fused: FusedBaselines | None = None,
+    words_of: dict[str, list[str]] | None = None,
+) -> Recommender:
     """The model of --base_model on its device or in vLLM, with the catalogue in its tokens."""
     model, tokenizer = load_searched_model(flags)
     prompts = load_checkpoint_prompts(flags.base_model, flags.prompts, flags.category)
@@ -165,4 +303,5 @@ def load_recommender(flags: RecommendFlags, catalogue: Catalogue) -> Recommender
     encoder.check_boundary("next_sid", prompts.target("next_sid", catalogue.sids[0]))
     device = process_state().device
     catalogue_trie = build_catalogue_trie(catalogue, encoder, device)
-    return Recommender(model, encoder, catalogue, catalogue_trie, flags.num_beams, flags.max_history)
+    shape = (flags.num_beams, flags.max_history)
+    return Recommender(model, encoder, catalogue, catalogue_trie, *shape, fused=fused, words_of=words_of or {})

@@ -53,22 +53,32 @@ class SearchFlags(PrecisionFlags):
 
 
 @dataclass
-class FusionFlags(BaselineFlags):
-    """Fusion with a baseline."""
+class FuseFlags(BaselineFlags):
+    """Fusion with baselines."""
 
     fuse: str | None = flag(
         None,
-        "a baseline whose likelihoods are added: transitions, content (likeness of titles), sasrec, one that a plugin "
-        "registers, or a predictions file of the same rows with log-probabilities. The fused lists are over items and "
-        "go to NAME.fused.json",
+        "baselines whose likelihoods are added, such as transitions,content: transitions, content (likeness of texts), "
+        "sasrec, gru4rec, sums such as transitions+content, those that a plugin registers; in evaluate.py also a "
+        "predictions file of the same rows with log-probabilities",
     )
-    fuse_weight: float | None = flag(
+    fuse_weight: list[float] | None = flag(
         None,
-        "weight of the baseline",
-        default_text="the best of 0, .01, .03, .1, .3, 1, 3 by NDCG@10 on --fuse_valid_file",
+        "weights of the baselines, in their order; one more before them is that of the model",
+        default_text="chosen on --fuse_valid_file",
     )
-    fuse_valid_file: str | None = flag(None, "CSV of the validation split, on which the weight is chosen")
-    fuse_valid_sample: int = flag(-1, "choose the weight on that many random rows; -1 is all")
+
+
+@dataclass
+class FusionFlags(FuseFlags):
+    """Choice of the weights."""
+
+    fuse_valid_file: str | None = flag(
+        None,
+        "CSV of the validation split: the weights with the best HR@10 + NDCG@10 are taken, from 0, .01, .03, .1, .3, 1 "
+        "and 3 for every baseline and the model. The fused lists are over items and go to NAME.fused.json",
+    )
+    fuse_valid_sample: int = flag(-1, "choose the weights on that many random rows; -1 is all")
 
 
 @dataclass
@@ -101,7 +111,7 @@ class EvaluateFlags(
 
 
 @dataclass
-class RecommendFlags(CatalogueFlags, PromptFlags, PrecisionFlags, VllmFlags):
+class RecommendFlags(FuseFlags, CatalogueFlags, PromptFlags, PrecisionFlags, VllmFlags):
     """Model, history and list."""
 
     base_model: str = flag(help="checkpoint of sft.py or rl.py")
@@ -124,6 +134,12 @@ class RecommendFlags(CatalogueFlags, PromptFlags, PrecisionFlags, VllmFlags):
     exclude_seen: bool = flag(False, "leave out the items of the history")
     train_file: str | None = flag(
         None,
-        "CSV of the train split; of items that share a SID, the more frequent target is then shown first, else the "
-        "lower id",
+        "CSV of the train split, which baselines are built from; of items that share a SID, the more frequent target "
+        "is then shown first, else the lower id",
+    )
+    fused_metrics: str | None = flag(
+        None, "NAME.fused.metrics.json of evaluate.py: its baselines and weights, instead of --fuse and --fuse_weight"
+    )
+    explained_sids: str | None = flag(
+        None, "NAME.index.explained.json of rq.explain: what the codes of a recommended SID stand for is shown too"
     )

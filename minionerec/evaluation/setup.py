@@ -15,7 +15,7 @@ from minionerec.common.records import Catalogue, Row, check_rows, draw_rows, rea
 from minionerec.common.stage import Stage
 from minionerec.engines.settings import check_vllm_flags
 from minionerec.engines.vllm import VllmEngine
-from minionerec.evaluation.fusion import check_fusion_flags
+from minionerec.evaluation.fusion import check_fusion_flags, split_names
 from minionerec.evaluation.predictions import EvaluationFiles
 from minionerec.evaluation.settings import EvaluateFlags, RecommendFlags
 from minionerec.evaluation.shards import prepare_folder
@@ -96,9 +96,9 @@ def load_searched_model(
 def list_evaluation_inputs(flags: EvaluateFlags) -> list[str]:
     """The files and folders that a run reads; hub names are no files."""
     inputs = [flags.train_file, flags.info_file, flags.test_data_path, flags.only_items, flags.fuse_valid_file]
-    inputs += [flags.cf_path, *(flags.plugin or ())]
+    inputs += [flags.cf_path, flags.item_meta_path, *(flags.plugin or ())]
     inputs += [resolve_prompts_file(flags.prompts)[0]] if flags.prompts else []
-    inputs += [flags.fuse] if flags.fuse and not is_baseline(flags.fuse) else []
+    inputs += [name for name in split_names(flags.fuse) if not is_baseline(name)]
     inputs += [flags.base_model] if Path(flags.base_model).exists() else []
     return [path for path in inputs if path]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import sparse
 from sklearn.preprocessing import normalize
 
+from minionerec.common.records import Catalogue
+from minionerec.common.texts import shorten_title
 from minionerec.common.tfidf import compute_tfidf
 
 SIMILAR_ITEMS = 50  # of a history; further ones would be drawn hardly ever
@@ -78,3 +80,30 @@ def _weigh_histories(histories: Sequence[Sequence[int]], count: int) -> sparse.c
     columns = np.fromiter((item for history in histories for item in history), dtype=np.int64, count=len(rows))
     age = np.concatenate([np.arange(length)[::-1] for length in lengths]) if len(rows) else np.zeros(0)
     return sparse.csr_matrix((DECAY**age, (rows, columns)), shape=(len(histories), count), dtype=np.float32)
+
+
+def explain_content(
+    catalogue: Catalogue, descriptions: dict[int, str]
+) -> Callable[[Sequence[int], Sequence[int]], list[str]]:
+    """Why items are like a history: `like Y`, Y being the item of the history with the largest part in the likeness.
+
+    Args:
+        catalogue: the items.
+        descriptions: {item id: text}, where they are looked at.
+
+    Returns:
+        (history of item ids, oldest first; items) -> a text for each item, empty where it shares no word with them.
+    """
+    texts = compute_item_texts(catalogue.titles, [descriptions.get(item, "") for item in catalogue.item_ids])
+    number_of = {item: number for number, item in enumerate(catalogue.item_ids)}
+
+    def explain(history: Sequence[int], items: Sequence[int]) -> list[str]:
+        if not items:
+            return []
+        newest_first = [number_of[item] for item in reversed(history)]
+        likeness = (texts[newest_first] @ texts[[number_of[item] for item in items]].T).toarray()
+        likeness *= DECAY ** np.arange(len(newest_first))[:, None]
+        titles = [shorten_title(catalogue.titles[newest_first[place]]) for place in likeness.argmax(axis=0)]
+        return [f"like {title}" if p > 0 else "" for title, p in zip(titles, likeness.max(axis=0), strict=True)]
+
+    return explain

@@ -15,9 +15,15 @@ from dataclasses import dataclass, field, replace
 
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
-from minionerec.recommenders.content import HISTORIES_AT_ONCE, compute_item_texts, find_similar_items
+from minionerec.recommenders.content import (
+    HISTORIES_AT_ONCE,
+    compute_item_texts,
+    explain_content,
+    find_similar_items,
+)
 from minionerec.recommenders.transitions import (
     count_transitions,
+    explain_transitions,
     fill_with_popular,
     leave_out_transition,
     score_transitions,
@@ -28,6 +34,8 @@ from minionerec.recommenders.transitions import (
 Likelihoods = Callable[[Sequence[Sequence[int]]], list[dict[int, float]]]
 # Train rows -> the same after the history of each, as if that row had never been seen.
 LikelihoodsWithoutRow = Callable[[Sequence[Row]], list[dict[int, float]]]
+# A history of item ids, oldest first, and items -> why each of them is likely, in a few words, or an empty text.
+Reasons = Callable[[Sequence[int], Sequence[int]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,19 @@ class BaselineInputs:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A kind of baseline: how it is built, with and without the row in question, and the flag of the file it needs."""
+    """A kind of baseline.
+
+    Attributes:
+        build: makes it.
+        file_flag: of the file that it needs.
+        build_without_row: makes it so that it can leave out the row in question.
+        explain: makes what says why it recommends an item.
+    """
 
     build: Callable[[BaselineInputs], Likelihoods]
     file_flag: str = ""
     build_without_row: Callable[[BaselineInputs], LikelihoodsWithoutRow] | None = None
+    explain: Callable[[BaselineInputs], Reasons] | None = None
 
 
 BASELINES: dict[str, Baseline] = {}
@@ -68,6 +84,7 @@ def register_baseline(
     build: Callable[[BaselineInputs], Likelihoods],
     file_flag: str = "",
     build_without_row: Callable[[BaselineInputs], LikelihoodsWithoutRow] | None = None,
+    explain: Callable[[BaselineInputs], Reasons] | None = None,
 ) -> None:
     """Make a baseline known to --fuse, to --teacher and to --names of baselines.py.
 
@@ -78,6 +95,8 @@ def register_baseline(
         file_flag: the flag of the file it cannot do without: cf_path.
         build_without_row: called once like `build`; returns the function from train rows to what the baseline would say
             of each had it not seen the row. A teacher without one is built several times, without some users each.
+        explain: called once like `build`; returns the function from a history and items to a reason each, such as
+            "bought after X". Without one the baseline's name is the reason.
 
     Raises:
         InputError: a name that is taken, or one with the sign of sums.
@@ -86,7 +105,7 @@ def register_baseline(
         raise InputError(f"baseline {name!r} is registered already")
     if SUM_SIGN in name:
         raise InputError(f"baseline {name!r}: {SUM_SIGN} stands between the parts of a sum")
-    BASELINES[name] = Baseline(build, file_flag, build_without_row)
+    BASELINES[name] = Baseline(build, file_flag, build_without_row, explain)
 
 
 def is_baseline(name: str) -> bool:
@@ -330,11 +349,13 @@ register_baseline(
     "transitions",
     lambda inputs: build_transitions(inputs.train_rows, inputs.catalogue),
     build_without_row=lambda inputs: build_transitions_without_row(inputs.train_rows, inputs.catalogue),
+    explain=lambda inputs: explain_transitions(inputs.train_rows, inputs.catalogue),
 )
 register_baseline(
     "content",
     lambda inputs: build_content(inputs.catalogue, inputs.descriptions),
     build_without_row=lambda inputs: build_content_without_row(inputs.catalogue, inputs.descriptions),
+    explain=lambda inputs: explain_content(inputs.catalogue, inputs.descriptions),
 )
 register_baseline(
     "sasrec", lambda inputs: build_sasrec(inputs.catalogue, inputs.files["cf_path"], inputs.device), "cf_path"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from minionerec.common.records import Catalogue, Row
+from minionerec.common.texts import shorten_title
 
 
 def sort_by_popularity(catalogue: Catalogue) -> list[int]:
@@ -75,3 +76,32 @@ def rank_by_transitions(
     scores = score_transitions(history, transitions)
     candidates = [item for item in by_popularity if item in scores]
     return fill_with_popular(sorted(candidates, key=lambda item: -scores[item]), by_popularity, k)
+
+
+def explain_transitions(
+    rows: Sequence[Row], catalogue: Catalogue
+) -> Callable[[Sequence[int], Sequence[int]], list[str]]:
+    """Why `score_transitions` ranks items: `bought after X`, X being the item of the history with the largest part.
+
+    Args:
+        rows: the train rows.
+        catalogue: the items.
+
+    Returns:
+        (history of item ids, oldest first; items) -> a text for each item, empty where nobody bought it after one of
+        the history.
+    """
+    transitions = count_transitions(rows)
+    title_of = dict(zip(catalogue.item_ids, catalogue.titles, strict=True))
+
+    def explain(history: Sequence[int], items: Sequence[int]) -> list[str]:
+        reasons = []
+        for item in items:
+            parts: dict[int, float] = {}
+            for age, seen in enumerate(reversed(history)):
+                parts[seen] = parts.get(seen, 0.0) + 0.5**age * transitions.get(seen, {}).get(item, 0)
+            best = max(parts, key=parts.__getitem__)
+            reasons.append(f"bought after {shorten_title(title_of[best])}" if parts[best] else "")
+        return reasons
+
+    return explain
