@@ -1,12 +1,13 @@
-"""What a model recommends to one user: the best items of the catalogue with their scores, once or in a dialogue.
+r"""What a model recommends: the best items of the catalogue with their scores, for one user or for a file of users.
 
-python recommend.py --base_model output/sft/final_checkpoint --info_file ... --history_file ... --user_id U12
-python recommend.py --base_model output/sft/final_checkpoint --info_file ... --titles "first title; second title"
-python recommend.py --base_model output/sft/final_checkpoint --info_file ... --interactive True
-python recommend.py ... --fused_metrics output/sft/test.fused.metrics.json --train_file ... --titles "..."
+    python recommend.py --model output/rl/final_checkpoint --titles "first title; second title"
+    python recommend.py --model output/rl/final_checkpoint --history_file ... --user_id U12
+    python recommend.py --model output/rl/final_checkpoint --interactive True
+    python recommend.py --model output/rl/final_checkpoint --input users.csv --output recommendations.csv --K 20
 
 The score of an item is the log-probability that the model writes its SID and the end token, over the whole vocabulary,
-as in the predictions of evaluate.py. Fused with baselines, the list is over items, and every item has its reason.
+as in the predictions of evaluate.py. With baselines (--fuse, --fused_metrics) the list is over items, the score is the
+weighted sum of probabilities, and every item has its reason. From Python: `from minionerec import Recommender`.
 """
 
 from __future__ import annotations
@@ -19,38 +20,56 @@ if __name__ == "__main__":
     FLAGS = parse_flags(RecommendFlags)
 
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
 from minionerec.common.files import InputError
+from minionerec.common.model_folder import ModelCatalogue, has_catalogue
 from minionerec.common.plugins import load_plugins
-from minionerec.common.processes import say
-from minionerec.common.records import read_info, read_rows
+from minionerec.common.processes import is_main_process, process_state, say
+from minionerec.common.records import Row, read_rows
+from minionerec.common.stage import open_stage
 from minionerec.engines.settings import check_vllm_flags
-from minionerec.evaluation.recommender import (
-    Recommender,
+from minionerec.evaluation.batches import name_skipped, recommend_in_chunks, write_recommendations
+from minionerec.evaluation.histories import ItemFinder, find_latest_history, split_titles
+from minionerec.evaluation.recommended_fusion import (
     build_fused,
     check_recommended_fusion,
-    find_history,
-    find_latest_history,
-    load_recommender,
     read_fused_metrics,
     read_prefix_words,
 )
+from minionerec.evaluation.recommender import Recommender, load_recommender
+from minionerec.evaluation.setup import read_known_catalogue
+from minionerec.evaluation.user_files import check_format
 
 
 def check_recommend_flags(flags: RecommendFlags) -> None:
-    """The flags must name one history.
+    """The flags must name one history, or a file of them.
 
     Raises:
         InputError: none, several, or numbers out of range.
     """
-    if (flags.user_id is not None) + (flags.titles is not None) + flags.interactive != 1:
-        raise InputError("expected one of --user_id with --history_file, --titles, --interactive True")
-    if (flags.user_id is None) != (flags.history_file is None):
-        raise InputError("--user_id and --history_file go together")
+    if sum(value is not None for value in (flags.user_id, flags.titles, flags.input)) + flags.interactive != 1:
+        raise InputError("expected one of --user_id with --history_file, --titles, --interactive True, --input")
+    for first, second in (("user_id", "history_file"), ("input", "output")):
+        if (getattr(flags, first) is None) != (getattr(flags, second) is None):
+            raise InputError(f"--{first} and --{second} go together")
+    if flags.input is None and flags.history_column is not None:
+        raise InputError("--history_column: has an effect with --input only")
+    for name in ("input", "output"):
+        if getattr(flags, name) is not None:
+            check_format(getattr(flags, name), name)
     if not 1 <= flags.top <= flags.num_beams:
         raise InputError(f"--top {flags.top}: must be at least 1 and cannot exceed --num_beams {flags.num_beams}")
     check_vllm_flags(flags, flags.engine, flags.dtype)
     if flags.max_history < 0:
         raise InputError(f"--max_history {flags.max_history}: must be 0 (all) or more")
+
+
+def split_categories(flags: RecommendFlags) -> list[str] | None:
+    """The texts of --categories."""
+    return [part.strip() for part in flags.categories.split(";") if part.strip()] if flags.categories else None
 
 
 def converse(recommender: Recommender, flags: RecommendFlags) -> None:
@@ -64,40 +83,74 @@ def converse(recommender: Recommender, flags: RecommendFlags) -> None:
         if not text:
             return
         try:
-            history = find_history(text, recommender.catalogue)
-            say(recommender.answer(history, flags.top, flags.exclude_seen))
+            history = recommender.finder.find_history(split_titles(text))
+            say(recommender.answer(history, flags.top, flags.exclude_seen, split_categories(flags)))
         except InputError as error:
             say(f"error: {error}")
 
 
+def load(flags: RecommendFlags, known: ModelCatalogue, train_rows: Sequence[Row]) -> Recommender:
+    """The model with its baselines, and with the words of its codes."""
+    words_of = read_prefix_words(flags.explained_sids) if flags.explained_sids else {}
+    return load_recommender(flags, known, build_fused(flags, known, train_rows), words_of)
+
+
+def recommend_to_file(flags: RecommendFlags, known: ModelCatalogue, train_rows: Sequence[Row]) -> None:
+    """Recommendations for --input, shared by all processes of the run, as a file that appears whole."""
+    output = Path(flags.output)
+    partial = output.with_name(f"{output.name}.partial")
+    record = output.with_name(f"{output.name}.stage.json")
+    inputs = [flags.input, flags.info_file, flags.train_file, flags.item_meta_path, flags.cf_path]
+    inputs += [flags.fused_metrics, *(flags.plugin or ())]
+    inputs += [flags.base_model] if Path(flags.base_model).exists() else []
+    stage = open_stage("recommend", flags, inputs, [output, name_skipped(output)], record)
+    if stage.finished:
+        return
+    if is_main_process() and not stage.resuming:
+        shutil.rmtree(partial, ignore_errors=True)
+    process_state().wait_for_everyone()
+    chunks = recommend_in_chunks(
+        load(flags, known, train_rows),
+        flags.input,
+        flags.history_column,
+        partial,
+        flags.top,
+        flags.exclude_seen,
+        split_categories(flags),
+    )
+    if is_main_process():
+        users, skipped = write_recommendations(output, partial, chunks)
+        stage.done(users=users, skipped=skipped)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def recommend(flags: RecommendFlags) -> None:
-    """Print the items that a model recommends next."""
+    """Print the items that a model recommends next, or write them for a file of users."""
     load_plugins(flags.plugin)
     flags = read_fused_metrics(flags)
-    check_recommended_fusion(flags)
+    check_recommended_fusion(flags, has_catalogue(flags.base_model))
     check_recommend_flags(flags)
-    catalogue = read_info(flags.info_file, flags.shared_sids)
     train_rows = read_rows(flags.train_file, "train_file") if flags.train_file else []
-    if train_rows:
-        catalogue = catalogue.with_counts(train_rows)
-    words_of = read_prefix_words(flags.explained_sids) if flags.explained_sids else {}
+    known = read_known_catalogue(flags, train_rows)
+    if flags.input is not None:
+        recommend_to_file(flags, known, train_rows)
+        return
     # What can be wrong is found before a model is loaded.
     history = None
     if flags.user_id is not None:
         rows = read_rows(flags.history_file, "history_file")
         history = find_latest_history(rows, flags.user_id, flags.history_file)
-        unknown = [item for item in history.item_ids if item not in catalogue.sid_of]
+        unknown = [item for item in history.item_ids if item not in known.catalogue.sid_of]
         if flags.fuse and unknown:
-            raise InputError(f"--user_id {flags.user_id}: item {unknown[0]} is not in {flags.info_file}")
+            raise InputError(f"--user_id {flags.user_id}: item {unknown[0]} is not in the catalogue")
     elif flags.titles is not None:
-        history = find_history(flags.titles, catalogue)
-    fused = build_fused(flags, catalogue, train_rows)
-    recommender = load_recommender(flags, catalogue, fused, words_of)
+        history = ItemFinder(known.catalogue).find_history(split_titles(flags.titles))
+    recommender = load(flags, known, train_rows)
     if history is None:
         converse(recommender, flags)
     else:
-        say(recommender.answer(history, flags.top, flags.exclude_seen))
+        say(recommender.answer(history, flags.top, flags.exclude_seen, split_categories(flags)))
 
 
 if __name__ == "__main__":
-    run_command(recommend, FLAGS)
+    run_command(recommend, FLAGS, shared=FLAGS.input is not None)

@@ -23,7 +23,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 from data import RL_TASKS, EvalSidDataset, TaskInputs, build_mixture, choose_tasks
 from minionerec.common.items import read_descriptions, read_preferences
 from minionerec.common.plugins import load_plugins
-from minionerec.common.processes import say
+from minionerec.common.processes import is_main_process, say
 from minionerec.common.records import Row
 from minionerec.common.stage import Stage, open_stage
 from minionerec.evaluation.ranking import measure_validation
@@ -35,6 +35,7 @@ from minionerec.language.examples import Example, TaskMixture
 from minionerec.language.prompts import Encoder, PromptSet, load_checkpoint_prompts
 from minionerec.training.callbacks import EpochSetter, StageTimer
 from minionerec.training.checkpoints import choose_resume_checkpoint
+from minionerec.training.hub import push_model_folder
 from minionerec.training.plan_report import report_plan
 from minionerec.training.planning import Plan, find_machine, pose_problem
 from minionerec.training.rewards import NamedReward
@@ -164,7 +165,10 @@ def rl(flags: RLFlags) -> None:
     try_rewards(rewards, train_set, data.catalogue.sids, flags.num_generations)
     valid = EvalSidDataset(data.valid_rows, policy.encoder).examples
     trainer = build_rl_trainer(flags, policy, train_set, rewards, valid, stage)
-    stage.done(**train_and_export(flags, policy, trainer, checkpoint))
+    results = train_and_export(flags, policy, trainer, checkpoint, data)
+    if is_main_process():
+        push_model_folder(final, flags)
+    stage.done(**results)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ r"""Supervised fine-tuning: a causal LM learns to write the SID of the user's ne
 
 from __future__ import annotations
 
-from minionerec.common.cli import parse_flags, run_command
+from minionerec.common.cli import parse_flags, recorded_settings, run_command
 from minionerec.training.settings import SFTFlags
 
 if __name__ == "__main__":
@@ -20,8 +20,10 @@ from pathlib import Path
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from data import EvalSidDataset, TaskInputs, build_mixture, choose_tasks
+from minionerec.common.items import read_items
+from minionerec.common.model_folder import summarise_rows, write_model_catalogue
 from minionerec.common.plugins import load_plugins
-from minionerec.common.processes import process_state, say
+from minionerec.common.processes import is_main_process, process_state, say
 from minionerec.common.records import Row
 from minionerec.common.stage import Stage, open_stage
 from minionerec.evaluation.ranking import measure_validation
@@ -34,6 +36,8 @@ from minionerec.language.examples import TaskMixture
 from minionerec.language.prompts import Encoder, PromptSet, load_prompts
 from minionerec.training.callbacks import StageTimer
 from minionerec.training.checkpoints import choose_resume_checkpoint, export_model
+from minionerec.training.hub import push_model_folder
+from minionerec.training.model_card import write_model_card
 from minionerec.training.plan_report import report_plan
 from minionerec.training.planning import Plan, find_machine, pose_problem
 from minionerec.training.setup import list_training_inputs
@@ -107,6 +111,26 @@ def build_sft_trainer(
     )
 
 
+def complete_sft_folder(folder: Path, flags: SFTFlags, data: SFTInputs, best: float) -> None:
+    """Add the catalogue and the model card to the folder of a trained model."""
+    records = read_items(flags.item_meta_path, data.index, flags.sid_index_path)
+    known = summarise_rows(
+        data.catalogue,
+        data.train_rows,
+        records,
+        flags.cutoff_len,
+        shared_sids=len(set(data.catalogue.sids)) < len(data.catalogue.sids),
+    )
+    write_model_catalogue(folder, known)
+    write_model_card(
+        folder,
+        stage="Supervised fine-tuning (`sft.py`)",
+        settings=recorded_settings(flags),
+        known=known,
+        validation={flags.best_by: best},
+    )
+
+
 def plan_sft(flags: SFTFlags, prompts: PromptSet, weights: dict[str, float]) -> Plan:
     """Print the plan of the run and return it."""
     data = read_sft_data(flags)
@@ -144,7 +168,13 @@ def sft(flags: SFTFlags) -> None:
     say(f"[sft] {batches[0].rows:,} training rows, {batches[0].steps} steps an epoch")
     trainer = build_sft_trainer(flags, data, built, batches, stage)
     trainer.train(resume_from_checkpoint=checkpoint)
-    export_model(trainer, built.encoder, final)
+
+    def complete(folder: Path) -> None:
+        complete_sft_folder(folder, flags, data, trainer.state.best_metric)
+
+    export_model(trainer, built.encoder, final, complete=complete)
+    if is_main_process():
+        push_model_folder(final, flags)
     stage.done(
         **{f"eval_{flags.best_by}": round(trainer.state.best_metric, 4)},
         steps=trainer.state.global_step,

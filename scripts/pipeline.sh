@@ -145,6 +145,10 @@ run_all() {
     [ -n "$DATA_ROOT" ] || prepare_data
     rank_baselines
     train_and_evaluate
+    for name in sft rl; do
+        run_stage "card_$name" "$PYTHON" -m scripts.model_card --model "$OUT/$name/final_checkpoint" \
+            --metrics "$OUT/$name/test.metrics.json"
+    done
     run_stage summary "$PYTHON" -m scripts.summary --run_dir "$OUT"
 }
 check_then_run run_all

@@ -60,9 +60,12 @@ def test_the_commands_are_these():
         ),
         *("rq.generate_indices", "rq.generate_indices_plus", "rq.text2emb.amazon_text2emb"),
         *(f"data_process.{name}" for name in ("amazon18_data_process", "recbole_data_process", "validate")),
-        *(f"scripts.{name}" for name in ("compare", "plan", "report", "serve_vllm", "sid_table", "summary")),
+        *(
+            f"scripts.{name}"
+            for name in ("compare", "demo", "model_card", "plan", "report", "serve_vllm", "sid_table", "summary")
+        ),
         *(f"benchmarks.bench_{name}" for name in ("balanced_kmeans", "data", "decode", "dtype", "grpo", "plan")),
-        *(f"benchmarks.bench_{name}" for name in ("sft", "trie", "vllm")),
+        *(f"benchmarks.bench_{name}" for name in ("demo", "sft", "trie", "vllm")),
         "benchmarks.gpu_check",
     }
 

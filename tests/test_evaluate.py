@@ -264,10 +264,12 @@ def test_items_that_share_a_sid(tmp_path):
 
 # ------------------------------------------------------------------------------------------- the published command line
 def test_without_a_train_file(trained, tmp_path, capsys):
-    """The lists are the same; one line says what is not known, and the metrics leave it out."""
+    """The model folder knows the popularity as well; of one that does not, a line says what is missing."""
     complete = run(trained, tmp_path / "a")
+    assert run(trained, tmp_path / "b", train_file=None) == complete
+    bare = shutil.copytree(trained.checkpoint, tmp_path / "bare", ignore=shutil.ignore_patterns("catalogue"))
     capsys.readouterr()
-    predictions, metrics = run(trained, tmp_path / "b", train_file=None)
+    predictions, metrics = run(trained, tmp_path / "c", train_file=None, base_model=str(bare))
     said = [line for line in capsys.readouterr().out.splitlines() if "no --train_file" in line]
     assert said == [
         "[evaluate] no --train_file: items that share a SID stand by id, metrics are not split by popularity"

@@ -11,7 +11,7 @@ from tiny import random_catalogue, random_prompts, tiny_model
 from benchmarks import bench_dtype
 from evaluate import evaluate
 from minionerec.common.files import InputError, read_json
-from minionerec.common.records import read_info
+from minionerec.common.model_folder import read_model_catalogue
 from minionerec.evaluation.recommender import load_recommender
 from minionerec.evaluation.settings import EvaluateFlags, RecommendFlags
 from minionerec.language import models
@@ -81,7 +81,7 @@ def test_evaluate_and_recommend(trained, tmp_path, precisions, dtype):
     metrics = read_json(tmp_path / "test.metrics.json")
     assert metrics["illegal"] == metrics["duplicates"] == 0
     flags = RecommendFlags(base_model=trained.checkpoint, info_file=paths["info_file"], titles="x", dtype=dtype)
-    recommender = load_recommender(flags, read_info(paths["info_file"]))
+    recommender = load_recommender(flags, read_model_catalogue(trained.checkpoint))
     assert {recommender.model.dtype} == expected and not recommender.model.training
 
 

@@ -14,7 +14,7 @@ from evaluate import evaluate
 from minionerec.common.cli import parse_flags, run_command
 from minionerec.common.files import InputError, read_json
 from minionerec.common.records import Catalogue, read_info, read_rows
-from minionerec.evaluation.recommender import History, find_item, find_latest_history, split_titles
+from minionerec.evaluation.histories import History, ItemFinder, find_latest_history, split_titles
 from minionerec.evaluation.settings import EvaluateFlags, RecommendFlags
 from minionerec.language.models import load_model
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
@@ -224,7 +224,7 @@ def test_a_dialogue(trained, capsys, monkeypatch):
     ],
 )
 def test_finding_an_item(title, place):
-    assert find_item(title, CATALOGUE) == place
+    assert ItemFinder(CATALOGUE).find(title) == place
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_finding_an_item(title, place):
 )
 def test_titles_that_are_not_one_item(title, said):
     with pytest.raises(InputError, match=said) as error:
-        find_item(title, CATALOGUE)
+        ItemFinder(CATALOGUE).find(title)
     assert "\n" not in str(error.value)
 
 
@@ -249,11 +249,11 @@ def test_at_most_five_candidates_of_at_most_sixty_characters():
     many = Catalogue([f"<a_{i}>" for i in range(9)], [f"Pen {i}" for i in range(9)], list(range(9)))
     for title in ("pen", "blue pen"):
         with pytest.raises(InputError) as error:
-            find_item(title, many)
+            ItemFinder(many).find(title)
         assert str(error.value).count("<a_") == 5
     long = Catalogue(["<a_1>"], ["word " * 30], [0])
     with pytest.raises(InputError, match=r"nearest: '(word ){11}\.\.\.' <a_1>$"):
-        find_item("another word", long)
+        ItemFinder(long).find("another word")
 
 
 def test_splitting_titles():

@@ -80,3 +80,12 @@ class LoggingFlags(Flags):
 
     wandb_project: str | None = flag(None, "log to this wandb project; WANDB_MODE=offline is respected")
     wandb_run_name: str | None = flag(None, "name of the wandb run")
+
+
+@dataclass
+class HubFlags(Flags):
+    """The Hugging Face hub."""
+
+    push_to_hub: bool = flag(False, "send the finished model folder to --hub_model_id (log in with `hf auth login`)")
+    hub_model_id: str | None = flag(None, "repository on the hub, such as my-name/my-model")
+    hub_private_repo: bool = flag(False, "make that repository private")

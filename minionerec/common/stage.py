@@ -17,13 +17,14 @@ from minionerec.common.files import InputError, read_json, write_json, write_tex
 from minionerec.common.processes import count_processes, is_main_process, process_state, say
 from minionerec.common.sharing import broadcast_value
 
+UNREAD = ("README.md",)  # of a folder: a model card says more after each evaluation, and no stage reads it
 RECORD_SUFFIX, SETTINGS_SUFFIX = ".stage.json", ".settings.yaml"
 
 
 def _fingerprint(path: Path) -> list:
     """What tells that an input changed: size and modification time of a file, or of a folder's files."""
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in UNREAD)
         return [[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]

@@ -72,12 +72,12 @@ def resolve_weights(flags: FuseFlags) -> list[float] | None:
     return weights
 
 
-def check_fuse_names(flags: FuseFlags, train_file: str | None, *, files: bool) -> None:
+def check_fuse_names(flags: FuseFlags, has_rows: bool, *, files: bool) -> None:
     """What --fuse names must exist and have the files that it needs. Plugins are loaded before.
 
     Args:
         flags: of the fusion.
-        train_file: what the baselines are built from.
+        has_rows: there is something to build the baselines from.
         files: predictions files are allowed too.
 
     Raises:
@@ -91,7 +91,7 @@ def check_fuse_names(flags: FuseFlags, train_file: str | None, *, files: bool) -
         if names.count(name) > 1:
             raise InputError(f"--fuse {flags.fuse}: {name} is given twice")
     registered = [name for name in names if is_baseline(name)]
-    if registered and not train_file:
+    if registered and not has_rows:
         raise InputError(f"--fuse {registered[0]}: needs --train_file")
     check_baseline_files("fuse", registered, {"cf_path": flags.cf_path})
     if flags.item_meta_path and not any("content" in name.split(SUM_SIGN) for name in registered):
@@ -112,7 +112,7 @@ def check_fusion_flags(flags: EvaluateFlags) -> None:
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name}: has an effect with --fuse only")
         return
-    check_fuse_names(flags, flags.train_file, files=True)
+    check_fuse_names(flags, bool(flags.train_file), files=True)
     if flags.length_penalty or flags.renormalize or flags.only_items or flags.exclude_seen:
         raise InputError(
             "--fuse: adds probabilities, so it goes without --length_penalty, --renormalize, --only_items and "
@@ -154,22 +154,32 @@ class Explainer:
     def __init__(self, built: BuiltBaselines, names: Sequence[str], weights: Sequence[float]):
         self._finder, self.names, self.weights = ReasonFinder(built), names, weights
 
-    def measure_shares(self, terms: Sequence[Term], item: int) -> dict[int, float]:
+    def measure_shares(
+        self, terms: Sequence[Term], item: int, weights: Sequence[float] | None = None
+    ) -> dict[int, float]:
         """{number of a term: its share of the item's score}, largest first, of those with SMALLEST_SHARE or more."""
-        parts = [weight * term.get(item, 0.0) for weight, term in zip(self.weights, terms, strict=True)]
+        weights = self.weights if weights is None else weights
+        parts = [weight * term.get(item, 0.0) for weight, term in zip(weights, terms, strict=True)]
         total = sum(parts) or 1.0
         order = sorted(range(len(parts)), key=lambda number: -parts[number])
         return {number: parts[number] / total for number in order if parts[number] / total >= SMALLEST_SHARE}
 
-    def explain(self, history: Sequence[int], terms: Sequence[Term], items: Sequence[int]) -> list[str]:
+    def explain(
+        self,
+        history: Sequence[int],
+        terms: Sequence[Term],
+        items: Sequence[int],
+        weights: Sequence[float] | None = None,
+    ) -> list[str]:
         """A text for every item, such as `bought after X (62 %), like Y (30 %)`; shares are those of the score.
 
         Args:
             history: item ids, oldest first.
             terms: of `list_terms`.
             items: of the fused list.
+            weights: of the terms, where they are others than usual.
         """
-        shares = {item: self.measure_shares(terms, item) for item in items}
+        shares = {item: self.measure_shares(terms, item, weights) for item in items}
         words: dict[tuple[int, int], str] = {}
         for number, name in enumerate(self.names):
             carried = [item for item in items if number in shares[item]]

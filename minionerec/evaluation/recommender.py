@@ -1,298 +1,333 @@
-"""A model and its catalogue, ready to recommend to one user, and how a user's history is found."""
+"""A model and its catalogue, ready to recommend: from Python, to recommend.py and to the demo alike."""
 
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from minionerec.common.files import InputError, parse_list, read_json
+from minionerec.common.files import InputError
+from minionerec.common.model_folder import ModelCatalogue, read_model_catalogue
 from minionerec.common.processes import process_state
-from minionerec.common.records import SID_TOKEN, Catalogue, Row
-from minionerec.evaluation.fusion import (
-    CandidateScorer,
-    Explainer,
-    check_fuse_names,
-    name_terms,
-    read_baseline_inputs,
-    resolve_weights,
-)
+from minionerec.common.records import SID_TOKEN, Catalogue
+from minionerec.evaluation.fusion import CandidateScorer
 from minionerec.evaluation.fusion_weights import fuse_scores, list_terms
+from minionerec.evaluation.histories import History, ItemFinder, normalise_title
+from minionerec.evaluation.predict import VLLM_BATCH
+from minionerec.evaluation.recommended_fusion import FusedBaselines, build_fused, check_recommended_fusion
 from minionerec.evaluation.settings import RecommendFlags
 from minionerec.evaluation.setup import load_searched_model
 from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie
 from minionerec.language.examples import shorten_prompts
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
-from minionerec.recommenders.registry import BuiltBaselines, Likelihoods
 from minionerec.search.beam_search import beam_search
 from minionerec.search.scorer import Engine
-
-NEAREST_TITLES = 5  # that an error names
+from minionerec.search.tree_scorer import choose_batch_size
 
 
 @dataclass(frozen=True)
-class History:
-    """The items of a history, oldest first: parallel lists of SIDs, titles and item ids."""
+class Recommendation:
+    """One item of a list.
 
-    sids: list[str]
-    titles: list[str]
-    item_ids: list[int]
-
-
-def normalise_title(text: str) -> str:
-    """`text` for comparing: without case, with single blanks."""
-    return " ".join(text.casefold().split())
-
-
-def split_titles(text: str) -> list[str]:
-    """The titles of `first; second` or of a list literal such as ["first", "second"], without empty ones.
-
-    Raises:
-        InputError: a list literal that is not one, or no title at all.
+    Attributes:
+        item_id: of the catalogue.
+        title, sid: its texts.
+        score: what the list is ordered by: the log-probability, in nats, that the model writes the SID and its end
+            after the history; with baselines, the weighted sum of probabilities.
+        probability: of the SID by the model.
+        reason: what carried the item, such as `bought after X (62 %), like Y (30 %)`; "" without baselines.
     """
-    text = text.strip()
-    parts = parse_list(text, "titles") if text.startswith("[") and text.endswith("]") else text.split(";")
-    titles = [str(part).strip() for part in parts if str(part).strip()]
-    if not titles:
-        raise InputError('no titles; expected "first title; second title" or ["first title", "second title"]')
-    return titles
+
+    item_id: int
+    title: str
+    sid: str
+    score: float
+    probability: float
+    reason: str = ""
+
+    def to_json(self) -> dict[str, int | float | str]:
+        """What files and the demo's API say of the item; numbers are rounded to 6 digits."""
+        numbers = {"score": round(self.score, 6), "probability": round(self.probability, 6)}
+        return {"item_id": self.item_id, "sid": self.sid, "title": self.title, **numbers, "reason": self.reason}
 
 
-def find_item(title: str, catalogue: Catalogue) -> int:
-    """Number in the catalogue of the item with this title, or of an item with this SID.
-
-    A title may be written in any case. An exact one wins; else it may be a part of one item's title. Items that share a
-    SID are the same to a model: of several that fit, with one SID, the first is taken.
-
-    Raises:
-        InputError: no such item, or several; the line names up to NEAREST_TITLES of them.
-    """
-    wanted = normalise_title(title)
-    titles = [normalise_title(text) for text in catalogue.titles]
-    numbers = [number for number, sid in enumerate(catalogue.sids) if sid == title.strip()]
-    numbers = numbers or [number for number, text in enumerate(titles) if text == wanted]
-    numbers = numbers or [number for number, text in enumerate(titles) if wanted in text]
-    if len({catalogue.sids[number] for number in numbers}) == 1:
-        return numbers[0]
-    message = f"{len(numbers)} items have {title!r} in their title; write one title in full, or its SID"
-    if not numbers:
-        words = set(wanted.split())
-        shared = [len(words & set(text.split())) for text in titles]
-        numbers = sorted((number for number, count in enumerate(shared) if count), key=lambda number: -shared[number])
-        message = f"no item has {title!r} in its title" + ("; nearest" if numbers else "")
-    nearest = "; ".join(
-        f"{textwrap.shorten(catalogue.titles[number], 60, placeholder=' ...')!r} {catalogue.sids[number]}"
-        for number in numbers[:NEAREST_TITLES]
-    )
-    raise InputError(message + (f": {nearest}" if nearest else ""))
-
-
-def find_history(titles: str, catalogue: Catalogue) -> History:
-    """The items of --titles or of a line of the dialogue, see `split_titles` and `find_item`."""
-    numbers = [find_item(title, catalogue) for title in split_titles(titles)]
-    return History(*([values[number] for number in numbers] for values in _list_columns(catalogue)))
-
-
-def _list_columns(catalogue: Catalogue) -> tuple[list, list, list]:
-    return catalogue.sids, catalogue.titles, catalogue.item_ids
-
-
-def find_latest_history(rows: Sequence[Row], user_id: str, path: str) -> History:
-    """All that is known of a user: the history of the last row, and its target.
-
-    Raises:
-        InputError: the user has no row.
-    """
-    of_user = [row for row in rows if row.user_id == user_id]
-    if not of_user:
-        raise InputError(
-            f"--user_id {user_id}: {path} has no row of this user; the first one there is {rows[0].user_id}"
-        )
-    last = of_user[-1]
-    return History(
-        [*last.history_sids, last.sid], [*last.history_titles, last.title], [*last.history_ids, last.item_id]
-    )
-
-
-@dataclass
 class Recommender:
     """A model and its catalogue, ready to answer.
 
-    Attributes:
+    Args:
         model: on its device, in evaluation mode; or the engine that runs it.
         encoder: its tokens, and the longest prompt with its target.
-        catalogue: the items, with their popularity where it is known.
+        known: the items with their popularity, texts and categories, where these are known.
         catalogue_trie: the catalogue in the model's tokens.
         num_beams: beams of the search.
-        max_history: newest items of a history that the model is shown; 0 is all.
+        max_history: newest items of a history that the model and the baselines are shown; 0 is all.
         fused: the baselines beside the model, if any.
         words_of: {prefix of a SID: its most telling words}, if they are known.
     """
 
-    model: PreTrainedModel | Engine
-    encoder: Encoder
-    catalogue: Catalogue
-    catalogue_trie: CatalogueTrie
-    num_beams: int
-    max_history: int
-    fused: FusedBaselines | None = None
-    words_of: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | Engine,
+        encoder: Encoder,
+        known: ModelCatalogue,
+        catalogue_trie: CatalogueTrie,
+        num_beams: int,
+        max_history: int,
+        *,
+        fused: FusedBaselines | None = None,
+        words_of: dict[str, list[str]] | None = None,
+    ):
+        self.model, self.encoder, self.known, self.catalogue_trie = model, encoder, known, catalogue_trie
+        self.num_beams, self.max_history, self.fused, self.words_of = num_beams, max_history, fused, words_of or {}
+        self.finder = ItemFinder(known.catalogue)
         self._title_of = dict(zip(self.catalogue.item_ids, self.catalogue.titles, strict=True))
 
-    def build_prompt(self, sids: Sequence[str]) -> tuple[int, list[int]]:
-        """(how many of the newest items of a history of SIDs fit, token ids of the prompt that shows them).
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        num_beams: int = 50,
+        max_history: int | None = None,
+        dtype: str | None = None,
+        engine: str = "tree",
+        fuse: str | None = None,
+        fuse_weight: Sequence[float] | None = None,
+    ) -> Recommender:
+        """The recommender of a model folder that sft.py or rl.py wrote, which carries all it needs.
+
+        Args:
+            folder: such as output/rl/final_checkpoint.
+            num_beams: beams of the search; the longest list.
+            max_history: newest items that the model is shown, 0 for all; None is the longest history of its training.
+            dtype: precision of the weights, see `recommend.py --help`.
+            engine: tree, or vllm.
+            fuse: baselines beside the model that the folder's tables hold: transitions, content, or a sum.
+            fuse_weight: of each of them, as `recommend.py --fuse_weight`.
 
         Raises:
-            InputError: a SID that the model does not know.
+            InputError: no such folder, or one without its catalogue.
         """
-        self.encoder.sid_ids(sids)
-        newest = sids[-self.max_history :]  # all of them where max_history is 0
+        known = read_model_catalogue(folder)
+        flags = RecommendFlags(
+            base_model=str(folder),
+            num_beams=num_beams,
+            max_history=known.max_history if max_history is None else max_history,
+            cutoff_len=known.cutoff_len,
+            dtype=dtype,
+            engine=engine,
+            fuse=fuse,
+            fuse_weight=None if fuse_weight is None else list(fuse_weight),
+        )
+        check_recommended_fusion(flags, has_transitions=True)
+        return load_recommender(flags, known, build_fused(flags, known))
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items, with their popularity where it is known."""
+        return self.known.catalogue
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str | int]],
+        k: int = 10,
+        exclude_seen: bool = True,
+        categories: Sequence[str] | None = None,
+        num_beams: int | None = None,
+        fuse_weight: Sequence[float] | None = None,
+    ) -> list[list[Recommendation]]:
+        """The k best items after every history.
+
+        Args:
+            histories: of each user the items, oldest first: item ids, titles or SIDs, see `ItemFinder.find`.
+            k: length of the lists; they are shorter where fewer items are left. At most num_beams.
+            exclude_seen: leave out the items of the history.
+            categories: recommend only items of one of these, by a part of their category text in any case.
+            num_beams: of the search; default those of the recommender.
+            fuse_weight: of the model and of every baseline; default those of the recommender.
+
+        Raises:
+            InputError: an empty history, a name of no item or of several, a category of no item, or a k out of range.
+        """
+        found = [self.finder.find_history(history) for history in histories]
+        lists = self.rank_histories(found, k, exclude_seen, categories, num_beams, fuse_weight)
+        return [items[:k] for items in lists]
+
+    def rank_histories(
+        self,
+        histories: Sequence[History],
+        k: int,
+        exclude_seen: bool,
+        categories: Sequence[str] | None = None,
+        num_beams: int | None = None,
+        fuse_weight: Sequence[float] | None = None,
+    ) -> list[list[Recommendation]]:
+        """The items of the k best SIDs after every history, or the k best items with baselines; see `recommend`."""
+        num_beams = num_beams or self.num_beams
+        if not 1 <= k <= num_beams:
+            raise InputError(f"k {k}: must be at least 1 and cannot exceed num_beams {num_beams}")
+        included = self.select_categories(categories) if categories else None
+        prompts = [prompt_ids for _, prompt_ids in self.build_prompts([history.sids for history in histories])]
+        excluded = [self._number_seen(history) if exclude_seen else [] for history in histories]
+        lists: list[list[Recommendation]] = [[] for _ in histories]
+        order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+        size = self._choose_batch_size(len(prompts[order[0]]), num_beams) if order else 1
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            result = beam_search(
+                self.model,
+                self.catalogue_trie.trie,
+                [prompts[row] for row in rows],
+                num_beams,
+                excluded=[excluded[row] for row in rows],
+                included=[included] * len(rows) if included else None,
+            )
+            pairs = zip(result.sequence.tolist(), result.score.tolist(), strict=True)
+            beams = [self._name_beams(numbers, scores) for numbers, scores in pairs]
+            if self.fused is None:
+                found = [self._list_items(beam[:k]) for beam in beams]
+            else:
+                allowed = [self._allow(excluded[row], included) for row in rows]
+                batch = [histories[row] for row in rows]
+                found = self._fuse(batch, [prompts[row] for row in rows], beams, allowed, k, fuse_weight)
+            for row, items in zip(rows, found, strict=True):
+                lists[row] = items
+        return lists
+
+    def build_prompts(self, histories: Sequence[Sequence[str]]) -> list[tuple[int, list[int]]]:
+        """(how many of the newest items fit, token ids of the prompt that shows them) of every history of SIDs.
+
+        Raises:
+            InputError: a SID that the model does not know, or an empty history.
+        """
+        if not all(histories):
+            raise InputError("the history is empty")
+        # The catalogue's own SIDs are known to be known.
+        self.encoder.sid_ids([sid for sids in histories for sid in sids if sid not in self.catalogue_trie.number_of])
+        newest = [sids[-self.max_history :] for sids in histories]  # all of them where max_history is 0
         budget = self.encoder.cutoff_len - self.catalogue_trie.trie.depth
-        ((count, _, prompt_ids),) = shorten_prompts("next_sid", [newest], [budget], self.encoder)
-        return count, prompt_ids
+        shortened = shorten_prompts("next_sid", newest, [budget] * len(newest), self.encoder)
+        return [(count, prompt_ids) for count, _, prompt_ids in shortened]
 
-    def rank(self, prompt_ids: list[int], seen: Collection[str]) -> list[tuple[str, float]]:
-        """[(SID, log-probability of the SID after the prompt)], best first, of the SIDs that are not in `seen`."""
-        sids = self.catalogue_trie.sids
-        excluded = [number for number, sid in enumerate(sids) if sid in seen]
-        result = beam_search(self.model, self.catalogue_trie.trie, [prompt_ids], self.num_beams, excluded=[excluded])
-        pairs = zip(result.sequence[0].tolist(), result.score[0].tolist(), strict=True)
-        return [(sids[number], score) for number, score in pairs if number >= 0]
+    def select_categories(self, categories: Sequence[str]) -> list[int]:
+        """The sequence numbers, in the trie, of the items of some categories.
 
-    def answer(self, history: History, top: int, exclude_seen: bool) -> str:
+        Raises:
+            InputError: a category that no item has, or a model folder that knows no categories.
+        """
+        if not self.known.categories:
+            raise InputError("categories: the model's catalogue knows none")
+        texts = {item: normalise_title(text) for item, text in self.known.categories.items()}
+        chosen: set[int] = set()
+        for category in categories:
+            wanted = normalise_title(category)
+            items = [item for item, text in texts.items() if wanted and wanted in text]
+            if not items:
+                raise InputError(f"categories: no item is of {category!r}")
+            chosen.update(self.catalogue_trie.number_of[self.catalogue.sid_of[item]] for item in items)
+        return sorted(chosen)
+
+    def list_allowed(self, history: History, exclude_seen: bool, categories: Sequence[str] | None = None) -> list[str]:
+        """The SIDs that a search for this history may find, see `recommend`."""
+        seen = set(self._number_seen(history)) if exclude_seen else set()
+        numbers = self.select_categories(categories) if categories else range(len(self.catalogue_trie.sids))
+        return [self.catalogue_trie.sids[number] for number in numbers if number not in seen]
+
+    def answer(self, history: History, top: int, exclude_seen: bool, categories: Sequence[str] | None = None) -> str:
         """The best `top` as a text table, below the titles the model was shown. Items that share a SID share a rank."""
-        count, prompt_ids = self.build_prompt(history.sids)
-        seen = set(history.sids) if exclude_seen else set()
-        best = self.rank(prompt_ids, seen)
+        ((count, _),) = self.build_prompts([history.sids])
+        (items,) = self.rank_histories([history], top, exclude_seen, categories)
+        width = max((len(item.sid) for item in items), default=3)
         lines = [f"after: {' | '.join(history.titles[-count:])}"]
-        if self.fused:
-            return "\n".join(lines + self._list_fused(history, prompt_ids, best, seen, top))
-        width = max((len(sid) for sid, _ in best[:top]), default=3)
-        lines.append(f"{'rank':>4} {'log-prob':>9} {'prob':>9}  {'SID':<{width}}  title")
-        for rank, (sid, score) in enumerate(best[:top], 1):
-            first, *others = [self._title_of[item] for item in self.catalogue.items_of_sid[sid]]
-            start = f"{rank:>4} {score:>9.4f} {math.exp(score):>9.3%}  {sid:<{width}}  "
-            lines += [start + first, *(" " * len(start) + title for title in others)]
-            lines += self._list_reasons("", sid)
+        lines.append(f"{'rank':>4} {'score' if self.fused else 'log-prob':>9} {'prob':>9}  {'SID':<{width}}  title")
+        rank, before, start = 0, None, ""
+        for item in items:
+            if item.sid == before and not self.fused:
+                lines.append(" " * len(start) + item.title)
+                continue
+            rank, before = rank + 1, item.sid
+            start = f"{rank:>4} {item.score:>9.4f} {item.probability:>9.3%}  {item.sid:<{width}}  "
+            lines.append(start + item.title)
+            lines += [f"{'':>4} {text}" for text in (item.reason, self._put_in_words(item.sid)) if text]
         return "\n".join(lines)
 
-    def _list_fused(
-        self, history: History, prompt_ids: list[int], best: list[tuple[str, float]], seen: set[str], top: int
-    ) -> list[str]:
-        """Lines of the fused list: rank, score, probability by the model, SID and title, and the reasons below."""
-        newest = history.item_ids[-self.max_history :]
-        sids, scores = [sid for sid, _ in best], [score for _, score in best]
-        scorer = CandidateScorer(self.model, self.encoder, self.catalogue, self.fused.predict(newest), len(sids))
-        (result,) = scorer([0], [prompt_ids], [sids], [scores])
-        terms = [
-            {item: p for item, p in term.items() if self.catalogue.sid_of[item] not in seen}
-            for term in list_terms(result, self.catalogue)
-        ]
-        ranked = fuse_scores(terms, self.fused.weights, self.catalogue)[:top]
-        items = [item for item, _ in ranked]
-        reasons = self.fused.explainer.explain(newest, terms, items)
-        width = max((len(self.catalogue.sid_of[item]) for item in items), default=3)
-        lines = [f"{'rank':>4} {'score':>9} {'prob':>9}  {'SID':<{width}}  title"]
-        for rank, ((item, score), reason) in enumerate(zip(ranked, reasons, strict=True), 1):
-            sid = self.catalogue.sid_of[item]
-            lines.append(f"{rank:>4} {score:>9.4f} {terms[0][item]:>9.3%}  {sid:<{width}}  {self._title_of[item]}")
-            lines += self._list_reasons(reason, sid)
-        return lines
-
-    def _list_reasons(self, reason: str, sid: str) -> list[str]:
-        """The lines below a recommendation: what carried it, and what its codes stand for."""
+    def _put_in_words(self, sid: str) -> str:
+        """What the prefixes of a SID stand for, where that is known."""
         tokens = SID_TOKEN.findall(sid)
         prefixes = ["".join(tokens[:length]) for length in range(1, len(tokens) + 1)]
-        known = [f"{prefix}: {', '.join(self.words_of[prefix])}" for prefix in prefixes if self.words_of.get(prefix)]
-        return [f"{'':>4} {text}" for text in (reason, "; ".join(known)) if text]
+        return "; ".join(f"{p}: {', '.join(self.words_of[p])}" for p in prefixes if self.words_of.get(p))
 
+    def _number_seen(self, history: History) -> list[int]:
+        number_of = self.catalogue_trie.number_of
+        return sorted({number_of[sid] for sid in history.sids if sid in number_of})
 
-@dataclass
-class FusedBaselines:
-    """Baselines beside the model of a recommender.
+    def _allow(self, excluded: Sequence[int], included: Sequence[int] | None) -> Callable[[int], bool]:
+        """Whether an item may be recommended, by the sequence numbers that a search may not, or may only, find."""
+        number_of, sid_of = self.catalogue_trie.number_of, self.catalogue.sid_of
+        without, only = set(excluded), None if included is None else set(included)
 
-    Attributes:
-        likelihoods: of each, in the order of their weights.
-        weights: of the model and the baselines.
-        explainer: of the fused lists.
-    """
+        def is_allowed(item: int) -> bool:
+            number = number_of[sid_of[item]]
+            return number not in without and (only is None or number in only)
 
-    likelihoods: list[Likelihoods]
-    weights: list[float]
-    explainer: Explainer
+        return is_allowed
 
-    def predict(self, history: Sequence[int]) -> list[Callable[[Sequence[int]], list[dict[int, float]]]]:
-        """What `CandidateScorer` asks for: the likelihoods of this one history, whatever row it asks about."""
-        return [lambda numbers, predict=predict: predict([history] * len(numbers)) for predict in self.likelihoods]
+    def _name_beams(self, numbers: Sequence[int], scores: Sequence[float]) -> list[tuple[str, float]]:
+        """[(SID, log-probability)] of a search, best first; numbers below 0 are none."""
+        pairs = zip(numbers, scores, strict=True)
+        return [(self.catalogue_trie.sids[number], score) for number, score in pairs if number >= 0]
 
+    def _list_items(self, beams: Sequence[tuple[str, float]]) -> list[Recommendation]:
+        """The items of some SIDs, those that share a SID by popularity."""
+        return [
+            Recommendation(item, self._title_of[item], sid, score, math.exp(score))
+            for sid, score in beams
+            for item in self.catalogue.items_of_sid[sid]
+        ]
 
-def read_fused_metrics(flags: RecommendFlags) -> RecommendFlags:
-    """The flags with the baselines and weights of --fused_metrics, where it is given.
+    def _fuse(
+        self,
+        histories: Sequence[History],
+        prompts: Sequence[Sequence[int]],
+        beams: Sequence[Sequence[tuple[str, float]]],
+        allowed: Sequence[Callable[[int], bool]],
+        k: int,
+        weights: Sequence[float] | None,
+    ) -> list[list[Recommendation]]:
+        """The k best items of each history by model and baselines, with reasons."""
+        weights = self.fused.weights if weights is None else weights
+        newest = [history.item_ids[-self.max_history :] for history in histories]
+        sids = [[sid for sid, _ in beam] for beam in beams]
+        scores = [[score for _, score in beam] for beam in beams]
+        likelihoods = self.fused.predict(newest, allowed)
+        scorer = CandidateScorer(self.model, self.encoder, self.catalogue, likelihoods, max(map(len, sids)))
+        lists = []
+        for shown, result in zip(newest, scorer(range(len(newest)), prompts, sids, scores), strict=True):
+            terms = list_terms(result, self.catalogue)
+            ranked = fuse_scores(terms, weights, self.catalogue)[:k]
+            reasons = self.fused.explainer.explain(shown, terms, [item for item, _ in ranked], weights)
+            lists.append(
+                [
+                    Recommendation(
+                        item, self._title_of[item], self.catalogue.sid_of[item], score, terms[0][item], reason
+                    )
+                    for (item, score), reason in zip(ranked, reasons, strict=True)
+                ]
+            )
+        return lists
 
-    Raises:
-        InputError: no file of a fusion.
-    """
-    if flags.fused_metrics is None:
-        return flags
-    if flags.fuse or flags.fuse_weight:
-        raise InputError("--fused_metrics: names baselines and weights, so it goes without --fuse and --fuse_weight")
-    content = read_json(flags.fused_metrics, "fused_metrics")
-    weights = content.get("weights") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not isinstance(content.get("fuse"), str):
-        raise InputError(f"--fused_metrics {flags.fused_metrics}: expected NAME.fused.metrics.json of evaluate.py")
-    return replace(flags, fuse=content["fuse"], fuse_weight=list(weights.values()))
-
-
-def check_recommended_fusion(flags: RecommendFlags) -> None:
-    """The flags of the fusion must fit each other. Plugins are loaded before.
-
-    Raises:
-        InputError: the first that does not.
-    """
-    if flags.fuse is None:
-        for name in ("fuse_weight", "cf_path", "item_meta_path"):
-            if getattr(flags, name) is not None:
-                raise InputError(f"--{name}: has an effect with --fuse or --fused_metrics only")
-        return
-    if flags.engine == "vllm":
-        raise InputError("--engine vllm: has no --fuse, which scores items that the search did not find")
-    if flags.fuse_weight is None:
-        raise InputError("--fuse: needs --fuse_weight, or --fused_metrics instead of both")
-    check_fuse_names(flags, flags.train_file, files=False)
-
-
-def build_fused(flags: RecommendFlags, catalogue: Catalogue, train_rows: Sequence[Row]) -> FusedBaselines | None:
-    """The baselines of --fuse; None without it."""
-    if flags.fuse is None:
-        return None
-    built = BuiltBaselines(read_baseline_inputs(flags, flags.info_file, catalogue, train_rows))
-    weights, names = resolve_weights(flags), name_terms(flags.fuse)
-    return FusedBaselines([built.combine(name) for name in names[1:]], weights, Explainer(built, names, weights))
-
-
-def read_prefix_words(path: str) -> dict[str, list[str]]:
-    """{prefix of a SID: its most telling words} of a file of rq.explain.
-
-    Raises:
-        InputError: not such a file.
-    """
-    content = read_json(path, "explained_sids")
-    prefixes = content.get("prefixes") if isinstance(content, dict) else None
-    if not isinstance(prefixes, list) or not all(
-        isinstance(p, dict) and {"prefix", "words"} <= p.keys() for p in prefixes
-    ):
-        raise InputError(f"--explained_sids {path}: expected NAME.index.explained.json of rq.explain")
-    return {prefix["prefix"]: list(map(str, prefix["words"])) for prefix in prefixes}
+    def _choose_batch_size(self, longest_prompt: int, num_beams: int) -> int:
+        if isinstance(self.model, Engine):
+            return VLLM_BATCH
+        return choose_batch_size(self.model, self.catalogue_trie.trie, longest_prompt, num_beams)
 
 
 def load_recommender(
     flags: RecommendFlags,
-    catalogue: Catalogue,
+    known: ModelCatalogue,
     fused: FusedBaselines | None = None,
     words_of: dict[str, list[str]] | None = None,
 ) -> Recommender:
@@ -300,8 +335,7 @@ def load_recommender(
     model, tokenizer = load_searched_model(flags)
     prompts = load_checkpoint_prompts(flags.base_model, flags.prompts, flags.category)
     encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
-    encoder.check_boundary("next_sid", prompts.target("next_sid", catalogue.sids[0]))
-    device = process_state().device
-    catalogue_trie = build_catalogue_trie(catalogue, encoder, device)
+    encoder.check_boundary("next_sid", prompts.target("next_sid", known.catalogue.sids[0]))
+    catalogue_trie = build_catalogue_trie(known.catalogue, encoder, process_state().device)
     shape = (flags.num_beams, flags.max_history)
-    return Recommender(model, encoder, catalogue, catalogue_trie, *shape, fused=fused, words_of=words_of or {})
+    return Recommender(model, encoder, known, catalogue_trie, *shape, fused=fused, words_of=words_of)

@@ -82,6 +82,17 @@ class FusionFlags(FuseFlags):
 
 
 @dataclass
+class FolderCatalogueFlags(CatalogueFlags):
+    """Catalogue."""
+
+    info_file: str | None = flag(
+        None,
+        "the catalogue: sid<TAB>title<TAB>item_id, one item a line",
+        default_text="the one that the model folder carries",
+    )
+
+
+@dataclass
 class PublishedEvaluateFlags(Flags):
     """Accepted for the published command line."""
 
@@ -92,11 +103,18 @@ class PublishedEvaluateFlags(Flags):
 
 @dataclass
 class EvaluateFlags(
-    SearchFlags, VllmFlags, FusionFlags, CatalogueFlags, PromptFlags, SeedFlags, StageFlags, PublishedEvaluateFlags
+    SearchFlags,
+    VllmFlags,
+    FusionFlags,
+    FolderCatalogueFlags,
+    PromptFlags,
+    SeedFlags,
+    StageFlags,
+    PublishedEvaluateFlags,
 ):
     """Model and data."""
 
-    base_model: str = flag(help="checkpoint of sft.py or rl.py")
+    base_model: str = flag(help="checkpoint of sft.py or rl.py", aliases=("model",))
     train_file: str | None = flag(
         None,
         "CSV of the train split. Its target counts order the items that share a SID, which are ordered by id without "
@@ -111,10 +129,10 @@ class EvaluateFlags(
 
 
 @dataclass
-class RecommendFlags(FuseFlags, CatalogueFlags, PromptFlags, PrecisionFlags, VllmFlags):
+class RecommendFlags(FuseFlags, FolderCatalogueFlags, PromptFlags, PrecisionFlags, VllmFlags, StageFlags):
     """Model, history and list."""
 
-    base_model: str = flag(help="checkpoint of sft.py or rl.py")
+    base_model: str = flag(help="final_checkpoint of sft.py or rl.py", aliases=("model",))
     history_file: str | None = flag(None, "CSV split in which --user_id is looked up")
     user_id: str | None = flag(
         None, "a user of --history_file; the history is that of the user's last row, and that row's target"
@@ -122,20 +140,41 @@ class RecommendFlags(FuseFlags, CatalogueFlags, PromptFlags, PrecisionFlags, Vll
     titles: str | None = flag(
         None,
         'the history, oldest first: "first; second" or a JSON list, in any case. A part of a title is enough where no '
-        "other title has it, and a SID may stand for a title",
+        "other title has it, and a SID or an item id may stand for a title",
     )
     interactive: bool = flag(False, "read lines such as those of --titles from the standard input until an empty one")
-    top: int = flag(10, "recommendations to print, at most --num_beams")
+    input: str | None = flag(
+        None,
+        "a file of users, *.csv, *.jsonl or *.parquet, with a column of titles, SIDs or item ids and maybe user_id; "
+        "several processes share it, and a run that was cut off goes on",
+    )
+    output: str | None = flag(
+        None,
+        "the recommendations for --input, *.csv, *.jsonl or *.parquet; users that cannot be read stand, with the "
+        "reason, in OUTPUT.skipped.jsonl",
+    )
+    history_column: str | None = flag(
+        None,
+        "column of the histories in --input",
+        default_text="history, history_item_id, history_item_sid or history_item_title, the first that is there",
+    )
+    top: int = flag(10, "recommendations for a user, at most --num_beams", aliases=("K",))
     num_beams: int = flag(50, "beams of the search")
     engine: str = flag(
         "tree", "tree is the project's search; vllm is the same search over vLLM", choices=("tree", "vllm")
     )
     max_history: int = flag(10, "newest items of a history that the model is shown, as in its training data; 0 is all")
     exclude_seen: bool = flag(False, "leave out the items of the history")
+    categories: str | None = flag(
+        None,
+        'recommend only items of these categories, such as "Drills; Power tools": parts of the category texts that the '
+        "model folder carries, in any case",
+    )
     train_file: str | None = flag(
         None,
         "CSV of the train split, which baselines are built from; of items that share a SID, the more frequent target "
-        "is then shown first, else the lower id",
+        "is shown first",
+        default_text="the counts of the model folder",
     )
     fused_metrics: str | None = flag(
         None, "NAME.fused.metrics.json of evaluate.py: its baselines and weights, instead of --fuse and --fuse_weight"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_ids
+from minionerec.common.model_folder import ModelCatalogue, find_info_file, has_catalogue, read_model_catalogue
 from minionerec.common.processes import is_main_process, process_state, say
 from minionerec.common.records import Catalogue, Row, check_rows, draw_rows, read_info, read_rows
 from minionerec.common.stage import Stage
@@ -56,6 +58,9 @@ def resolve_evaluate_flags(flags: EvaluateFlags) -> EvaluateFlags:
         raise InputError(f"--num_beams {flags.num_beams}: must be at least 1")
     # The published command line knows 0 as "not given".
     flags = replace(flags, K=flags.K or min(DEFAULT_LENGTH, flags.num_beams), train_file=flags.train_file or None)
+    if flags.info_file is None:
+        shared_sids = read_model_catalogue(flags.base_model, "base_model").shared_sids
+        flags = replace(flags, info_file=find_info_file(flags.base_model), shared_sids=shared_sids)
     if flags.K > flags.num_beams:
         raise InputError(f"--K {flags.K}: cannot exceed --num_beams {flags.num_beams}")
     if flags.K < 1:
@@ -103,6 +108,34 @@ def list_evaluation_inputs(flags: EvaluateFlags) -> list[str]:
     return [path for path in inputs if path]
 
 
+def read_model_counts(model: str, catalogue: Catalogue) -> dict[int, int]:
+    """{item id: times it was a target in training}, where a model folder knows it of the same catalogue."""
+    known = read_model_catalogue(model, "base_model").catalogue if has_catalogue(model) else None
+    return known.counts if known and known.sid_of == catalogue.sid_of else {}
+
+
+def read_known_catalogue(flags: RecommendFlags, train_rows: Sequence[Row]) -> ModelCatalogue:
+    """What is known of the items: of --info_file where it is given, of the model folder where that carries it.
+
+    Args:
+        flags: of the command.
+        train_rows: of --train_file, whose popularity then counts; or none.
+
+    Raises:
+        InputError: neither of them, or broken ones.
+    """
+    known = read_model_catalogue(flags.base_model, "base_model") if has_catalogue(flags.base_model) else None
+    if flags.info_file is not None:
+        catalogue = read_info(flags.info_file, flags.shared_sids)
+        if known is None or known.catalogue.sid_of != catalogue.sid_of:
+            known = ModelCatalogue(catalogue)
+        else:
+            known = replace(known, catalogue=replace(catalogue, counts=known.catalogue.counts))
+    elif known is None:
+        known = read_model_catalogue(flags.base_model, "base_model")  # which says that there is none
+    return replace(known, catalogue=known.catalogue.with_counts(train_rows)) if train_rows else known
+
+
 def prepare_partial_files(files: EvaluationFiles, stage: Stage) -> None:
     """Keep the finished batches of a run that was cut off, remove those of another one, before anyone reads them."""
     if is_main_process():
@@ -118,6 +151,8 @@ def read_evaluation_data(flags: EvaluateFlags) -> EvaluationData:
     if flags.train_file:
         train_rows = read_rows(flags.train_file, "train_file")
         catalogue = catalogue.with_counts(train_rows)
+    elif counts := read_model_counts(flags.base_model, catalogue):
+        catalogue = replace(catalogue, counts=counts)
     else:
         say("[evaluate] no --train_file: items that share a SID stand by id, metrics are not split by popularity")
     generator = random.Random(flags.seed)

@@ -48,6 +48,7 @@ class BaselineInputs:
         device: where networks compute.
         files: {flag: path} of the files that baselines may need.
         descriptions: {item id: text}, where they are known: then likeness looks at them too.
+        transitions: {item id: {next item id: how often}} of the train rows, where these are not at hand.
     """
 
     train_rows: Sequence[Row]
@@ -55,6 +56,11 @@ class BaselineInputs:
     device: str = "cpu"
     files: dict[str, str | None] = field(default_factory=dict)
     descriptions: dict[int, str] = field(default_factory=dict)
+    transitions: dict[int, dict[int, int]] | None = None
+
+    def count_transitions(self) -> dict[int, dict[int, int]]:
+        """{item id: {next item id: how often}} of the train rows."""
+        return count_transitions(self.train_rows) if self.transitions is None else self.transitions
 
 
 @dataclass(frozen=True)
@@ -269,17 +275,17 @@ def _cross_fit(name: str, inputs: BaselineInputs) -> LikelihoodsWithoutRow:
 
 
 # -------------------------------------------------------------------------------------------------------- built-in ones
-def build_transitions(train_rows: Sequence[Row], catalogue: Catalogue) -> Likelihoods:
+def build_transitions(inputs: BaselineInputs) -> Likelihoods:
     """Decayed transition counts of the train rows (`score_transitions`), as shares of their sum."""
-    transitions, item_ids = count_transitions(train_rows), set(catalogue.item_ids)
+    transitions, item_ids = inputs.count_transitions(), set(inputs.catalogue.item_ids)
     return lambda histories: [
         _compute_shares(score_transitions(history, transitions), item_ids) for history in histories
     ]
 
 
-def build_transitions_without_row(train_rows: Sequence[Row], catalogue: Catalogue) -> LikelihoodsWithoutRow:
+def build_transitions_without_row(inputs: BaselineInputs) -> LikelihoodsWithoutRow:
     """The same for train rows, each without its own transition."""
-    transitions, item_ids = count_transitions(train_rows), set(catalogue.item_ids)
+    transitions, item_ids = inputs.count_transitions(), set(inputs.catalogue.item_ids)
     return lambda rows: [
         _compute_shares(
             leave_out_transition(score_transitions(row.history_ids, transitions), row.history_ids, row.item_id),
@@ -347,9 +353,9 @@ def build_sasrec(catalogue: Catalogue, cf_path: str, device: str = "cpu", model:
 
 register_baseline(
     "transitions",
-    lambda inputs: build_transitions(inputs.train_rows, inputs.catalogue),
-    build_without_row=lambda inputs: build_transitions_without_row(inputs.train_rows, inputs.catalogue),
-    explain=lambda inputs: explain_transitions(inputs.train_rows, inputs.catalogue),
+    build_transitions,
+    build_without_row=build_transitions_without_row,
+    explain=lambda inputs: explain_transitions(inputs.count_transitions(), inputs.catalogue),
 )
 register_baseline(
     "content",

@@ -79,19 +79,18 @@ def rank_by_transitions(
 
 
 def explain_transitions(
-    rows: Sequence[Row], catalogue: Catalogue
+    transitions: dict[int, dict[int, int]], catalogue: Catalogue
 ) -> Callable[[Sequence[int], Sequence[int]], list[str]]:
     """Why `score_transitions` ranks items: `bought after X`, X being the item of the history with the largest part.
 
     Args:
-        rows: the train rows.
+        transitions: the result of `count_transitions`.
         catalogue: the items.
 
     Returns:
         (history of item ids, oldest first; items) -> a text for each item, empty where nobody bought it after one of
         the history.
     """
-    transitions = count_transitions(rows)
     title_of = dict(zip(catalogue.item_ids, catalogue.titles, strict=True))
 
     def explain(history: Sequence[int], items: Sequence[int]) -> list[str]:

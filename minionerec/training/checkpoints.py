@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ def save_checkpoint_folder(
     prompts: PromptSet,
     path: str | Path,
     state: dict[str, torch.Tensor] | None = None,
+    complete: Callable[[Path], None] | None = None,
 ) -> None:
     """Write weights, tokenizer and prompts as one HF folder that appears whole or not at all. Main process only.
 
@@ -31,6 +33,7 @@ def save_checkpoint_folder(
         model, tokenizer, prompts: what is written.
         path: of the folder.
         state: the weights where they are not the model's own, as under engines that shard.
+        complete: adds what else belongs to the folder.
 
     Raises:
         InputError: the weights cannot be loaded again, or are not finite.
@@ -40,9 +43,17 @@ def save_checkpoint_folder(
         tokenizer.save_pretrained(folder)
         (folder / PROMPTS_FILE).write_text(prompts.to_yaml(), encoding="utf-8")
         check_checkpoint_folder(folder)
+        if complete:
+            complete(folder)
 
 
-def export_model(trainer: Trainer, encoder: Encoder, path: str | Path, unchanged: str | None = None) -> None:
+def export_model(
+    trainer: Trainer,
+    encoder: Encoder,
+    path: str | Path,
+    unchanged: str | None = None,
+    complete: Callable[[Path], None] | None = None,
+) -> None:
     """Write what was trained as a plain HF folder that the next stage reads, whatever the engine.
 
     Called on every process; one of them writes, and the folder appears only once it was loaded again.
@@ -52,6 +63,7 @@ def export_model(trainer: Trainer, encoder: Encoder, path: str | Path, unchanged
         encoder: its tokenizer and prompts.
         path: of the folder.
         unchanged: a model to write instead of the trained one.
+        complete: called on the writing process with the folder, to add what else belongs to it.
 
     Raises:
         InputError: what was written is not a whole, finite model.
@@ -69,7 +81,7 @@ def export_model(trainer: Trainer, encoder: Encoder, path: str | Path, unchanged
             model, state = trainer.plain_copy, None
         elif sharding:
             model = trainer.accelerator.unwrap_model(model)
-        save_checkpoint_folder(merge_adapters(model), encoder.tokenizer, encoder.prompts, path, state)
+        save_checkpoint_folder(merge_adapters(model), encoder.tokenizer, encoder.prompts, path, state, complete)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -12,7 +12,14 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer, set_seed
 
+from minionerec.common.cli import recorded_settings
 from minionerec.common.files import InputError
+from minionerec.common.model_folder import (
+    has_catalogue,
+    read_model_catalogue,
+    summarise_rows,
+    write_model_catalogue,
+)
 from minionerec.common.processes import process_state, say
 from minionerec.common.records import Catalogue, Row, check_index_against_info, read_index, read_info
 from minionerec.engines.prefix_scorer import PrefixEngine
@@ -26,6 +33,8 @@ from minionerec.language.models import add_dropout, load_model
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.training.checkpoints import export_model
 from minionerec.training.grpo_loss import CLIP, choose_loss
+from minionerec.training.hub import check_hub_flags
+from minionerec.training.model_card import write_model_card
 from minionerec.training.optimizers import check_optimizer
 from minionerec.training.rewards import DEFAULT_REWARDS, REWARDS, NamedReward, RewardInputs, build_rewards
 from minionerec.training.rl_config import RLConfig
@@ -107,6 +116,7 @@ def resolve_rl_flags(flags: RLFlags, processes: int | None = None) -> RLFlags:
     check_optimizer(flags.optim)
     check_rollout_flags(flags, flags.rollout_dtype, flags.load_in_4bit)
     check_loading_flags(flags)
+    check_hub_flags(flags)
     sample_train = -1 if flags.sample_train is False else flags.sample_train
     return replace(flags, gradient_accumulation_steps=accumulation, sample_train=sample_train)
 
@@ -241,7 +251,24 @@ def build_config(flags: RLFlags, schedule: Schedule) -> RLConfig:
     )
 
 
-def train_and_export(flags: RLFlags, policy: Policy, trainer: Trainer, checkpoint: str | None) -> dict[str, Any]:
+def complete_rl_folder(folder: Path, flags: RLFlags, data: RLData, validation: dict[str, float], note: str) -> None:
+    """Add the catalogue and the model card to the folder of a trained model; item texts are those of the start."""
+    records = read_model_catalogue(flags.model_path).records if has_catalogue(flags.model_path) else {}
+    known = summarise_rows(data.catalogue, data.all_train_rows, records, flags.cutoff_len, flags.shared_sids)
+    write_model_catalogue(folder, known)
+    write_model_card(
+        folder,
+        stage="Reinforcement learning (`rl.py`) from a fine-tuned model",
+        settings=recorded_settings(flags),
+        known=known,
+        validation=validation,
+        note=note,
+    )
+
+
+def train_and_export(
+    flags: RLFlags, policy: Policy, trainer: Trainer, checkpoint: str | None, data: RLData
+) -> dict[str, Any]:
     """Train, and keep the best validated weights, the start included; returns what the stage records."""
     start = trainer.measure() if flags.test_during_training else {}
     if start:
@@ -249,12 +276,18 @@ def train_and_export(flags: RLFlags, policy: Policy, trainer: Trainer, checkpoin
         say(f"[rl] validation before the first step: {figures}")
     trainer.train(resume_from_checkpoint=checkpoint)
     results: dict[str, Any] = {"steps": trainer.state.global_step}
-    unchanged = None
+    unchanged, validation, note = None, {}, ""
     if start:
         best, name = trainer.state.best_metric, flags.best_by
         results |= {f"validation {name} at start": round(start[name], 4), f"validation {name} best": round(best, 4)}
+        validation = {name: best}
         if best <= start[name]:
             say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
-            unchanged = flags.model_path
-    export_model(trainer, policy.encoder, Path(flags.output_dir) / "final_checkpoint", unchanged)
+            unchanged, validation = flags.model_path, start
+            note = "No step of it was better on the validation rows, so that these are the weights it began with."
+
+    def complete(folder: Path) -> None:
+        complete_rl_folder(folder, flags, data, validation, note)
+
+    export_model(trainer, policy.encoder, Path(flags.output_dir) / "final_checkpoint", unchanged, complete)
     return results

@@ -8,6 +8,7 @@ from minionerec.common.cli import Flags, flag
 from minionerec.common.settings import (
     AdapterFlags,
     CatalogueFlags,
+    HubFlags,
     LoggingFlags,
     PluginFlags,
     PromptFlags,
@@ -61,7 +62,7 @@ class OptimizationFlags(Flags):
 
 @dataclass
 class SFTFlags(
-    SplitFlags, PromptFlags, OptimizationFlags, AdapterFlags, LoggingFlags, SeedFlags, StageFlags, DryRunFlags
+    SplitFlags, PromptFlags, OptimizationFlags, AdapterFlags, LoggingFlags, HubFlags, SeedFlags, StageFlags, DryRunFlags
 ):
     """Supervised fine-tuning."""
 
@@ -212,6 +213,7 @@ class RLFlags(
     OptimizationFlags,
     AdapterFlags,
     LoggingFlags,
+    HubFlags,
     SeedFlags,
     StageFlags,
     DryRunFlags,

@@ -17,6 +17,7 @@ from minionerec.language.models import add_dropout, build_model_from_config, loa
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.language.sid_tokens import add_sid_tokens, compute_start_directions
 from minionerec.recommenders.registry import BASELINES, is_baseline
+from minionerec.training.hub import check_hub_flags
 from minionerec.training.optimizers import check_optimizer
 from minionerec.training.settings import SFTFlags
 from minionerec.training.setup import build_arguments, check_divisible, check_loading_flags, read_splits
@@ -41,6 +42,7 @@ def check_sft_flags(flags: SFTFlags) -> None:
     if flags.walks < 1:
         raise InputError(f"--walks {flags.walks}: must be at least 1")
     check_loading_flags(flags)
+    check_hub_flags(flags)
     if Path(flags.base_model).is_file() and not flags.train_from_scratch:
         raise InputError(
             f"--base_model {flags.base_model}: a config file has no weights; add --train_from_scratch True"

@@ -1,0 +1,126 @@
+"""What a person writes for an item of a history: its title, its SID or its item id, and the item that is meant."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minionerec.common.files import InputError, parse_list
+from minionerec.common.records import Catalogue, Row
+
+NEAREST_TITLES = 5  # that an error names
+
+
+@dataclass(frozen=True)
+class History:
+    """The items of a history, oldest first: parallel lists of SIDs, titles and item ids."""
+
+    sids: list[str]
+    titles: list[str]
+    item_ids: list[int]
+
+
+def normalise_title(text: str) -> str:
+    """`text` for comparing: without case, with single blanks."""
+    return " ".join(text.casefold().split())
+
+
+def split_titles(text: str) -> list[str]:
+    """The titles of `first; second` or of a list literal such as ["first", "second"], without empty ones.
+
+    Raises:
+        InputError: a list literal that is not one, or no title at all.
+    """
+    text = text.strip()
+    parts = parse_list(text, "titles") if text.startswith("[") and text.endswith("]") else text.split(";")
+    titles = [str(part).strip() for part in parts if str(part).strip()]
+    if not titles:
+        raise InputError('no titles; expected "first title; second title" or ["first title", "second title"]')
+    return titles
+
+
+class ItemFinder:
+    """Finds the items of a catalogue that people name.
+
+    Args:
+        catalogue: the items.
+    """
+
+    def __init__(self, catalogue: Catalogue):
+        self.catalogue = catalogue
+        self._titles = [normalise_title(text) for text in catalogue.titles]
+        self._of_sid: dict[str, list[int]] = defaultdict(list)
+        self._of_title: dict[str, list[int]] = defaultdict(list)
+        for number, (sid, title) in enumerate(zip(catalogue.sids, self._titles, strict=True)):
+            self._of_sid[sid].append(number)
+            self._of_title[title].append(number)
+        self._of_item = {item: number for number, item in enumerate(catalogue.item_ids)}
+        self._known: dict[str, int] = {}
+
+    def find(self, name: str | int) -> int:
+        """Number in the catalogue of the item that `name` means.
+
+        A number is an item id. A text is a SID, else a title in any case, else an item id in digits, else a part of one
+        item's title. Items that share a SID are the same to a model: of several that fit, with one SID, the first is
+        taken.
+
+        Raises:
+            InputError: no such item, or several; the line names up to NEAREST_TITLES of them.
+        """
+        if isinstance(name, int):
+            if name not in self._of_item:
+                raise InputError(f"no item has the id {name}")
+            return self._of_item[name]
+        if name not in self._known:
+            self._known[name] = self._search(name)
+        return self._known[name]
+
+    def find_history(self, names: Sequence[str | int]) -> History:
+        """The items that `names` mean, oldest first, see `find`.
+
+        Raises:
+            InputError: a name of no item, or of several.
+        """
+        numbers, catalogue = [self.find(name) for name in names], self.catalogue
+        columns = (catalogue.sids, catalogue.titles, catalogue.item_ids)
+        return History(*([column[number] for number in numbers] for column in columns))
+
+    def _search(self, name: str) -> int:
+        wanted, sids = normalise_title(name), self.catalogue.sids
+        numbers = self._of_sid.get(name.strip()) or self._of_title.get(wanted) or []
+        if not numbers and wanted.isdecimal() and int(wanted) in self._of_item:
+            numbers = [self._of_item[int(wanted)]]
+        numbers = numbers or [number for number, text in enumerate(self._titles) if wanted in text]
+        if len({sids[number] for number in numbers}) == 1:
+            return numbers[0]
+        message = f"{len(numbers)} items have {name!r} in their title; write one title in full, or its SID"
+        if not numbers:
+            words = set(wanted.split())
+            shared = [len(words & set(text.split())) for text in self._titles]
+            numbers = [number for number, count in enumerate(shared) if count]
+            numbers.sort(key=lambda number: -shared[number])
+            message = f"no item has {name!r} in its title" + ("; nearest" if numbers else "")
+        nearest = "; ".join(
+            f"{textwrap.shorten(self.catalogue.titles[number], 60, placeholder=' ...')!r} {sids[number]}"
+            for number in numbers[:NEAREST_TITLES]
+        )
+        raise InputError(message + (f": {nearest}" if nearest else ""))
+
+
+def find_latest_history(rows: Sequence[Row], user_id: str, path: str) -> History:
+    """All that is known of a user: the history of the last row, and its target.
+
+    Raises:
+        InputError: the user has no row.
+    """
+    of_user = [row for row in rows if row.user_id == user_id]
+    if not of_user:
+        raise InputError(
+            f"--user_id {user_id}: {path} has no row of this user; the first one there is {rows[0].user_id}"
+        )
+    last = of_user[-1]
+    return History(
+        [*last.history_sids, last.sid], [*last.history_titles, last.title], [*last.history_ids, last.item_id]
+    )

@@ -1,0 +1,207 @@
+"""Files of users and their recommendations: CSV, JSON lines or Parquet, read and written as streams."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minionerec.common.files import InputError, atomic_write, open_text, read_lines, require_file
+from minionerec.evaluation.histories import split_titles
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+# The column of the histories, where none is named: what users write, then those of the project's own splits.
+HISTORY_COLUMNS = ("history", "history_item_id", "history_item_sid", "history_item_title")
+USER_COLUMN = "user_id"
+OUTPUT_COLUMNS = ("user_id", "rank", "item_id", "sid", "title", "score", "reason")
+WRITTEN_AT_ONCE = 65_536  # rows of a Parquet group
+
+
+@dataclass(frozen=True)
+class User:
+    """One row of a file of users.
+
+    Attributes:
+        user_id: the row's user, or its number where the file names none.
+        row: its number in the file, from 1.
+        history: names of items, oldest first; empty where `problem` says why it cannot be read.
+        problem: why the row is left out, or "".
+    """
+
+    user_id: str
+    row: int
+    history: tuple[str | int, ...] = ()
+    problem: str = ""
+
+
+def check_format(path: str, flag: str) -> str:
+    """The suffix of a file of users or recommendations.
+
+    Raises:
+        InputError: none of FORMATS.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise InputError(f"--{flag} {path}: expected a file named {', '.join(f'*{known}' for known in FORMATS)}")
+    return suffix
+
+
+def read_users(path: str, column: str | None = None, flag: str = "input") -> Iterator[User]:
+    """The users of a file, one by one, in its order. A row that cannot be read is a user with a `problem`.
+
+    Args:
+        path: a CSV file with a header, JSON objects a line, or Parquet.
+        column: of the histories; None takes the first of HISTORY_COLUMNS that is there. A cell is a list, or a text:
+            a list literal, or names between semicolons.
+        flag: the command-line flag that named the file.
+
+    Raises:
+        InputError: no such file, or one without the column.
+    """
+    records = {".csv": _read_csv, ".jsonl": _read_json_lines, ".parquet": _read_parquet}[check_format(path, flag)]
+    chosen = column
+    for row, (record, problem) in enumerate(records(path, flag), 1):
+        if record is None:
+            yield User(str(row), row, problem=problem)
+            continue
+        if chosen is None:
+            chosen = next((name for name in HISTORY_COLUMNS if name in record), None)
+        if chosen is None or chosen not in record:
+            expected = chosen or " or ".join(HISTORY_COLUMNS)
+            raise InputError(f"--{flag} {path}, row {row}: no column {expected}; found {', '.join(map(str, record))}")
+        user_id = record.get(USER_COLUMN)
+        user_id = str(row) if user_id is None else str(user_id)
+        try:
+            yield User(user_id, row, parse_history(record[chosen]))
+        except InputError as error:
+            yield User(user_id, row, problem=str(error))
+
+
+def parse_history(value: Any) -> tuple[str | int, ...]:
+    """The names of a cell: a list of texts and numbers, or a text that holds one.
+
+    Raises:
+        InputError: anything else, or no name.
+    """
+    if isinstance(value, str):
+        value = split_titles(value) if value.strip() else []
+    if not isinstance(value, list | tuple):
+        raise InputError(f"expected a list of items, got {str(value)[:60]!r}")
+    names: list[str | int] = []
+    for entry in value:
+        if isinstance(entry, bool) or not isinstance(entry, str | int):
+            raise InputError(f"expected titles, SIDs or item ids, got {str(entry)[:60]!r}")
+        if not isinstance(entry, str) or entry.strip():
+            names.append(entry)
+    if not names:
+        raise InputError("the history is empty")
+    return tuple(names)
+
+
+Record = tuple[dict[str, Any] | None, str]  # a row by column, or None and what is wrong with it
+
+
+def _read_csv(path: str, flag: str) -> Iterator[Record]:
+    with open_text(path, flag) as file:
+        reader = csv.DictReader(file)
+        if not reader.fieldnames:
+            raise InputError(f"--{flag} {path}: expected a header line")
+        for record in reader:
+            whole = None not in record and None not in record.values()
+            yield (record, "") if whole else (None, f"expected {len(reader.fieldnames)} fields")
+
+
+def _read_json_lines(path: str, flag: str) -> Iterator[Record]:
+    for _, line in read_lines(path, flag):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            yield None, f"not valid JSON ({error})"
+            continue
+        yield (record, "") if isinstance(record, dict) else (None, "expected an object")
+
+
+def _read_parquet(path: str, flag: str) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(require_file(path, flag)) as file:
+            for batch in file.iter_batches():
+                for record in batch.to_pylist():
+                    yield record, ""
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"--{flag} {path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def write_lists(path: str, lists: Iterable[dict[str, Any]]) -> int:
+    """Write the recommendations of users as a stream; the file appears whole or not at all.
+
+    CSV and Parquet have a row for every recommendation (OUTPUT_COLUMNS), JSON lines one object for every user.
+
+    Args:
+        path: of the file.
+        lists: {"user_id", "recommendations": [{"item_id", "sid", "title", "score", "reason"}, ...]} of every user.
+
+    Returns:
+        How many users were written.
+    """
+    suffix = check_format(path, "output")
+    writers = {".csv": _open_csv, ".jsonl": _open_json_lines, ".parquet": _open_parquet}
+    count = 0
+    with atomic_write(path) as temporary, writers[suffix](temporary) as write:
+        for users in lists:
+            write(users)
+            count += 1
+    return count
+
+
+def _flatten(users: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for rank, item in enumerate(users["recommendations"], 1):
+        yield users["user_id"], rank, item["item_id"], item["sid"], item["title"], item["score"], item["reason"]
+
+
+@contextmanager
+def _open_csv(path: Path) -> Iterator[Any]:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(OUTPUT_COLUMNS)
+        yield lambda users: writer.writerows(_flatten(users))
+
+
+@contextmanager
+def _open_json_lines(path: Path) -> Iterator[Any]:
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda users: file.write(json.dumps(users, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    text = pyarrow.string()
+    kinds = (text, pyarrow.int32(), pyarrow.int64(), text, text, pyarrow.float64(), text)
+    schema = pyarrow.schema(list(zip(OUTPUT_COLUMNS, kinds, strict=True)))
+    waiting: list[tuple[Any, ...]] = []
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+
+        def flush() -> None:
+            columns = list(zip(*waiting, strict=True)) or [()] * len(kinds)
+            arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+            waiting.clear()
+
+        def write(users: dict[str, Any]) -> None:
+            waiting.extend(_flatten(users))
+            if len(waiting) >= WRITTEN_AT_ONCE:
+                flush()
+
+        yield write
+        flush()
