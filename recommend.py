@@ -21,14 +21,14 @@ if __name__ == "__main__":
 
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from minionerec.common.files import InputError
-from minionerec.common.model_folder import ModelCatalogue, has_catalogue
+from minionerec.common.model_folder import has_catalogue
 from minionerec.common.plugins import load_plugins
 from minionerec.common.processes import is_main_process, process_state, say
-from minionerec.common.records import Row, read_rows
+from minionerec.common.records import read_rows
 from minionerec.common.stage import open_stage
 from minionerec.engines.settings import check_vllm_flags
 from minionerec.evaluation.batches import name_skipped, recommend_in_chunks, write_recommendations
@@ -89,13 +89,7 @@ def converse(recommender: Recommender, flags: RecommendFlags) -> None:
             say(f"error: {error}")
 
 
-def load(flags: RecommendFlags, known: ModelCatalogue, train_rows: Sequence[Row]) -> Recommender:
-    """The model with its baselines, and with the words of its codes."""
-    words_of = read_prefix_words(flags.explained_sids) if flags.explained_sids else {}
-    return load_recommender(flags, known, build_fused(flags, known, train_rows), words_of)
-
-
-def recommend_to_file(flags: RecommendFlags, known: ModelCatalogue, train_rows: Sequence[Row]) -> None:
+def recommend_to_file(flags: RecommendFlags, load: Callable[[], Recommender]) -> None:
     """Recommendations for --input, shared by all processes of the run, as a file that appears whole."""
     output = Path(flags.output)
     partial = output.with_name(f"{output.name}.partial")
@@ -110,7 +104,7 @@ def recommend_to_file(flags: RecommendFlags, known: ModelCatalogue, train_rows: 
         shutil.rmtree(partial, ignore_errors=True)
     process_state().wait_for_everyone()
     chunks = recommend_in_chunks(
-        load(flags, known, train_rows),
+        load(),
         flags.input,
         flags.history_column,
         partial,
@@ -132,8 +126,13 @@ def recommend(flags: RecommendFlags) -> None:
     check_recommend_flags(flags)
     train_rows = read_rows(flags.train_file, "train_file") if flags.train_file else []
     known = read_known_catalogue(flags, train_rows)
+    words_of = read_prefix_words(flags.explained_sids) if flags.explained_sids else {}
+
+    def load() -> Recommender:
+        return load_recommender(flags, known, build_fused(flags, known, train_rows), words_of)
+
     if flags.input is not None:
-        recommend_to_file(flags, known, train_rows)
+        recommend_to_file(flags, load)
         return
     # What can be wrong is found before a model is loaded.
     history = None
@@ -145,7 +144,7 @@ def recommend(flags: RecommendFlags) -> None:
             raise InputError(f"--user_id {flags.user_id}: item {unknown[0]} is not in the catalogue")
     elif flags.titles is not None:
         history = ItemFinder(known.catalogue).find_history(split_titles(flags.titles))
-    recommender = load(flags, known, train_rows)
+    recommender = load()
     if history is None:
         converse(recommender, flags)
     else:

@@ -46,10 +46,10 @@ def demo(flags: DemoFlags) -> None:
     options = {"fuse": flags.fuse, "fuse_weight": weights and [1.0, *weights]}
     recommender = Recommender.load(flags.model, num_beams=flags.num_beams, dtype=flags.dtype, **options)
     try:
-        from scripts.demo_page import STYLE, build_page
+        from scripts.demo_page import STYLE, build_demo_page
     except ImportError:
         raise InputError("gradio is not installed; `bash scripts/demo.sh` makes an environment with it") from None
-    page = build_page(recommender, flags.model, flags.batch_size)
+    page = build_demo_page(recommender, flags.model, flags.batch_size)
     page.queue(default_concurrency_limit=1, max_size=1024)
     page.launch(server_name=flags.host, server_port=flags.port, share=False, show_error=True, css=STYLE)
 

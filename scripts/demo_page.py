@@ -112,7 +112,7 @@ def shorten_prefix(prefix: str) -> str:
     return " ".join(token[1:-1] for token in SID_TOKEN.findall(prefix))
 
 
-def build_page(recommender: Recommender, name: str, batch_size: int) -> gradio.Blocks:
+def build_demo_page(recommender: Recommender, name: str, batch_size: int) -> gradio.Blocks:
     """The page and its API.
 
     Args:
