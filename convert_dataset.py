@@ -23,7 +23,8 @@ from collections.abc import Iterable
 from data_process.interactions import SPLITS, read_inter
 from minionerec.common.files import InputError, atomic_write
 from minionerec.common.items import read_item_records
-from minionerec.common.records import CSV_COLUMNS, read_index
+from minionerec.common.records import read_index
+from minionerec.common.row_files import CSV_COLUMNS
 from minionerec.common.stage import open_stage
 
 Sample = tuple[str, list[int], int]  # user, history (oldest first), target

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
+import pyarrow as pa
 
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
+from minionerec.common.row_table import RowTable, get_history_sids, number_users
 from minionerec.common.texts import join_item_texts
 from minionerec.common.tfidf import compute_tfidf
 from minionerec.common.weights import parse_weighted_names
-from minionerec.language.examples import PromptDataset, RowDataset, Source, TaskMixture
+from minionerec.language.encoded_rows import ENCODED_SCHEMA
+from minionerec.language.examples import Example, Groups, PromptDataset, RowDataset, Source, TokenRow
+from minionerec.language.mixture import TaskMixture
 from minionerec.language.prompts import TASK_FIELDS, Encoder, PromptSet, register_templates
 from minionerec.language.soft_targets import TaughtHistoryDataset, WalkDataset, add_last_rows
+from minionerec.language.timeline_cuts import TimelineCuts
 from minionerec.recommenders.content import find_similar_items
 from minionerec.recommenders.registry import BaselineInputs
 from minionerec.recommenders.teachers import Teacher, draw_walks
@@ -37,34 +42,46 @@ class SidSFTDataset(RowDataset):
     """
 
     def __init__(self, rows: Sequence[Row], encoder: Encoder, cut_histories: bool = False, seed: int = 42):
-        super().__init__(rows, encoder)
-        self.cut_histories, self.seed, self._whole = cut_histories, seed, self.examples
+        self.cut_histories, self.seed = cut_histories, seed
         if cut_histories:
-            self._prepare_parts()
-            self.set_epoch(0)
+            self._prepare_parts(encoder)
+        super().__init__(rows, encoder)
+        if cut_histories:
+            self._cuts = TimelineCuts(self.rows, self.shown_items, seed)
 
-    def _prepare_parts(self) -> None:
-        """Token ids of the parts of a prompt, so that an epoch's cuts need no tokenizer.
-
-        Raises:
-            InputError: the parts do not add up to what the tokenizer makes of a whole prompt.
-        """
-        head, _, tail = self.encoder.prompts.template(self.task)["prompt"].partition("{history}")
+    def _prepare_parts(self, encoder: Encoder) -> None:
+        """Token ids of the parts of a prompt, so that an epoch's cuts need no tokenizer."""
+        head, _, tail = encoder.prompts.template(self.task)["prompt"].partition("{history}")
         if "{history}" in tail:
             raise InputError("--cut_histories: the next_sid prompt must show {history} once")
         self._texts = (head.format(), tail.format())
-        sids = sorted({sid for row in self.rows for sid in row.history_sids})
-        separator = self.encoder.prompts.separator
-        encoded = self.encoder.tokenizer([*self._texts, separator, *sids], add_special_tokens=False).input_ids
-        self._head, self._tail, self._separator = [*self.encoder.start, *encoded[0]], encoded[1], encoded[2]
-        self._parts = dict(zip(sids, encoded[3:], strict=True))
-        for row, example, count in zip(self.rows, self._whole, self.shown_items, strict=True):
-            if self._prompt_ids(row.history_sids[-count:]) != example.prompt_ids:
-                raise InputError(
-                    f"--cut_histories: the parts of the prompt {example.prompt[:60]!r} tokenise otherwise alone"
-                )
+        texts = [*self._texts, encoder.prompts.separator]
+        encoded = encoder.tokenizer(texts, add_special_tokens=False).input_ids
+        self._head, self._tail, self._separator = [*encoder.start, *encoded[0]], encoded[1], encoded[2]
+        self._parts: dict[str, list[int]] = {}
 
-    def _prompt_ids(self, history: Sequence[str]) -> list[int]:
+    def encode(self, rows: Sequence[Row], numbers: Sequence[int]) -> dict[str, list]:
+        """See `RowDataset.encode`.
+
+        Raises:
+            InputError: the parts of a prompt do not add up to what the tokenizer makes of the whole.
+        """
+        columns = super().encode(rows, numbers)
+        if self.cut_histories:
+            kept = [reason is None for reason in columns["reason"]]
+            for row, count, ids in compress(zip(rows, columns["shown"], columns["prompt_ids"], strict=True), kept):
+                if self._join_parts(row.history_sids[-count:]) != ids:
+                    prompt = self.encoder.prompts.prompt(self.task, row.history_sids[-count:])
+                    raise InputError(
+                        f"--cut_histories: the parts of the prompt {prompt[:60]!r} tokenise otherwise alone"
+                    )
+        return columns
+
+    def _join_parts(self, history: Sequence[str]) -> list[int]:
+        new = [sid for sid in history if sid not in self._parts]
+        if new:
+            encoded = self.encoder.tokenizer(new, add_special_tokens=False).input_ids
+            self._parts.update(zip(new, encoded, strict=True))
         ids = list(self._head)
         for number, sid in enumerate(history):
             if number:
@@ -74,28 +91,30 @@ class SidSFTDataset(RowDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the cuts of this epoch; a function of the seed and the epoch alone."""
+        if self.cut_histories:
+            self._cuts.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> Example:
+        example = super().__getitem__(index)
+        if not self.cut_histories or self._cuts.pieces[index] < 0:
+            return example
+        history = self.rows[index].history_sids[-int(self._cuts.shown[index]) :]
+        text = self._texts[0] + self.encoder.prompts.separator.join(history) + self._texts[1]
+        return replace(example, prompt=text, group=f"{example.user_id}/{self._cuts.pieces[index]}")
+
+    def read_tokens(self, places: Sequence[int]) -> list[TokenRow]:
+        tokens = super().read_tokens(places)
         if not self.cut_histories:
-            return
-        generator = random.Random(f"{self.seed}-{epoch}")
-        longest = max(len(row.history_sids) for row in self.rows)
-        rows_of_user = Counter(row.user_id for row in self.rows)
-        phase: dict[str, int] = {}
-        position: Counter[str] = Counter()
-        self.examples = []
-        for row, whole, shown in zip(self.rows, self._whole, self.shown_items, strict=True):
-            user = row.user_id
-            if rows_of_user[user] <= longest:
-                self.examples.append(whole)
-                continue
-            if user not in phase:
-                phase[user] = generator.randrange(longest)
-            piece, position_in_piece = divmod(position[user] + phase[user], longest)
-            position[user] += 1
-            history = row.history_sids[-min(position_in_piece + 1, shown) :]
-            text = self._texts[0] + self.encoder.prompts.separator.join(history) + self._texts[1]
-            self.examples.append(
-                replace(whole, prompt=text, prompt_ids=self._prompt_ids(history), group=f"{user}/{piece}")
-            )
+            return tokens
+        for number, place in enumerate(places):
+            shown = int(self._cuts.shown[place])
+            if shown < self.shown_items[place]:
+                tokens[number] = (self._join_parts(get_history_sids(self.rows, place)[-shown:]), *tokens[number][1:])
+        return tokens
+
+    def list_groups(self) -> list[Groups]:
+        (groups,) = super().list_groups()
+        return [replace(groups, pieces=self._cuts.pieces)] if self.cut_histories else [groups]
 
 
 class FusionSeqRecDataset(RowDataset):
@@ -163,14 +182,23 @@ class PreferenceSFTDataset(RowDataset):
 
     def __init__(self, rows: Sequence[Row], encoder: Encoder, preferences: dict[str, str]):
         self.preferences = preferences
-        self._last = {row.user_id: row for row in rows}
+        users = number_users(rows)[1]
+        self._is_last = np.zeros(len(rows), bool)
+        self._is_last[len(rows) - 1 - np.unique(users[::-1], return_index=True)[1]] = True
         super().__init__(rows, encoder)
 
     def get_target_text(self, row: Row) -> str:
         return self.preferences.get(row.user_id, "")
 
-    def _source(self, row: Row) -> Source | str | None:
-        return super()._source(row) if row is self._last[row.user_id] else None
+    def encode(self, rows: Sequence[Row], numbers: Sequence[int]) -> dict[str, list]:
+        last = [row for row, number in zip(rows, numbers, strict=True) if self._is_last[number]]
+        found = super().encode(last, numbers)
+        empty = {"reason": "", "shown": 0, "prompt_ids": [], "target_ids": []}
+        columns = {name: iter(values) for name, values in found.items()}
+        return {
+            name: [next(values) if self._is_last[number] else empty[name] for number in numbers]
+            for name, values in columns.items()
+        }
 
 
 class SidItemFeatDataset(PromptDataset):
@@ -206,7 +234,7 @@ class SidItemFeatDataset(PromptDataset):
                     prompt_texts, target_texts, catalogue.sids, catalogue.item_ids, strict=True
                 )
             ]
-            self._add(task, sources, encoder, strict=False)
+            self._add(task, sources, encoder)
 
 
 # ------------------------------------------------------------------------------------------------------- RL, evaluation
@@ -261,6 +289,8 @@ class SimilarSidDataset(SidSFTDataset):
     """
 
     task = "similar_sid"
+    # The likest items, as numbers in the catalogue, and sums of their probabilities from the first on.
+    schema = pa.schema([*ENCODED_SCHEMA, ("similar", pa.list_(pa.int32())), ("cumulative", pa.list_(pa.float64()))])
 
     def __init__(
         self,
@@ -271,40 +301,72 @@ class SimilarSidDataset(SidSFTDataset):
         cut_histories: bool = False,
         seed: int = 42,
     ):
-        column = {item: number for number, item in enumerate(catalogue.item_ids)}
-        similar, probabilities = find_similar_items(
-            compute_tfidf(texts), [[column[item] for item in row.history_ids] for row in rows]
-        )
-        kept = np.flatnonzero(probabilities.any(axis=1))
-        self._similar, self._cumulative = similar[kept], probabilities[kept].cumsum(axis=1)
         self._catalogue = catalogue
+        self._column = {item: number for number, item in enumerate(catalogue.item_ids)}
+        self._words = compute_tfidf(texts)
         self._targets = [encoder.prompts.target(self.task, sid) for sid in catalogue.sids]
-        self._target_ids = encoder.target_ids(self._targets)
-        super().__init__([rows[number] for number in kept], encoder, cut_histories, seed)
-        self.left_out["like no other item"] += len(rows) - len(kept)
-        if not cut_histories:  # else done already
-            self.set_epoch(0)
+        self._target_ids_of = encoder.target_ids(self._targets)
+        super().__init__(rows, encoder, cut_histories, seed)
+        self.set_epoch(0)
+
+    def encode(self, rows: Sequence[Row], numbers: Sequence[int]) -> dict[str, list]:
+        """See `RowDataset.encode`; rows without similar items are left out."""
+        columns = super().encode(rows, numbers)
+        histories = [[self._column[item] for item in row.history_ids] for row in rows]
+        similar, probabilities = find_similar_items(self._words, histories)
+        for number in np.flatnonzero(~probabilities.any(axis=1)):
+            columns["reason"][number] = "like no other item"
+        return {**columns, "similar": list(similar), "cumulative": list(probabilities.cumsum(axis=1))}
 
     def set_epoch(self, epoch: int) -> None:
         """Choose cuts and targets of this epoch; a function of the seed and the epoch alone."""
         super().set_epoch(epoch)
-        shown = self.examples if self.cut_histories else self._whole
         generator = np.random.default_rng([self.seed, epoch])
-        self.examples = []
-        for _ in range(TARGET_DRAWS):
-            draws = generator.random((len(shown), 1)) * self._cumulative[:, -1:]
-            columns = (draws >= self._cumulative).sum(axis=1)
-            items = self._similar[np.arange(len(shown)), columns].tolist()
-            self.examples += [
-                replace(
-                    example,
-                    target=self._targets[item],
-                    target_ids=self._target_ids[item],
-                    sid=self._catalogue.sids[item],
-                    item_id=self._catalogue.item_ids[item],
+        self._drawn = np.empty((TARGET_DRAWS, len(self.rows)), np.int32)  # items, as numbers in the catalogue
+        for drawn in self._drawn:
+            first = start = 0
+            for batch in self._chunks.batches:
+                low, high = np.searchsorted(self._numbers, (first, first + len(batch)))
+                kept = self._numbers[low:high] - first
+                similar, cumulative = (
+                    batch.column(name).flatten().to_numpy().reshape(len(batch), -1)[kept]
+                    for name in ("similar", "cumulative")
                 )
-                for example, item in zip(shown, items, strict=True)
-            ]
+                draws = generator.random((len(kept), 1)) * cumulative[:, -1:]
+                columns = (draws >= cumulative).sum(axis=1)
+                drawn[start : start + len(kept)] = similar[np.arange(len(kept)), columns]
+                first, start = first + len(batch), start + len(kept)
+
+    def __len__(self) -> int:
+        return TARGET_DRAWS * len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        draw, place = divmod(range(len(self))[index], len(self.rows))
+        item = int(self._drawn[draw, place])
+        return replace(
+            super().__getitem__(place),
+            target=self._targets[item],
+            target_ids=self._target_ids_of[item],
+            sid=self._catalogue.sids[item],
+            item_id=self._catalogue.item_ids[item],
+        )
+
+    def read_tokens(self, places: Sequence[int]) -> list[TokenRow]:
+        draws, rows = np.divmod(np.asarray(places, dtype=np.int64), len(self.rows))
+        prompts = [prompt for prompt, *_ in super().read_tokens(rows)]
+        items = self._drawn[draws, rows].tolist()
+        return [(prompt, self._target_ids_of[item], None) for prompt, item in zip(prompts, items, strict=True)]
+
+    def count_prompt_tokens(self) -> np.ndarray:
+        return np.tile(super().count_prompt_tokens(), TARGET_DRAWS)
+
+    def list_sids(self) -> set[str]:
+        return {self._catalogue.sids[item] for item in np.unique(self._drawn).tolist()}
+
+    def list_groups(self) -> list[Groups]:
+        (groups,) = super().list_groups()
+        pieces = None if groups.pieces is None else np.tile(groups.pieces, TARGET_DRAWS)
+        return [Groups(groups.names, np.tile(groups.codes, TARGET_DRAWS), pieces)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- tasks
@@ -374,6 +436,8 @@ def _build_similar(inputs: TaskInputs, encoder: Encoder) -> SimilarSidDataset:
 
 
 def _build_taught_histories(inputs: TaskInputs, encoder: Encoder) -> TaughtHistoryDataset:
+    if isinstance(inputs.rows, RowTable) and inputs.rows.cache is not None:
+        raise InputError("--tasks teacher_sid: keeps its targets in memory; it goes with --streaming False only")
     longest = max(len(row.history_ids) for row in inputs.rows)
     seen = SidSFTDataset(inputs.rows, encoder, inputs.cut_histories, inputs.seed)
     last = RowDataset(add_last_rows(inputs.rows, longest), encoder)

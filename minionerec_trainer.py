@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from safetensors.torch import load_model, save_model
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback
 from trl.trainer.callbacks import SyncRefModelCallback
@@ -26,7 +26,8 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from minionerec.common.files import InputError
 from minionerec.engines.prefix_scorer import PrefixEngine
 from minionerec.language.catalogue_trie import CatalogueTrie
-from minionerec.language.examples import Example
+from minionerec.language.examples import Example, ExampleList, PromptDataset
+from minionerec.language.mixture import JoinedExamples
 from minionerec.search.label_scores import score_labels
 from minionerec.search.prefix_tree import batch_trees, compute_label_logits, pack_trees
 from minionerec.search.shared_prompts import SharedPrompts
@@ -83,7 +84,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         model: PreTrainedModel | PeftModel,
         reference: PreTrainedModel | None,
         args: RLConfig,
-        train_dataset: Dataset,
+        train_dataset: PromptDataset | JoinedExamples | list[Example],
         *,
         catalogue_trie: CatalogueTrie,
         rewards: Sequence[NamedReward],
@@ -93,6 +94,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         rollout_engine: PrefixEngine | None = None,
     ):
         self.catalogue_trie, self.trie = catalogue_trie, catalogue_trie.trie
+        train_dataset = ExampleList(train_dataset) if isinstance(train_dataset, list) else train_dataset
         self._check(model, reference, args, train_dataset)
         super().__init__(
             model=model,
@@ -140,9 +142,9 @@ class GroupTrainer(LaunchedTrainer, Trainer):
             sizes = [other.get_output_embeddings().weight.shape[0] for other in (model, reference)]
             if sizes[0] != sizes[1]:
                 raise InputError(f"the reference has a vocabulary of {sizes[1]} tokens, the policy one of {sizes[0]}")
-        for number in range(len(train_dataset)):
-            if train_dataset[number].sid not in self.catalogue_trie.number_of:
-                raise InputError(f"training prompt {number + 1}: target {train_dataset[number].sid} is not in the trie")
+        strangers = train_dataset.list_sids() - self.catalogue_trie.number_of.keys()
+        if strangers:
+            raise InputError(f"training prompts: target {min(strangers)} is not in the trie")
 
     # ---------------------------------------------------------------------------------------------------------- batches
     def get_train_dataloader(self) -> DataLoader:
@@ -215,7 +217,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
                 self._rollout_batch = len(examples)  # the engine itself decides what it computes together
             if not self._rollout_batch:
                 beams = args.num_generations * 3 // 2 if args.dynamic_sampling else args.num_generations
-                longest = max(len(self.train_dataset[number].prompt_ids) for number in range(len(self.train_dataset)))
+                longest = int(self.train_dataset.count_prompt_tokens().max())
                 self._rollout_batch = choose_batch_size(policy, self.trie, longest, beams)
             return roll_out(
                 policy,

@@ -31,7 +31,8 @@ from minionerec.language.adapters import (
     check_adapter_checkpoint,
     count_trainable_parameters,
 )
-from minionerec.language.examples import Example, TaskMixture
+from minionerec.language.examples import PromptDataset
+from minionerec.language.mixture import TaskMixture
 from minionerec.language.prompts import Encoder, PromptSet, load_checkpoint_prompts
 from minionerec.training.callbacks import EpochSetter, StageTimer
 from minionerec.training.checkpoints import choose_resume_checkpoint
@@ -93,7 +94,7 @@ def build_rl_trainer(
     policy: Policy,
     train_set: TaskMixture,
     rewards: list[NamedReward],
-    valid: list[Example],
+    valid: PromptDataset,
     stage: Stage,
 ) -> GroupTrainer:
     """The trainer, with its validation by search."""
@@ -163,7 +164,7 @@ def rl(flags: RLFlags) -> None:
     policy = build_policy(flags, data, prompts)
     train_set = build_prompts(inputs, weights, policy.encoder)
     try_rewards(rewards, train_set, data.catalogue.sids, flags.num_generations)
-    valid = EvalSidDataset(data.valid_rows, policy.encoder).examples
+    valid = EvalSidDataset(data.valid_rows, policy.encoder)
     trainer = build_rl_trainer(flags, policy, train_set, rewards, valid, stage)
     results = train_and_export(flags, policy, trainer, checkpoint, data)
     if is_main_process():

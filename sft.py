@@ -32,7 +32,7 @@ from minionerec.language.adapters import (
     count_trainable_parameters,
 )
 from minionerec.language.catalogue_trie import build_catalogue_trie
-from minionerec.language.examples import TaskMixture
+from minionerec.language.mixture import TaskMixture
 from minionerec.language.prompts import Encoder, PromptSet, load_prompts
 from minionerec.training.callbacks import StageTimer
 from minionerec.training.checkpoints import choose_resume_checkpoint, export_model
@@ -96,7 +96,7 @@ def build_sft_trainer(
     validate = None
     if flags.best_by != "loss":
         catalogue_trie = build_catalogue_trie(data.catalogue, built.encoder, process_state().device)
-        examples = EvalSidDataset(data.valid_rows, built.encoder).examples
+        examples = EvalSidDataset(data.valid_rows, built.encoder)
 
         def validate(model: PreTrainedModel) -> dict[str, float]:
             return measure_validation(model, catalogue_trie, examples, flags.eval_beams, flags.micro_batch_size)

@@ -63,7 +63,8 @@ import sft
 from benchmarks.problems import WORDS, list_sid_tokens
 from minionerec.common.files import InputError, write_json
 from minionerec.common.processes import say
-from minionerec.common.records import CSV_COLUMNS, SID_TOKEN, Catalogue
+from minionerec.common.records import SID_TOKEN, Catalogue
+from minionerec.common.row_files import CSV_COLUMNS
 from minionerec.language.models import train_tokenizer
 from minionerec.language.sid_tokens import add_sid_tokens
 from minionerec.training.settings import RLFlags, SFTFlags

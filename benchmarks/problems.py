@@ -20,7 +20,8 @@ from transformers import (
 from benchmarks.memory import read_peak_memory_mb as read_peak_memory_mb  # for the benchmarks that have a problem
 from minionerec.common.files import InputError, write_json, write_text
 from minionerec.common.items import read_catalogue
-from minionerec.common.records import CSV_COLUMNS, SID_TOKEN, Catalogue, Row, read_index, read_rows
+from minionerec.common.records import SID_TOKEN, Catalogue, Row, read_index, read_rows
+from minionerec.common.row_files import CSV_COLUMNS
 from minionerec.common.texts import list_texts
 from minionerec.language.models import train_tokenizer
 from minionerec.language.sid_tokens import add_sid_tokens

@@ -12,7 +12,8 @@ from pathlib import Path
 from data_process.interactions import INTER_COLUMNS
 from data_process.validate_items import Items, Report, check_texts, iterate_fields, iterate_lines
 from minionerec.common.files import InputError
-from minionerec.common.records import CSV_COLUMNS, parse_list_cell
+from minionerec.common.records import parse_list_cell
+from minionerec.common.row_files import CSV_COLUMNS
 
 
 @dataclass

@@ -107,9 +107,10 @@ from minionerec.common.cli import get_default
 from minionerec.common.files import InputError
 from minionerec.common.items import read_descriptions, read_preferences
 from minionerec.common.plugins import load_plugins
-from minionerec.common.records import Row, check_rows, draw_rows, read_info, read_rows
+from minionerec.common.records import Row, check_rows, read_info, read_rows
+from minionerec.common.row_table import draw_rows
 from minionerec.language.adapters import check_adapter_flags
-from minionerec.language.examples import TaskMixture
+from minionerec.language.mixture import TaskMixture
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts, load_prompts
 from minionerec.training.plan_report import report_plan
 from minionerec.training.planning import Machine, Plan, Problem, choose_machine, find_base, pose_problem

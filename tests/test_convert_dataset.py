@@ -13,7 +13,7 @@ import pytest
 from convert_dataset import convert_dataset
 from data_process.settings import ConvertFlags
 from minionerec.common.files import InputError
-from minionerec.common.records import CSV_COLUMNS
+from minionerec.common.row_files import CSV_COLUMNS
 
 ITEMS = {
     str(i): {"title": title, "description": "", "brand": "", "categories": ""}

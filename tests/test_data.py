@@ -24,18 +24,18 @@ from data import (
 )
 from minionerec.common.files import InputError
 from minionerec.common.records import (
-    CSV_COLUMNS,
     SID_TOKEN,
     Catalogue,
     Row,
     check_index_against_info,
     check_rows,
-    draw_rows,
     parse_list_cell,
     read_index,
     read_info,
     read_rows,
 )
+from minionerec.common.row_files import CSV_COLUMNS
+from minionerec.common.row_table import draw_rows
 from minionerec.language.models import BOS, EOS, train_tokenizer
 from minionerec.language.prompts import Encoder, load_prompts
 

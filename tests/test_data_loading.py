@@ -5,12 +5,12 @@ import random
 
 import pytest
 import torch
-from tiny import make_dataset, random_examples, write_config
+from tiny import list_plan, make_dataset, random_examples, write_config
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from minionerec.common.files import InputError
-from minionerec.language import examples as example_module
+from minionerec.language import mixture as mixture_module
 from minionerec.training import setup, sft_trainer
 from minionerec.training.settings import RLFlags, SFTFlags
 from minionerec.training.setup import build_arguments
@@ -34,7 +34,7 @@ def test_batches_of_workers(packing):
     batches = TreeBatches([random_examples(random.Random(0), 60, 9)], 20, 4, 0, seed=1, packing=packing, tree_tokens=90)
     # Where processes are not forked, workers get a pickled copy.
     copied, collate = pickle.loads(pickle.dumps((batches, take_only)))
-    assert copied.plan == batches.plan and collate is take_only
+    assert list_plan(copied) == list_plan(batches) and collate is take_only
     loader = DataLoader(batches, collate_fn=take_only, num_workers=2)
     seen = []
     for epoch in range(2):
@@ -81,14 +81,14 @@ def test_sft_with_workers(tmp_path, monkeypatch):
 
 
 def test_rl_with_workers(trained, tmp_path, monkeypatch):
-    read, get_item = [], example_module.TaskMixture.__getitem__
+    read, get_item = [], mixture_module.TaskMixture.__getitem__
 
     def count_here(self, index):
         read.append(index)
         return get_item(self, index)
 
     weights, reads = [], []
-    monkeypatch.setattr(example_module.TaskMixture, "__getitem__", count_here)
+    monkeypatch.setattr(mixture_module.TaskMixture, "__getitem__", count_here)
     for workers in (0, 2):
         read.clear()
         rl(

@@ -351,7 +351,7 @@ def test_inputs_that_do_not_fit(tmp_path):
     for changes, said in (
         (dict(reference=tiny_model("qwen3", 31)), "the reference has a vocabulary of 31 tokens, the policy one of 30"),
         (dict(reference=None), "--beta 0.5: the KL term needs a reference"),
-        (dict(train_dataset=[*examples, replace(examples[0], sid="<99>")]), "prompt 6: target <99> is not in the trie"),
+        (dict(train_dataset=[*examples, replace(examples[0], sid="<99>")]), "target <99> is not in the trie"),
     ):
         with pytest.raises(InputError, match=said):
             GroupTrainer(**{**parts, **changes})

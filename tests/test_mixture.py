@@ -9,7 +9,7 @@ import pytest
 from test_data import SIDS, encoder, make_row, timeline
 from test_prompts import write_set
 from test_tasks import build, random_inputs
-from tiny import make_dataset, write_config
+from tiny import list_plan, make_dataset, write_config
 
 from data import DEFAULT_TASKS, RL_TASKS, TASKS, SidSFTDataset, TaskInputs, build_mixture, choose_tasks
 from evaluate import evaluate
@@ -17,7 +17,7 @@ from minionerec.common.files import InputError, read_json
 from minionerec.common.items import read_descriptions, read_preferences
 from minionerec.common.records import Catalogue
 from minionerec.evaluation.settings import EvaluateFlags
-from minionerec.language.examples import TaskMixture
+from minionerec.language.mixture import TaskMixture
 from minionerec.language.prompts import load_prompts
 from minionerec.search.prefix_tree import build_prefix_tree
 from minionerec.training.callbacks import EpochSetter
@@ -120,7 +120,7 @@ def test_every_step_of_an_epoch_stays_as_large_and_every_part_is_told_the_epoch(
     plans = []
     for epoch in range(3):
         batches.set_epoch(epoch), expected.set_epoch(epoch)
-        found = [example for part in batches.plan for _, example in part]
+        found = [example for part in list_plan(batches) for _, example in part]
         assert len(found) == batches.rows == 2 * 72 + 36 + 10
         prompts = Counter(example.prompt for example in found)
         assert all(prompts[example.prompt] in range(2, 99, 2) for example in expected)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LogitsProcessor, Qwen2Config, Qwen3Config
 
 from benchmarks.textbook import PrefixDictionary, search_textbook
-from minionerec.common.records import CSV_COLUMNS
+from minionerec.common.row_files import CSV_COLUMNS
 from minionerec.language.examples import Example
 
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -62,6 +62,12 @@ def random_examples(rng, rows, users):
         target = [rng.randint(3, 39) for _ in range(rng.randint(0, 2))] + [1]
         examples.append(Example("", prompt, target, f"U{user}", f"U{user}", "", row))
     return examples
+
+
+def list_plan(batches):
+    """[(number of the group, example), ...] of every micro-batch of an epoch of `TreeBatches`."""
+    parts = [batches.plan_micro_batch(index) for index in range(len(batches))]
+    return [[(group, batches.examples[place]) for group, place in zip(*part, strict=True)] for part in parts]
 
 
 def random_prompts(rng: random.Random, count: int, vocab_size: int, longest: int = 20) -> list[list[int]]:

@@ -41,7 +41,7 @@ HELP_WIDTH = 110
 HELP_COLUMN = 34  # where the help of a flag begins
 TYPE_NAMES = {str: "TEXT", int: "INT", float: "NUMBER", bool: "True|False"}
 CHECK_ONLY = "MINIONEREC_CHECK_FLAGS"  # where this variable is set, a command ends once its flags are parsed
-UNRECORDED = ("force", "dry_run")  # flags that change what a run does, not what it makes
+UNRECORDED = ("force", "dry_run", "streaming", "workers")  # flags that change what a run does, not what it makes
 
 
 def flag(

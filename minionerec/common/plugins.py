@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ def load_module(path: str, flag: str) -> ModuleType:
         raise InputError(f"--{flag} {path}: expected a Python file that exists")
     spec = importlib.util.spec_from_file_location(f"{flag}_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # what it defines goes to worker processes, which look it up by this name
     try:
         spec.loader.exec_module(module)
     except InputError:

@@ -49,6 +49,11 @@ def leave_others() -> None:
         os.environ.pop(name, None)
 
 
+def is_first_of_machine() -> bool:
+    """True in one process of every machine: the one that builds what the others of the machine then read."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
 def say(text: str) -> None:
     """Print a line on the main process only."""
     if is_main_process():

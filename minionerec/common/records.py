@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from minionerec.common.files import InputError, open_text, parse_list, read_json, read_lines
-
-CSV_COLUMNS = (
-    "user_id",
-    "history_item_title",
-    "item_title",
-    "history_item_id",
-    "item_id",
-    "history_item_sid",
-    "item_sid",
-)
-
+from minionerec.common.files import InputError, parse_list, read_json, read_lines
+from minionerec.common.row_files import is_csv, iterate_records
 
 SID_TOKEN = re.compile(r"<[^<>\s]+>")
 
@@ -54,53 +43,57 @@ def parse_list_cell(text: str, where: str) -> list:
     return parse_list(text, where)
 
 
-def read_rows(path: str | Path, flag: str | None = None) -> list[Row]:
-    """The rows of a CSV split (docs/file_formats.md: CSV_COLUMNS, list columns as Python or JSON literals).
+def parse_row(record: dict[str, Any], where: str) -> Row:
+    """The row of a record of `iterate_records`.
 
     Raises:
-        InputError: a missing column, a broken list literal, an item id that is no number, history columns of different
-            lengths, an empty history or a file without rows; each with file and line.
+        InputError: a broken list, an item id that is no number, history columns of different lengths, an empty history,
+            or a text that is none; each with `where`.
     """
-    rows: list[Row] = []
-    with open_text(path, flag) as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(
-                f"{path}, line 1: missing column {', '.join(missing)}; found {', '.join(reader.fieldnames or ())}"
-            )
-        for record in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in record.values() or None in record:
-                raise InputError(f"{where}: expected {len(reader.fieldnames)} fields")
-            titles, ids, sids = (
-                parse_list_cell(record[name], f"{where}, column {name}")
-                for name in ("history_item_title", "history_item_id", "history_item_sid")
-            )
-            if not len(titles) == len(ids) == len(sids):
-                raise InputError(
-                    f"{where}: histories of different length: {len(titles)} titles, {len(ids)} ids, {len(sids)} SIDs"
-                )
-            if not sids:
-                raise InputError(f"{where}: the history is empty")
-            try:
-                item_ids = [int(str(value)) for value in (*ids, record["item_id"])]  # int(2.7) would be 2
-            except ValueError:
-                raise InputError(f"{where}: item ids must be whole numbers") from None
-            rows.append(
-                Row(
-                    record["user_id"],
-                    tuple(map(str, titles)),
-                    tuple(item_ids[:-1]),
-                    tuple(map(str, sids)),
-                    record["item_title"],
-                    item_ids[-1],
-                    record["item_sid"],
-                )
-            )
-    if not rows:
-        raise InputError(f"{path}: no rows below the header line")
-    return rows
+    titles, ids, sids = (
+        parse_list_cell(value, f"{where}, column {name}") if isinstance(value := record[name], str) else value
+        for name in ("history_item_title", "history_item_id", "history_item_sid")
+    )
+    if not (isinstance(titles, list) and isinstance(ids, list) and isinstance(sids, list)):
+        raise InputError(f"{where}: expected the history columns to be lists")
+    if not len(titles) == len(ids) == len(sids):
+        raise InputError(
+            f"{where}: histories of different length: {len(titles)} titles, {len(ids)} ids, {len(sids)} SIDs"
+        )
+    if not sids:
+        raise InputError(f"{where}: the history is empty")
+    try:
+        item_ids = [int(str(value)) for value in (*ids, record["item_id"])]  # int(2.7) would be 2
+    except ValueError:
+        raise InputError(f"{where}: item ids must be whole numbers") from None
+    return Row(
+        str(record["user_id"]),
+        tuple(map(str, titles)),
+        tuple(item_ids[:-1]),
+        tuple(map(str, sids)),
+        str(record["item_title"]),
+        item_ids[-1],
+        str(record["item_sid"]),
+    )
+
+
+def iterate_rows(path: str | Path, flag: str | None = None) -> Iterator[Row]:
+    """The rows of a split (docs/file_formats.md), one after the other: CSV, .jsonl or .parquet.
+
+    Raises:
+        InputError: what `iterate_records` and `parse_row` find, with file and line, or a file without rows.
+    """
+    empty = True
+    for where, record in iterate_records(path, flag):
+        empty = False
+        yield parse_row(record, where)
+    if empty:
+        raise InputError(f"{path}: no rows" + (" below the header line" if is_csv(path) else ""))
+
+
+def read_rows(path: str | Path, flag: str | None = None) -> list[Row]:
+    """All rows of a split in memory, see `iterate_rows`; `open_rows` is the way that holds any number of rows."""
+    return list(iterate_rows(path, flag))
 
 
 def read_index(path: str | Path, flag: str | None = None) -> dict[int, tuple[str, ...]]:
@@ -162,7 +155,13 @@ class Catalogue:
 
 
 def check_rows(
-    rows: Iterable[Row], catalogue: Catalogue, path: str | Path, source: str | Path, *, history: bool = True
+    rows: Iterable[Row],
+    catalogue: Catalogue,
+    path: str | Path,
+    source: str | Path,
+    *,
+    history: bool = True,
+    first: int = 1,
 ) -> None:
     """Every item of the rows must be in the catalogue, with the same SID.
 
@@ -170,12 +169,13 @@ def check_rows(
         rows: of the split `path`.
         catalogue: read from the file `source`.
         history: check the items of the histories too, not only the targets.
+        first: number of the first of the rows in its split.
 
     Raises:
         InputError: at the first item that is not.
     """
     sid_of = catalogue.sid_of
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows, first):
         items = (*row.history_ids, row.item_id) if history else (row.item_id,)
         sids = (*row.history_sids, row.sid) if history else (row.sid,)
         for item, sid in zip(items, sids, strict=True):
@@ -202,13 +202,6 @@ def check_index_against_info(
             raise InputError(
                 f"{path}: item {item} has SID {''.join(index.get(item, ())) or 'none'}, {source} says {sid}"
             )
-
-
-def draw_rows(rows: list[Row], count: int, generator: random.Random) -> list[Row]:
-    """`count` random rows in their order; all of them where count is negative or there are no more."""
-    if not 0 <= count < len(rows):
-        return rows
-    return [rows[number] for number in sorted(generator.sample(range(len(rows)), count))]
 
 
 def read_info(path: str | Path, shared_sids: bool = False, flag: str = "info_file") -> Catalogue:

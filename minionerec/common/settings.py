@@ -89,3 +89,19 @@ class HubFlags(Flags):
     push_to_hub: bool = flag(False, "send the finished model folder to --hub_model_id (log in with `hf auth login`)")
     hub_model_id: str | None = flag(None, "repository on the hub, such as my-name/my-model")
     hub_private_repo: bool = flag(False, "make that repository private")
+
+
+@dataclass
+class StreamFlags(Flags):
+    """Data larger than memory."""
+
+    streaming: str = flag(
+        "auto",
+        "keep the rows and their tokens as mapped files beside the output (True) or in memory (False); the results "
+        "are the same",
+        choices=("auto", "True", "False"),
+        default_text="auto: files for splits from 64 MB on",
+    )
+    workers: int | None = flag(
+        None, "processes that tokenise rows which are kept as files", default_text="the CPU cores, at most 8"
+    )

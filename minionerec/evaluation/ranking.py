@@ -84,7 +84,7 @@ def measure_validation(
     Called on every process with all examples; each ranks its share, and all return the same figures.
     """
     state = process_state()
-    share = list(examples[state.process_index :: state.num_processes])
+    share = [examples[number] for number in range(state.process_index, len(examples), state.num_processes)]
     rankings, _ = rank_sids(model, catalogue_trie, share, num_beams, batch_size, progress=False)
     ranks = [find_rank(example.sid, ranked) for example, ranked in zip(share, rankings, strict=True)]
     # Sums, so that the processes' shares add up to the same figures whatever their number.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minionerec.common.cli import Flags, flag
-from minionerec.common.settings import CatalogueFlags, PromptFlags, SeedFlags, StageFlags
+from minionerec.common.settings import CatalogueFlags, PromptFlags, SeedFlags, StageFlags, StreamFlags
 from minionerec.engines.settings import VllmFlags
 from minionerec.recommenders.settings import BaselineFlags
 
@@ -108,6 +108,7 @@ class EvaluateFlags(
     FusionFlags,
     FolderCatalogueFlags,
     PromptFlags,
+    StreamFlags,
     SeedFlags,
     StageFlags,
     PublishedEvaluateFlags,
@@ -120,7 +121,7 @@ class EvaluateFlags(
         "CSV of the train split. Its target counts order the items that share a SID, which are ordered by id without "
         "it, and split the metrics by popularity of the target",
     )
-    test_data_path: str = flag(help="CSV of the split whose rows are ranked")
+    test_data_path: str = flag(help="the split whose rows are ranked: a CSV, .jsonl or .parquet")
     result_json_data: str = flag(
         help="the predictions, NAME.json; metrics and plots are written beside it as NAME.metrics.json and NAME.png. "
         "Until then NAME.partial/ holds the finished rows, so that the same command after a kill does the others only"

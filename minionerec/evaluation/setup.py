@@ -13,7 +13,8 @@ from minionerec.common.files import InputError
 from minionerec.common.items import read_item_ids
 from minionerec.common.model_folder import ModelCatalogue, find_info_file, has_catalogue, read_model_catalogue
 from minionerec.common.processes import is_main_process, process_state, say
-from minionerec.common.records import Catalogue, Row, check_rows, draw_rows, read_info, read_rows
+from minionerec.common.records import Catalogue, Row, read_info
+from minionerec.common.row_table import check_table, draw_rows, open_row_cache
 from minionerec.common.stage import Stage
 from minionerec.engines.settings import check_vllm_flags
 from minionerec.engines.vllm import VllmEngine
@@ -42,9 +43,9 @@ class EvaluationData:
     """
 
     catalogue: Catalogue
-    train_rows: list[Row]
-    test_rows: list[Row]
-    valid_rows: list[Row]
+    train_rows: Sequence[Row]
+    test_rows: Sequence[Row]
+    valid_rows: Sequence[Row]
     item_ids: list[int]
 
 
@@ -147,9 +148,10 @@ def prepare_partial_files(files: EvaluationFiles, stage: Stage) -> None:
 def read_evaluation_data(flags: EvaluateFlags) -> EvaluationData:
     """Everything that can be wrong with the input is found here, before a model is loaded."""
     catalogue = read_info(flags.info_file, flags.shared_sids)
-    train_rows: list[Row] = []
+    cache = open_row_cache(flags, Path(flags.result_json_data).parent)
+    train_rows: Sequence[Row] = []
     if flags.train_file:
-        train_rows = read_rows(flags.train_file, "train_file")
+        train_rows = cache.open_rows(flags.train_file, "train_file")
         catalogue = catalogue.with_counts(train_rows)
     elif counts := read_model_counts(flags.base_model, catalogue):
         catalogue = replace(catalogue, counts=counts)
@@ -157,9 +159,9 @@ def read_evaluation_data(flags: EvaluateFlags) -> EvaluationData:
         say("[evaluate] no --train_file: items that share a SID stand by id, metrics are not split by popularity")
     generator = random.Random(flags.seed)
 
-    def read_split(path: str, flag: str, count: int) -> list[Row]:
-        rows = read_rows(path, flag)
-        check_rows(rows, catalogue, path, flags.info_file, history=flags.fuse is not None)
+    def read_split(path: str, flag: str, count: int) -> Sequence[Row]:
+        rows = cache.open_rows(path, flag)
+        check_table(rows, catalogue, path, flags.info_file, history=flags.fuse is not None)
         return draw_rows(rows, count, generator)
 
     test_rows = read_split(flags.test_data_path, "test_data_path", flags.sample)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import pyarrow as pa
 from torch.utils.data import Dataset
 
 from minionerec.common.files import InputError
 from minionerec.common.records import Row
+from minionerec.common.row_table import Chunks, list_target_sids, number_users, select_rows
+from minionerec.language.encoded_rows import ENCODED_SCHEMA, IdColumn, describe_code, encode_rows
 from minionerec.language.prompts import TASK_FIELDS, Encoder
 from minionerec.search.prefix_tree import SoftLabels
 
@@ -39,6 +42,10 @@ class Example:
     labels: SoftLabels | None = None
 
 
+# (prompt_ids, target_ids, labels) of an example.
+TokenRow = tuple[list[int], list[int], SoftLabels | None]
+
+
 @dataclass(frozen=True)
 class Source:
     """What one example is made of.
@@ -58,6 +65,57 @@ class Source:
     history_ids: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A source in token ids.
+
+    Attributes:
+        shown: how many of the texts the prompt shows. prompt, target: the texts; prompt_ids, target_ids: their tokens.
+    """
+
+    source: Source
+    shown: int
+    prompt: str
+    prompt_ids: list[int]
+    target: str
+    target_ids: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the example."""
+        return len(self.prompt_ids) + len(self.target_ids)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which examples packing keeps together: those with the same name and the same piece.
+
+    Attributes:
+        names: distinct ones. codes: [examples], the number of each one's name. pieces: [examples], or None.
+    """
+
+    names: pa.Array
+    codes: np.ndarray
+    pieces: np.ndarray | None = None
+
+
+def number_groups(parts: Sequence[Groups]) -> np.ndarray:
+    """The groups of all examples of the parts, numbered in order of first appearance: int64 [examples]."""
+    codes = [part.codes.astype(np.int64) for part in parts]
+    if any(part.names is not parts[0].names for part in parts):
+        names = pa.concat_arrays([part.names for part in parts]).dictionary_encode().indices.to_numpy()
+        starts = np.cumsum([0, *(len(part.names) for part in parts)])
+        codes = [names[numbers + start].astype(np.int64) for numbers, start in zip(codes, starts[:-1], strict=True)]
+    pieces = [np.full(len(part.codes), -1) if part.pieces is None else part.pieces for part in parts]
+    keys, piece = np.concatenate(codes), np.concatenate(pieces) + 1
+    keys *= int(piece.max(initial=0)) + 1
+    keys += piece
+    _, first, numbers = np.unique(keys, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[numbers]
+
+
 class PromptDataset(Dataset):
     """Examples made of sources and templates.
 
@@ -66,79 +124,104 @@ class PromptDataset(Dataset):
     or its target.
 
     Attributes:
-        examples: list[Example]. left_out: how many sources gave no example, by reason.
+        left_out: how many sources gave no example, by reason.
     """
 
     def __init__(self) -> None:
-        self.examples: list[Example] = []
+        self._examples: list[Example] = []
         self.left_out: Counter[str] = Counter()
 
+    @property
+    def examples(self) -> list[Example]:
+        """All examples of this epoch in a list."""
+        return [self[index] for index in range(len(self))]
+
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self._examples)
 
     def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+        return self._examples[index]
 
-    def _add(
-        self, task: str, sources: Sequence[Source | str | None], encoder: Encoder, strict: bool
-    ) -> list[tuple[int, int]]:
-        """Append a task's examples.
+    def read_tokens(self, places: Sequence[int]) -> list[TokenRow]:
+        """(prompt_ids, target_ids, labels) of some examples, which is less work than the examples."""
+        return [(example.prompt_ids, example.target_ids, example.labels) for example in map(self.__getitem__, places)]
+
+    def count_prompt_tokens(self) -> np.ndarray:
+        """Tokens of every prompt, or of the longer one that its row would have in another epoch."""
+        return np.array([len(self[index].prompt_ids) for index in range(len(self))], dtype=np.int64)
+
+    def list_sids(self) -> set[str]:
+        """The SIDs of all targets."""
+        return {self[index].sid for index in range(len(self))}
+
+    def list_groups(self) -> list[Groups]:
+        """What packing keeps together, in the order of the examples."""
+        encoded = pa.array([self[index].group for index in range(len(self))], pa.string()).dictionary_encode()
+        return [Groups(encoded.dictionary, encoded.indices.to_numpy())]
+
+    def _add(self, task: str, sources: Sequence[Source | str | None], encoder: Encoder) -> None:
+        """Append a task's examples; those that are too long even with a history of one item are left out.
 
         Args:
             task: whose templates are used.
             sources: one per example; a text instead is the reason why there is none, None was not asked for.
             encoder: tokenizer, templates and longest example.
-            strict: stop at an example that is too long even with a history of one item; else it is left out.
-
-        Returns:
-            (index in `sources`, items of its history that are shown) of every example.
-
-        Raises:
-            InputError: an example that is too long, if `strict`.
         """
-        complete = self._complete_sources(task, sources)
-        indices, chosen = list(complete), list(complete.values())
-        targets = [encoder.prompts.target(task, source.target_text) for source in chosen]
-        for target in targets[:1]:
-            encoder.check_boundary(task, target)
-        target_ids = encoder.target_ids(targets)
-        budgets = [encoder.cutoff_len - len(ids) for ids in target_ids]
-        prompts = shorten_prompts(task, [source.prompt_texts for source in chosen], budgets, encoder)
-        added = []
-        for index, source, target, ids, (count, prompt, prompt_ids) in zip(
-            indices, chosen, targets, target_ids, prompts, strict=True
-        ):
-            length = len(prompt_ids) + len(ids)
-            if length > encoder.cutoff_len:
-                if strict:
-                    raise InputError(
-                        f"--cutoff_len {encoder.cutoff_len}: row {index + 1} needs {length} tokens for {task}"
-                    )
-                self.left_out["longer than cutoff_len"] += 1
-                continue
-            added.append((index, count))
-            origin = (source.group, source.user_id, source.sid, source.item_id)
-            self.examples.append(Example(prompt, prompt_ids, ids, *origin, target, source.history_ids))
-        return added
-
-    def _complete_sources(self, task: str, sources: Sequence[Source | str | None]) -> dict[int, Source]:
-        """{index: source} of those with something to show and to say; the others are counted in `left_out`."""
-        complete: dict[int, Source] = {}
-        for index, source in enumerate(sources):
-            if source is None:
-                continue
-            reason = source
-            if isinstance(source, Source):
-                texts = [text for text in source.prompt_texts if text.strip()]
-                source = replace(source, prompt_texts=texts, target_text=source.target_text.strip())
-                fields = zip(TASK_FIELDS[task], (texts, source.target_text), strict=True)
-                empty = [name for name, content in fields if not content]
-                reason = f"without {empty[0]}" if empty else ""
-            if reason:
-                self.left_out[reason] += 1
+        for encoded in encode_sources(task, sources, encoder):
+            if isinstance(encoded, Encoded) and encoded.length > encoder.cutoff_len:
+                encoded = "longer than cutoff_len"
+            if isinstance(encoded, str):
+                self.left_out[encoded] += bool(encoded)
             else:
-                complete[index] = source
-        return complete
+                self._examples.append(build_example(encoded))
+        self.left_out = +self.left_out
+
+
+class ExampleList(PromptDataset):
+    """Examples that are there already."""
+
+    def __init__(self, examples: Sequence[Example]):
+        super().__init__()
+        self._examples = list(examples)
+
+
+def build_example(encoded: Encoded) -> Example:
+    """The example of an encoded source."""
+    source = encoded.source
+    origin = (source.group, source.user_id, source.sid, source.item_id)
+    return Example(encoded.prompt, encoded.prompt_ids, encoded.target_ids, *origin, encoded.target, source.history_ids)
+
+
+def complete_source(task: str, source: Source | str | None) -> Source | str:
+    """The source without blank texts, or why there is none; "" where none was asked for."""
+    if not isinstance(source, Source):
+        return source or ""
+    texts = [text for text in source.prompt_texts if text.strip()]
+    source = replace(source, prompt_texts=texts, target_text=source.target_text.strip())
+    fields = zip(TASK_FIELDS[task], (texts, source.target_text), strict=True)
+    empty = [name for name, content in fields if not content]
+    return f"without {empty[0]}" if empty else source
+
+
+def encode_sources(task: str, sources: Sequence[Source | str | None], encoder: Encoder) -> list[Encoded | str]:
+    """The sources in token ids; for one without an example, why, as `complete_source` says it.
+
+    Args:
+        task: whose templates are used.
+        sources: one per example; a text instead is the reason why there is none, None was not asked for.
+        encoder: tokenizer, templates and longest example. What is too long even with a history of one item is longer.
+    """
+    results: list[Encoded | str] = [complete_source(task, source) for source in sources]
+    chosen = {index: source for index, source in enumerate(results) if isinstance(source, Source)}
+    targets = [encoder.prompts.target(task, source.target_text) for source in chosen.values()]
+    for target in targets[:1]:
+        encoder.check_boundary(task, target)
+    target_ids = encoder.target_ids(targets)
+    budgets = [encoder.cutoff_len - len(ids) for ids in target_ids]
+    prompts = shorten_prompts(task, [source.prompt_texts for source in chosen.values()], budgets, encoder)
+    for (index, source), target, ids, prompt in zip(chosen.items(), targets, target_ids, prompts, strict=True):
+        results[index] = Encoded(source, *prompt, target, ids)
+    return results
 
 
 def shorten_prompts(
@@ -178,26 +261,50 @@ def shorten_prompts(
 class RowDataset(PromptDataset):
     """Examples of one task over the rows of a split.
 
+    What is held of a row is its token ids, in an Arrow table that may lie on disk; the rest of an example is made when
+    it is asked for.
+
     Args:
         rows: the split.
         encoder: tokenizer, templates and the longest example; the oldest history is dropped until it fits.
 
     Attributes:
         rows: those that have an example, in the same order.
-        shown_items: how many items of each of their histories the prompt shows.
+        shown_items: how many items of each of their histories the prompt shows, [rows].
 
     Raises:
         InputError: an example that is too long even with a history of one item.
     """
 
     task = "next_sid"
+    schema = ENCODED_SCHEMA
 
     def __init__(self, rows: Sequence[Row], encoder: Encoder):
         super().__init__()
         self.encoder = encoder
-        added = self._add(self.task, [self._source(row) for row in rows], encoder, strict=True)
-        self.rows = [rows[index] for index, _ in added]
-        self.shown_items = [count for _, count in added]
+        table = encode_rows(rows, self.encode, self.schema, self.task, self._decided_by())
+        self._chunks = Chunks(table)
+        self._prompt_ids, self._target_ids = (IdColumn(self._chunks, name) for name in ("prompt_ids", "target_ids"))
+        for reason in table["reason"].value_counts().to_pylist():
+            if reason["values"]:
+                self.left_out[reason["values"]] = reason["counts"]
+        self._numbers = np.flatnonzero(table["reason"].is_null().to_numpy())  # of the rows that have an example
+        self._check_lengths()
+        self.rows = select_rows(rows, self._numbers)
+        self.shown_items = table["shown"].to_numpy()[self._numbers]
+
+    def _decided_by(self) -> tuple:
+        """What decides the token ids beside the rows."""
+        encoder = self.encoder
+        own = {name: value for name, value in vars(self).items() if name not in ("encoder", "_examples", "left_out")}
+        return (describe_code(type(self), PromptDataset), encoder.describe(), self.task, own)
+
+    def _check_lengths(self) -> None:
+        lengths = (self._prompt_ids.lengths() + self._target_ids.lengths())[self._numbers]
+        too_long = np.flatnonzero(lengths > self.encoder.cutoff_len)
+        if len(too_long):
+            row, length = self._numbers[too_long[0]] + 1, lengths[too_long[0]]
+            raise InputError(f"--cutoff_len {self.encoder.cutoff_len}: row {row} needs {length} tokens for {self.task}")
 
     def get_prompt_texts(self, row: Row) -> Sequence[str]:
         """What the prompt of a row shows: the items of its history, oldest first, or one text."""
@@ -211,50 +318,40 @@ class RowDataset(PromptDataset):
         origin = (row.user_id, row.user_id, row.sid, row.item_id, row.history_ids)
         return Source(self.get_prompt_texts(row), self.get_target_text(row), *origin)
 
+    def encode(self, rows: Sequence[Row], numbers: Sequence[int]) -> dict[str, list]:
+        """The columns of `schema` for some rows; may run in another process, before this one has the rows.
 
-class TaskMixture(Dataset):
-    """The datasets of several tasks as one, each with a weight.
-
-    A weight of 0.5 takes a fresh random half of a task's examples in every epoch, 2 takes all of them twice. Every
-    epoch has the same number of examples, at least one of every task.
-
-    Args:
-        weights: {task: weight}. datasets: of the tasks, in the same order. seed: of the random halves.
-
-    Raises:
-        InputError: a task without any example.
-    """
-
-    def __init__(self, weights: dict[str, float], datasets: Sequence[PromptDataset], seed: int):
-        self.weights, self.datasets, self.seed = weights, list(datasets), seed
-        for task, dataset in zip(weights, self.datasets, strict=True):
-            if not len(dataset):
-                reasons = ", ".join(f"{count:,} {reason}" for reason, count in dataset.left_out.items())
-                raise InputError(f"--tasks: {task} has no example (left out: {reasons})")
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the examples of this epoch; a function of the seed and the epoch alone."""
-        self._chosen: list[tuple[Dataset, int]] = []
-        for (task, weight), dataset in zip(self.weights.items(), self.datasets, strict=True):
-            if hasattr(dataset, "set_epoch"):
-                dataset.set_epoch(epoch)
-            rows = len(dataset)
-            copies, rest = divmod(max(1, round(weight * rows)), rows)
-            drawn = random.Random(f"{self.seed}-{task}-{epoch}").sample(range(rows), rest)
-            self._chosen += [(dataset, index) for index in sorted([*range(rows)] * copies + drawn)]
+        Args:
+            rows: a batch of the split.
+            numbers: of these rows in the split.
+        """
+        encoded = encode_sources(self.task, [self._source(row) for row in rows], self.encoder)
+        return {
+            "reason": [entry if isinstance(entry, str) else None for entry in encoded],
+            "shown": [0 if isinstance(entry, str) else entry.shown for entry in encoded],
+            "prompt_ids": [[] if isinstance(entry, str) else entry.prompt_ids for entry in encoded],
+            "target_ids": [[] if isinstance(entry, str) else entry.target_ids for entry in encoded],
+        }
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> Example:
-        dataset, number = self._chosen[index]
-        return dataset[number]
+        place = range(len(self))[index]
+        ((prompt_ids, target_ids, _),) = self.read_tokens([place])
+        source = complete_source(self.task, self._source(self.rows[place]))
+        prompts, shown = self.encoder.prompts, int(self.shown_items[place])
+        prompt, target = prompts.prompt(self.task, source.prompt_texts[-shown:]), source.target_text
+        return build_example(Encoded(source, shown, prompt, prompt_ids, prompts.target(self.task, target), target_ids))
 
-    def report(self) -> list[str]:
-        """One line a task: its weight, its examples, and what was left out."""
-        return [
-            f"{task} x {weight:g}: {len(dataset):,} examples"
-            + "".join(f", {count:,} left out {reason}" for reason, count in sorted(dataset.left_out.items()))
-            for (task, weight), dataset in zip(self.weights.items(), self.datasets, strict=True)
-        ]
+    def read_tokens(self, places: Sequence[int]) -> list[TokenRow]:
+        return [(self._prompt_ids[number], self._target_ids[number], None) for number in self._numbers[places]]
+
+    def count_prompt_tokens(self) -> np.ndarray:
+        return self._prompt_ids.lengths()[self._numbers]
+
+    def list_sids(self) -> set[str]:
+        return list_target_sids(self.rows)
+
+    def list_groups(self) -> list[Groups]:
+        return [Groups(*number_users(self.rows))]

@@ -249,6 +249,12 @@ class Encoder:
         self.start = start[:-1] if start and start[-1] == tokenizer.eos_token_id else start
         self.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
+    def describe(self) -> tuple:
+        """Everything that decides which tokens a text becomes, as plain values."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend else sorted(self.tokenizer.get_vocab().items())
+        return (words, self.start, self.tokenizer.eos_token_id, vars(self.prompts), self.cutoff_len)
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []

@@ -157,7 +157,7 @@ class TaughtHistoryDataset(TaughtDataset):
         generator = np.random.default_rng([self.seed, epoch])
         examples = [dataset[number] for dataset in self._histories for number in range(len(dataset))]
         shown = [examples[number] for number in self._taught.tolist()]
-        self.examples = self._attach_targets(
+        self._examples = self._attach_targets(
             shown, self._items[self._taught], self._probabilities[self._taught], generator
         )
 
@@ -190,7 +190,7 @@ class WalkDataset(TaughtDataset):
         items, probabilities = self._teach([[ids[item] for item in history] for _, history in pairs])
         taught = np.flatnonzero(probabilities.any(axis=1))
         shown = self._show([pairs[number] for number in taught.tolist()])
-        self.examples = self._attach_targets(shown, items[taught], probabilities[taught], generator)
+        self._examples = self._attach_targets(shown, items[taught], probabilities[taught], generator)
 
     def _show(self, pairs: Sequence[tuple[int, list[int]]]) -> list[Example]:
         """Examples that show the histories, without a target; those of one walk are a group."""

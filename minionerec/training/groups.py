@@ -59,8 +59,8 @@ class StepSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
-        order = torch.randperm(self.size, generator=generator).tolist()
+        order = torch.randperm(self.size, generator=generator)
         for step in range(self.steps):
-            prompts = [order[index % self.size] for index in range(step * self.step, (step + 1) * self.step)]
+            prompts = order[torch.arange(step * self.step, (step + 1) * self.step) % self.size].tolist()
             for _ in range(self.repeats):
                 yield from prompts

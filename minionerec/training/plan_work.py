@@ -7,11 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from minionerec.common.records import Row
+from minionerec.common.row_table import select_rows
 from minionerec.language.catalogue_trie import CatalogueTrie
-from minionerec.language.examples import RowDataset, TaskMixture
+from minionerec.language.examples import RowDataset
+from minionerec.language.mixture import TaskMixture
 from minionerec.language.prompts import Encoder
 from minionerec.search.prefix_tree import batch_trees, pack_trees
 from minionerec.search.trie import SidTrie
@@ -74,7 +77,7 @@ def draw_whole_users(rows: Sequence[Row], count: int, seed: int) -> Sequence[Row
     chosen: list[int] = []
     while users and len(chosen) < count:
         chosen += numbers[users.pop()]
-    return [rows[number] for number in sorted(chosen)]
+    return select_rows(rows, np.array(sorted(chosen)))
 
 
 def sample_mixture(
@@ -144,14 +147,14 @@ def count_sft_work(flags: SFTFlags, mixture: TaskMixture, share: float, encoder:
     shapes = [_describe(batches[number]) for number in chosen]
     examples = round(len(mixture) / share)
     steps = batches.steps if share == 1 else max(1, round(examples / flags.batch_size))
-    rows = (example for micro_batch in batches.plan for _, example in micro_batch)
+    rows = batches.examples.read_tokens(range(batches.rows))
     return Work(
         examples=examples,
         steps=steps * flags.num_epochs,
         epochs=flags.num_epochs,
         accumulation=accumulation,
         largest=max(shapes, key=lambda shape: shape.tokens * (1 + shape.length)),
-        row_tokens=round(sum(len(row.prompt_ids) + len(row.target_ids) - 1 for row in rows) / share),
+        row_tokens=round(sum(len(prompt) + len(target) - 1 for prompt, target, _ in rows) / share),
         notes=_note_sample(share, len(chosen), len(batches)),
         **_sum_up(shapes, steps * accumulation * processes),
     )
@@ -199,7 +202,7 @@ def count_rl_work(
     batches = [order[start : start + prompts] for start in range(0, len(order), prompts)]
     chosen = [batches[number] for number in _space_out(len(batches))]
     shapes = list(_list_rl_batches(flags, mixture, trie, chosen))
-    lengths = [len(mixture[number].prompt_ids) for number in range(len(mixture))]
+    lengths = mixture.count_prompt_tokens().tolist()
     mean, completion = sum(lengths) / len(lengths), sum(map(len, trie.sequences())) / trie.num_sequences
     beams = group * 3 // 2 if flags.dynamic_sampling else group
     forced = find_forced_tokens(trie) if flags.beam_search else 1

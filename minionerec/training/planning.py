@@ -24,7 +24,7 @@ from minionerec.common.processes import computes_on_cpu, count_processes
 from minionerec.common.records import SID_TOKEN, Catalogue, Row
 from minionerec.language.adapters import count_trainable_parameters, wrap_with_adapters
 from minionerec.language.catalogue_trie import build_catalogue_trie
-from minionerec.language.examples import TaskMixture
+from minionerec.language.mixture import TaskMixture
 from minionerec.language.models import build_model_from_config, train_tokenizer
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.language.sid_tokens import add_sid_tokens

@@ -21,14 +21,15 @@ from minionerec.common.model_folder import (
     write_model_catalogue,
 )
 from minionerec.common.processes import process_state, say
-from minionerec.common.records import Catalogue, Row, check_index_against_info, read_index, read_info
+from minionerec.common.records import Catalogue, check_index_against_info, read_index, read_info
+from minionerec.common.row_table import RowTable
 from minionerec.engines.prefix_scorer import PrefixEngine
 from minionerec.engines.remote import RemoteEngine
 from minionerec.engines.settings import check_rollout_flags
 from minionerec.engines.vllm import VllmEngine
 from minionerec.language.adapters import check_adapter_flags, wrap_with_adapters
 from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie
-from minionerec.language.examples import TaskMixture
+from minionerec.language.mixture import TaskMixture
 from minionerec.language.models import add_dropout, load_model
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.training.checkpoints import export_model
@@ -49,9 +50,9 @@ class RLData:
     """What a run reads: the catalogue and the rows of the splits."""
 
     catalogue: Catalogue
-    all_train_rows: list[Row]
-    train_rows: list[Row]
-    valid_rows: list[Row]
+    all_train_rows: RowTable
+    train_rows: RowTable
+    valid_rows: RowTable
 
 
 @dataclass

@@ -14,16 +14,17 @@ from minionerec.common.settings import (
     PromptFlags,
     SeedFlags,
     StageFlags,
+    StreamFlags,
 )
 from minionerec.engines.settings import VllmRolloutFlags
 
 
 @dataclass
-class SplitFlags(PluginFlags):
+class SplitFlags(StreamFlags, PluginFlags):
     """Data."""
 
-    train_file: str = flag(help="CSV of the train split")
-    eval_file: str = flag(help="CSV of the validation split")
+    train_file: str = flag(help="the train split: a CSV, .jsonl or .parquet")
+    eval_file: str = flag(help="the validation split, likewise")
     eval_sample: int = flag(-1, "validate on that many random rows; -1 is all")
     preference_file: str | None = flag(
         None, "user preference texts, written from the train split alone, for history2preference and preference2sid"

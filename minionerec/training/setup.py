@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 
 from minionerec.common.files import InputError
 from minionerec.common.processes import computes_on_cpu, process_state
-from minionerec.common.records import Catalogue, Row, check_rows, draw_rows, read_rows
+from minionerec.common.records import Catalogue
+from minionerec.common.row_table import RowTable, check_table, draw_rows, open_row_cache
 from minionerec.language.models import check_attention
 from minionerec.language.prompts import resolve_prompts_file
 from minionerec.training.settings import OptimizationFlags, SplitFlags
@@ -45,11 +46,11 @@ def read_splits(
     seed: int,
     *,
     history: bool,
-) -> tuple[list[Row], list[Row], list[Row]]:
+) -> tuple[RowTable, RowTable, RowTable]:
     """(all train rows, the drawn ones, the drawn validation rows).
 
     Args:
-        flags: train_file, eval_file and eval_sample.
+        flags: train_file, eval_file and eval_sample, and how rows are kept.
         catalogue: read from the file `source`; the rows' items must be in it.
         train_sample: train rows to draw; -1 is all, True the published share of them.
         seed: of the drawing.
@@ -59,13 +60,14 @@ def read_splits(
         InputError: a broken file, or an item outside the catalogue.
     """
     generator = random.Random(seed)
+    cache = open_row_cache(flags, Path(flags.output_dir))
     splits = []
     for path, name, count in (
         (flags.train_file, "train_file", train_sample),
         (flags.eval_file, "eval_file", flags.eval_sample),
     ):
-        rows = read_rows(path, name)
-        check_rows(rows, catalogue, path, source, history=history)
+        rows = cache.open_rows(path, name)
+        check_table(rows, catalogue, path, source, history=history)
         count = round(PUBLISHED_SHARE * len(rows)) if count is True else count
         splits += [rows, draw_rows(rows, count, generator)]
     return splits[0], splits[1], splits[3]

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from minionerec.common.files import InputError
 from minionerec.common.items import read_catalogue, read_preferences
 from minionerec.common.processes import process_state
-from minionerec.common.records import Catalogue, Row, read_index
+from minionerec.common.records import Catalogue, read_index
+from minionerec.common.row_table import RowTable
 from minionerec.language.adapters import check_adapter_flags, wrap_with_adapters
-from minionerec.language.examples import TaskMixture
+from minionerec.language.mixture import TaskMixture
 from minionerec.language.models import add_dropout, build_model_from_config, load_model
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.language.sid_tokens import add_sid_tokens, compute_start_directions
@@ -58,8 +59,8 @@ class SFTInputs:
     catalogue: Catalogue
     descriptions: dict[int, str]
     preferences: dict[str, str] | None
-    train_rows: list[Row]
-    valid_rows: list[Row]
+    train_rows: RowTable
+    valid_rows: RowTable
 
     @property
     def sid_tokens(self) -> list[str]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, Trainer
 
-from minionerec.language.examples import Example
+from minionerec.common.row_table import ROWS_AT_ONCE
+from minionerec.language.examples import Example, ExampleList, PromptDataset, number_groups
+from minionerec.language.mixture import JoinedExamples
 from minionerec.search.prefix_tree import (
     TreeBatch,
     batch_trees,
@@ -32,17 +36,20 @@ class TreeBatches(Dataset):
     is a row of its own, padded: the ordinary way.
 
     Args:
-        datasets: datasets of `Example`; those with `set_epoch` are told the epoch.
+        datasets: of examples; those with `set_epoch` are told the epoch. A list of `Example` is one too.
         batch_size: rows per optimizer step. Steps are evened out: an epoch of 1,100 rows and batch_size 1,000 is one
             step of 1,100.
         micro_batches: micro-batches per optimizer step, over all processes.
         seed: of the shuffling; None keeps the order (evaluation).
         packing, tree_tokens: as above.
+
+    Attributes:
+        examples: those of all datasets. rows: how many they are. steps: optimizer steps of an epoch.
     """
 
     def __init__(
         self,
-        datasets: Sequence[Dataset],
+        datasets: Sequence[PromptDataset | JoinedExamples | list[Example]],
         batch_size: int,
         micro_batches: int,
         pad_token_id: int,
@@ -50,10 +57,11 @@ class TreeBatches(Dataset):
         packing: str = "tree",
         tree_tokens: int = 2048,
     ):
-        self.datasets, self.micro_batches = list(datasets), micro_batches
+        parts = [ExampleList(part) if isinstance(part, Sequence) else part for part in datasets]
+        self.examples, self.micro_batches = JoinedExamples(parts), micro_batches
         self.packing, self.tree_tokens = packing, tree_tokens
         self.pad_token_id, self.seed = pad_token_id, seed
-        self.rows = sum(len(dataset) for dataset in self.datasets)
+        self.rows = sum(map(len, parts))
         if self.rows < micro_batches:
             raise ValueError(f"{self.rows} rows cannot fill {micro_batches} micro-batches")
         # With few rows a micro-batch, steps below batch_size could leave some micro-batches of a step empty.
@@ -62,66 +70,86 @@ class TreeBatches(Dataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        """Put the examples of an epoch in order; a function of the seed and the epoch alone.
+
+        Only numbers are held of all of them. A step's examples are read, and shared out over its micro-batches, when
+        the first of these is asked for.
+        """
         if epoch == self._epoch:
             return
         self._epoch = epoch
-        for dataset in self.datasets:
-            if hasattr(dataset, "set_epoch"):
-                dataset.set_epoch(epoch)
-        groups: dict[str, list[Example]] = defaultdict(list)
-        for dataset in self.datasets:
-            for example in (dataset[index] for index in range(len(dataset))):
-                groups[example.group].append(example)
-        order = list(groups.values())
+        self.examples.set_epoch(epoch)
+        groups = number_groups(self.examples.list_groups())
+        order = array("q", range(int(groups.max()) + 1))
         if self.seed is not None:
             random.Random(f"{self.seed}-{epoch}").shuffle(order)
-        flat = [(group, example) for group, examples in enumerate(order) for example in examples]
-        bounds = [round(step * len(flat) / self.steps) for step in range(self.steps + 1)]
-        self.plan: list[list[tuple[int, Example]]] = []
-        for low, high in pairwise(bounds):
-            rows = flat[low:high]
-            if self.packing == "none":
-                # Rows of like length side by side need less padding; the sum over a step does not depend on the order.
-                rows.sort(key=lambda row: len(row[1].prompt_ids) + len(row[1].target_ids))
-                cuts = [round(part * len(rows) / self.micro_batches) for part in range(self.micro_batches + 1)]
-                self.plan += [rows[start:stop] for start, stop in pairwise(cuts)]
-            else:
-                self.plan += self._share_out(rows)
+        position = np.empty(len(order), np.int64)
+        position[order] = np.arange(len(order))
+        position = position[groups]
+        self._order = np.argsort(position, kind="stable")  # the examples, group by group
+        self._group = position[self._order]  # of each of them
+        self._bounds = [round(step * self.rows / self.steps) for step in range(self.steps + 1)]
+        self._planned: tuple[int, list[np.ndarray]] | None = None
 
-    def _share_out(self, rows: list[tuple[int, Example]]) -> list[list[tuple[int, Example]]]:
-        """The rows of a step as micro-batches of like size in tokens.
+    def plan_micro_batch(self, index: int) -> tuple[list[int], list[int]]:
+        """(number of the group, number in `examples`) of every row of a micro-batch, as two lists."""
+        step, part = divmod(range(len(self))[index], self.micro_batches)
+        if self._planned is None or self._planned[0] != step:
+            low, high = self._bounds[step : step + 2]
+            plan = self._cut_by_length if self.packing == "none" else self._share_out
+            self._planned = step, plan(low, high)
+        places = self._planned[1][part]
+        return self._group[places].tolist(), self._order[places].tolist()
+
+    def _cut_by_length(self, low: int, high: int) -> list[np.ndarray]:
+        """The rows low .. high of the order as micro-batches of equally many rows.
+
+        Rows of like length side by side need less padding; the sum over a step does not depend on the order.
+        """
+        lengths = np.empty(high - low, np.int64)
+        for start in range(low, high, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, high)
+            tokens = self.examples.read_tokens(self._order[start:stop])
+            lengths[start - low : stop - low] = [len(prompt) + len(target) for prompt, target, _ in tokens]
+        order = low + np.argsort(lengths, kind="stable")
+        cuts = [round(part * len(order) / self.micro_batches) for part in range(self.micro_batches + 1)]
+        return [order[start:stop] for start, stop in pairwise(cuts)]
+
+    def _share_out(self, low: int, high: int) -> list[np.ndarray]:
+        """The rows low .. high of the order as micro-batches of like size in tokens.
 
         Groups stay whole where there are enough of them.
         """
-        whole: dict[int, list[tuple[int, Example]]] = defaultdict(list)
-        for row in rows:
-            whole[row[0]].append(row)
-        pieces = list(whole.values())
+        begins = low + np.flatnonzero(np.diff(self._group[low:high], prepend=-1))
+        pieces = list(pairwise([*begins.tolist(), high]))
         while len(pieces) < self.micro_batches:
-            longest = pieces.pop(max(range(len(pieces)), key=lambda number: len(pieces[number])))
-            pieces += [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
+            start, stop = pieces.pop(max(range(len(pieces)), key=lambda number: pieces[number][1] - pieces[number][0]))
+            middle = start + (stop - start) // 2
+            pieces += [(start, middle), (middle, stop)]
         sizes = []
-        for piece in pieces:
+        for start, stop in pieces:
             size, before = 0, []
-            for _, example in piece:
-                size += (
-                    len(example.prompt_ids) - count_shared_tokens(before, example.prompt_ids) + len(example.target_ids)
-                )
-                before = example.prompt_ids
+            for prompt, target, _ in self.examples.read_tokens(self._order[start:stop]):
+                size += len(prompt) - count_shared_tokens(before, prompt) + len(target)
+                before = prompt
             sizes.append(size)
-        return [[row for group in part for row in pieces[group]] for part in fill_bins(sizes, self.micro_batches)]
+        return [
+            np.concatenate([np.arange(*pieces[number]) for number in part])
+            for part in fill_bins(sizes, self.micro_batches)
+        ]
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return self.steps * self.micro_batches
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        groups, places = self.plan_micro_batch(index)
+        rows = self.examples.read_tokens(places)
         if self.packing == "none":
-            rows = [(example.prompt_ids, example.target_ids, example.labels) for _, example in self.plan[index]]
             return {**vars(batch_trees([[row] for row in rows], self.pad_token_id)), "end": None}
-        groups: dict[int, list] = defaultdict(list)
-        for group, example in self.plan[index]:
-            groups[group].append((example.prompt_ids, example.target_ids, example.labels))
-        trees = list(groups.values())
+        of_group: dict[int, list] = defaultdict(list)
+        for group, row in zip(groups, rows, strict=True):
+            of_group[group].append(row)
+        trees = list(of_group.values())
         packed = [[row for group in part for row in trees[group]] for part in pack_trees(trees, self.tree_tokens)]
         return vars(batch_trees(packed, self.pad_token_id))
 
