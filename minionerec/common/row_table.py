@@ -223,9 +223,11 @@ class RowTable(Sequence[Row]):
         if self._whole is not self:
             names, codes = self._whole._users
             return names, codes[self.numbers]
-        encoded = pa.chunked_array([batch.column("user_id") for batch in self._read_batches()]).dictionary_encode()
+        # Encoded batch by batch: a column alone would keep the whole batch in memory.
+        batches = [batch.column("user_id").dictionary_encode() for batch in self._read_batches()]
+        encoded = pa.chunked_array(batches).unify_dictionaries()
         codes = [chunk.indices.to_numpy() for chunk in encoded.chunks]
-        return encoded.chunk(encoded.num_chunks - 1).dictionary, np.concatenate(codes).astype(np.int32)
+        return encoded.chunk(0).dictionary, np.concatenate(codes).astype(np.int32)
 
     def number_users(self) -> tuple[pa.Array, np.ndarray]:
         """(the users of the whole split in order of first appearance, the number among them of each row's [rows])."""
