@@ -6,7 +6,7 @@ import shutil
 import pytest
 from tiny import make_dataset, write_config
 
-from benchmarks import bench_balanced_kmeans, bench_data, bench_decode, bench_grpo, bench_sft, bench_trie
+from benchmarks import bench_balanced_kmeans, bench_data, bench_decode, bench_grpo, bench_sft, bench_stream, bench_trie
 from minionerec.common.cli import parse_flags
 from minionerec.common.files import InputError
 
@@ -148,6 +148,15 @@ def test_balanced_kmeans(capsys):
 def test_data(tmp_path, capfd):
     bench_data.bench(bench_data.DataBenchFlags(reviews=1000, work_dir=str(tmp_path)))
     assert {"ratio", "time_ratio", "memory_ratio"} <= last_line(capfd).keys()
+
+
+def test_stream(tmp_path, capfd):
+    sizes = {"rows": 200, "plain_rows": [200], "items": 50, "steps": 2, "work_dir": str(tmp_path)}
+    bench_stream.bench(bench_stream.StreamBenchFlags(**sizes, base_model=write_config(tmp_path)))
+    report = last_line(capfd)
+    assert report["agree"] and {"rows_per_s", "first_step_s", "peak_mb", "plain_peak_mb"} <= report["sizes"][0].keys()
+    with pytest.raises(InputError, match="--rows 100: expected 64 or more, and no size of --plain_rows above it"):
+        bench_stream.bench(bench_stream.StreamBenchFlags(**{**sizes, "rows": 100}))
 
 
 def grpo(**flags) -> None:
