@@ -110,7 +110,7 @@ def generate_split(folder: Path, rows: int, items: int, seed: int) -> None:
     (folder / "item.json").write_text(json.dumps(meta))
 
 
-def measure_way(way: str, folder: Path, flags: StreamBenchFlags, queue: SimpleQueue) -> None:
+def measure_reader(way: str, folder: Path, flags: StreamBenchFlags, queue: SimpleQueue) -> None:
     """Prepare the split of a folder one way, train, and put `StreamFigures` of this process into the queue."""
     start = time.perf_counter()
     from transformers import TrainerCallback, TrainingArguments
@@ -220,11 +220,11 @@ def run_way(way: str, folder: Path, flags: StreamBenchFlags) -> StreamFigures:
         InputError: it failed.
     """
     queue = multiprocessing.get_context("spawn").SimpleQueue()
-    run_in_child(measure_way, way, folder, flags, queue)
+    run_in_child(measure_reader, way, folder, flags, queue)
     return queue.get()
 
 
-def measure_size(rows: int, flags: StreamBenchFlags, work: Path) -> dict:
+def measure_rows(rows: int, flags: StreamBenchFlags, work: Path) -> dict:
     """The figures of all ways at one size.
 
     Raises:
@@ -276,7 +276,7 @@ def bench(flags: StreamBenchFlags) -> None:
     sizes = []
     with tempfile.TemporaryDirectory(dir=flags.work_dir) as name:
         for rows in sorted({*flags.plain_rows, flags.rows}):
-            sizes.append(measure_size(rows, flags, Path(name)))
+            sizes.append(measure_rows(rows, flags, Path(name)))
             say(" ".join(f"{key}={value}" for key, value in sizes[-1].items()))
     compared = [size for size in sizes if "memory_ratio" in size]
     report = {
