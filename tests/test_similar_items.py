@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -110,8 +111,9 @@ def test_draws_are_a_function_of_seed_and_epoch_and_not_of_the_target():
 def test_cut_histories_are_those_of_next_sid():
     inputs = wordy_inputs(6)
     rows = [replace(row, user_id="U0") for row in inputs.rows] * 2
-    texts = [inputs.descriptions[item] for item in inputs.catalogue.item_ids]
-    dataset = SimilarSidDataset(rows, encoder("compact"), inputs.catalogue, texts, cut_histories=True)
+    words = compute_tfidf([inputs.descriptions[item] for item in inputs.catalogue.item_ids])
+    find_similar = partial(find_similar_items, words)
+    dataset = SimilarSidDataset(rows, encoder("compact"), inputs.catalogue, find_similar, cut_histories=True)
     plain = SidSFTDataset(dataset.rows, encoder("compact"), cut_histories=True)
     for epoch in (0, 1, 2):
         dataset.set_epoch(epoch)
