@@ -70,8 +70,8 @@ def build(inputs, **changes):
 
 
 def test_the_prompts_are_those_of_next_sid_and_targets_are_drawn_as_said():
-    inputs = wordy_inputs(4)
-    dataset, plain = build(inputs), SidSFTDataset(inputs.rows, encoder("worded"))
+    inputs, coder = wordy_inputs(4), encoder("worded")
+    dataset, plain = build(inputs), SidSFTDataset(inputs.rows, coder)
     prompts = {(row.user_id, row.history_ids): example.prompt for row, example in zip(inputs.rows, plain, strict=True)}
     assert len(dataset) == 2 * len(dataset.rows) and len(dataset.rows) + dataset.left_out.total() == len(inputs.rows)
     texts = join_item_texts(inputs.catalogue.titles, [inputs.descriptions[item] for item in inputs.catalogue.item_ids])
@@ -83,7 +83,7 @@ def test_the_prompts_are_those_of_next_sid_and_targets_are_drawn_as_said():
             row = dataset.rows[place % len(dataset.rows)]
             assert example.prompt == prompts[row.user_id, row.history_ids] and example.group == row.user_id
             assert example.target == example.sid == inputs.catalogue.sids[example.item_id]
-            assert example.target_ids == encoder("worded").target_ids([example.target])[0]
+            assert example.target_ids == coder.target_ids([example.target])[0]
             counts[place % len(dataset.rows)][example.item_id] += 1
     for row, counted in zip(dataset.rows, counts, strict=True):
         expected = naive(table, row.history_ids)

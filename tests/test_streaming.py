@@ -59,7 +59,6 @@ def toy(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("toy"), items=30, users=24)
 
 
-# X rows
 @pytest.mark.parametrize("streaming", ["True", "False", "auto"])
 def test_every_kind_of_file_gives_the_same_rows(toy, tmp_path, monkeypatch, streaming):
     monkeypatch.setattr(row_table, "BATCH_ROWS", 16)
