@@ -27,7 +27,7 @@ from minionerec.common.processes import say
 from minionerec.common.records import Row, check_rows, read_info, read_rows
 from minionerec.common.stage import Stage, open_stage
 from minionerec.evaluation.metrics import format_metrics
-from minionerec.evaluation.predictions import build_item_predictions, score_item_predictions
+from minionerec.evaluation.predictions import RankedItems, write_item_predictions
 from minionerec.recommenders.registry import (
     BASELINES,
     SUM_SIGN,
@@ -180,9 +180,8 @@ def baselines(flags: BaselinesFlags) -> None:
     results = {}
     for name, metrics_file in metrics_files.items():
         rankings, scores = rank_by_baseline(name, built, test_rows, flags.K, weights[name])
-        predictions = build_item_predictions(test_rows, rankings, catalogue, scores)
-        results[name] = score_item_predictions(predictions, test_rows, catalogue, flags.K)
-        write_json(output / f"{name}.json", predictions, indent=None)
+        ranked = map(RankedItems, rankings, scores or [None] * len(rankings))
+        results[name] = write_item_predictions(output / f"{name}.json", test_rows, ranked, catalogue, flags.K)
         chosen = {"weights": dict(zip(name.split(SUM_SIGN), weights[name], strict=True))} if weights[name] else {}
         write_json(metrics_file, {**results[name], **chosen})
     say(format_metrics(results))

@@ -17,6 +17,7 @@ if __name__ == "__main__":
     FLAGS = parse_flags(EvaluateFlags)
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import set_seed
@@ -29,10 +30,10 @@ from minionerec.common.processes import process_state, say
 from minionerec.common.records import Row
 from minionerec.common.stage import open_stage
 from minionerec.evaluation.fusion import Fusion, read_baseline_inputs
-from minionerec.evaluation.metrics import format_metrics, score_predictions
+from minionerec.evaluation.metrics import format_metrics
 from minionerec.evaluation.plot import draw_metrics
 from minionerec.evaluation.predict import SplitRanker
-from minionerec.evaluation.predictions import EvaluationFiles, build_sid_predictions
+from minionerec.evaluation.predictions import EvaluationFiles, write_sid_predictions
 from minionerec.evaluation.setup import (
     EvaluationData,
     list_evaluation_inputs,
@@ -41,8 +42,8 @@ from minionerec.evaluation.setup import (
     read_evaluation_data,
     resolve_evaluate_flags,
 )
+from minionerec.evaluation.shards import RowResults
 from minionerec.language.catalogue_trie import build_catalogue_trie
-from minionerec.language.examples import Example
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
 
 
@@ -58,13 +59,13 @@ def load_ranker(flags: EvaluateFlags, data: EvaluationData) -> SplitRanker:
     return SplitRanker(model, encoder, catalogue_trie, flags, included=included, rank_by_generate=hf_rank_sids)
 
 
-def build_examples(rows: list[Row], encoder: Encoder, path: str) -> list[Example]:
+def build_examples(rows: Sequence[Row], encoder: Encoder, path: str) -> EvalSidDataset:
     """One example for every row of the split `path`.
 
     Raises:
         InputError: a row without one.
     """
-    examples = EvalSidDataset(rows, encoder).examples
+    examples = EvalSidDataset(rows, encoder)
     if len(examples) < len(rows):
         raise InputError(f"{path}: {len(rows) - len(examples)} rows have a history of empty SIDs")
     return examples
@@ -87,7 +88,7 @@ def evaluate(flags: EvaluateFlags) -> None:
     fusion = Fusion(flags, inputs)
     ranker = load_ranker(flags, data)
 
-    def rank(rows: list[Row], path: str, folder: Path) -> tuple[list[Example], list[dict] | None]:
+    def rank(rows: Sequence[Row], path: str, folder: Path) -> tuple[EvalSidDataset, RowResults | None]:
         examples = build_examples(rows, ranker.encoder, path)
         scorer = fusion.build_scorer(rows, ranker.model, ranker.encoder)
         return examples, ranker.rank(rows, examples, folder, stage.tick, scorer)
@@ -100,10 +101,8 @@ def evaluate(flags: EvaluateFlags) -> None:
     if results is None:
         return  # another process than the main one
 
-    predictions = build_sid_predictions(data.test_rows, [example.prompt for example in examples], results)
-    histories = [row.history_sids for row in data.test_rows]
-    metrics = score_predictions(predictions, data.catalogue, flags.K, histories)
-    write_json(files.predictions, predictions, indent=None)
+    prompts = examples.iterate_prompts()
+    metrics = write_sid_predictions(files.predictions, data.test_rows, prompts, results, data.catalogue, flags.K)
     write_json(files.metrics, metrics)
     columns = {flags.base_model: metrics, **fusion.write(data.test_rows, results, files)}
     say(format_metrics(columns))
@@ -111,7 +110,7 @@ def evaluate(flags: EvaluateFlags) -> None:
         order = "the most popular of them" if flags.train_file else "the one with the lowest id"
         say(f"{metrics['items_sharing_a_sid']} items share a SID; at item level {order} comes first")
     draw_metrics(columns, files.picture)
-    stage.done(rows=len(predictions), illegal=metrics["illegal"], short_lists=metrics["short_lists"])
+    stage.done(rows=metrics["rows"], illegal=metrics["illegal"], short_lists=metrics["short_lists"])
     for folder in (files.partial, files.valid_partial):
         shutil.rmtree(folder, ignore_errors=True)
 

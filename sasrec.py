@@ -24,7 +24,7 @@ from minionerec.common.records import Catalogue, Row, check_rows, read_info, rea
 from minionerec.common.stage import open_stage
 from minionerec.evaluation.metrics import format_metrics
 from minionerec.evaluation.network_runs import CHECKPOINT, resolve_sasrec_flags, train_on_rows
-from minionerec.evaluation.predictions import build_item_predictions, score_item_predictions
+from minionerec.evaluation.predictions import RankedItems, write_item_predictions
 from minionerec.recommenders.network_training import rank_with_network
 from minionerec.recommenders.networks import load_network, save_network
 
@@ -65,9 +65,8 @@ def sasrec(flags: SASRecFlags) -> None:
     rankings, scores = rank_with_network(load_network(model_folder).to(process_state().device), test_rows, flags.K)
     if not is_main_process():
         return
-    predictions = build_item_predictions(test_rows, rankings, catalogue, scores)
-    metrics = score_item_predictions(predictions, test_rows, catalogue, flags.K)
-    write_json(predictions_file, predictions, indent=None)
+    ranked = map(RankedItems, rankings, scores)
+    metrics = write_item_predictions(predictions_file, test_rows, ranked, catalogue, flags.K)
     write_json(metrics_file, metrics)
     say(format_metrics({flags.model: metrics}))
     best = max(epochs, key=lambda epoch: epoch["NDCG@10"])

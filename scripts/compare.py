@@ -41,26 +41,26 @@ from minionerec.evaluation.significance import check_same_rows, compare_paired, 
 def compare(flags: CompareFlags) -> None:
     """Compare two prediction files on the same test rows, at item level."""
     a, b = flags.a, flags.b
-    rows_a, rows_b = read_predictions(a, "a"), read_predictions(b, "b")
-    check_same_rows(rows_a, rows_b, a, b)
+    rows = check_same_rows(read_predictions(a, "a"), read_predictions(b, "b"), a, b)
     train_rows = read_rows(flags.train_file, "train_file")
     catalogue_a = catalogue_b = read_info(flags.info_file, flags.shared_sids).with_counts(train_rows)
     if flags.info_file_b:
         catalogue_b = read_info(flags.info_file_b, flags.shared_sids, "info_file_b").with_counts(train_rows)
-    ranks_a = compute_item_ranks(rows_a, catalogue_a, a, flags.info_file)
-    ranks_b = compute_item_ranks(rows_b, catalogue_b, b, flags.info_file_b or flags.info_file)
-    longest = min(max(len(row["predict"]) for row in rows) for rows in (rows_a, rows_b))
+    info_file_b = flags.info_file_b or flags.info_file
+    ranks_a, longest_a = compute_item_ranks(read_predictions(a, "a"), catalogue_a, a, flags.info_file)
+    ranks_b, longest_b = compute_item_ranks(read_predictions(b, "b"), catalogue_b, b, info_file_b)
+    longest = min(longest_a, longest_b)
     if not longest:
         raise InputError(f"{a}, {b}: all lists of one of them are empty")
     result = compare_paired(ranks_a, ranks_b, longest, flags.seed)
 
-    say(f"a: {a}\nb: {b}\n{len(rows_a):,} rows, lists of {longest}\n\n{format_comparison(result)}\n")
+    say(f"a: {a}\nb: {b}\n{rows:,} rows, lists of {longest}\n\n{format_comparison(result)}\n")
     for key in [key for key in ("HR@1", "HR@10", "HR@50") if key in result]:
         wins, losses = result[key]["wins"], result[key]["losses"]
         say(f"{key}: {wins + losses:,} discordant rows (hit by one of the two): {wins:,} by b, {losses:,} by a")
     say("p: exact McNemar test for HR, sign-flip permutation test for NDCG and MRR; interval: paired bootstrap")
     if flags.output:
-        settings = {"a": a, "b": b, "seed": flags.seed, "rows": len(rows_a), "longest": longest}
+        settings = {"a": a, "b": b, "seed": flags.seed, "rows": rows, "longest": longest}
         write_json(flags.output, {**settings, "item": result})
         say(f"-> {flags.output}")
 

@@ -121,22 +121,27 @@ def test_item_ranks_of_sids_and_of_items():
         row("u", 2, "<x>", ["<x>", "<x>"], predict_items=[1, 2]),
         row("u", 3, "<y>", ["<x>"]),
     ]
-    assert compute_item_ranks(rows, catalogue, "a.json", "info.txt").tolist() == [3, 1, 2, 0]
+    ranks, longest = compute_item_ranks(rows, catalogue, "a.json", "info.txt")
+    assert ranks.tolist() == [3, 1, 2, 0] and longest == 2
     with pytest.raises(InputError, match=r"a.json, row 2: item 3 with SID <x> is not in info.txt; is it the catalogue"):
         compute_item_ranks([rows[0], row("u", 3, "<x>", [])], catalogue, "a.json", "info.txt")
 
 
 def test_the_first_row_that_differs_is_named():
     a = [row("u", 1, "<x>", []), row("v", 2, "<y>", []), row("w", 3, "<z>", [])]
-    check_same_rows(a, [*a], "a.json", "b.json")
+    assert check_same_rows(a, [*a], "a.json", "b.json") == 3
     for other, said in [
         (row("v", 3, "<y>", []), "row 2 differs: user v, item 2 in a.json, but user v, item 3 in b.json"),
         (row("q", 2, "<y>", []), "row 2 differs: user v, item 2 in a.json, but user q, item 2 in b.json"),
     ]:
         with pytest.raises(InputError, match=said):
             check_same_rows(a, [a[0], other, other], "a.json", "b.json")
-    with pytest.raises(InputError, match="a.json has 3 rows, but b.json has 2"):
-        check_same_rows(a, a[:2], "a.json", "b.json")
+    for first, second, said in (
+        (a, a[:2], "a.json has 3 rows, but b.json has 2"),
+        (a[:1], a, "1 rows, but b.json has 3"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_same_rows(first, second, "a.json", "b.json")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +212,7 @@ def test_models_with_other_sids(data, tmp_path):
     )
     catalogue = Catalogue([s.translate(rename) for s, _, _ in lines], [], [int(item) for _, _, item in lines])
     catalogue = catalogue.with_counts(read_rows(paths["train_file"]))
-    ranks = compute_item_ranks(rows, catalogue, "b.json", "info")
+    ranks, _ = compute_item_ranks(rows, catalogue, "b.json", "info")
     hits = sum(0 < rank <= 10 for rank in ranks.tolist())
     assert read_json(tmp_path / "out.json")["item"]["HR@10"]["b"] == pytest.approx(hits / len(rows))
 
@@ -217,10 +222,7 @@ def test_models_with_other_sids(data, tmp_path):
     [
         ({"HR@10": 0.1}, "--a: .*a.json: expected a JSON list of predictions"),
         ([], "--a: .*a.json: expected a JSON list of predictions"),
-        (
-            [row("u", 1, "<x>", []), {"user_id": "u", "output": "<x>"}],
-            "a.json, row 2: expected a prediction with item_id, pr",
-        ),
+        ([{"user_id": "u", "output": "<x>"}], "a.json, row 1: expected a prediction with item_id, pr"),
         ([7], "a.json, row 1: expected a prediction with user_id, item_id"),
     ],
 )

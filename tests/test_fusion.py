@@ -11,10 +11,12 @@ from tiny import END, random_catalogue, random_prompts, tiny_model
 
 import evaluate as command
 from evaluate import evaluate
-from minionerec.common.files import InputError, read_json
+from minionerec.common.files import InputError, read_json, write_json
 from minionerec.common.records import Catalogue, Row, read_info, read_rows
-from minionerec.evaluation.fusion import Explainer, read_likelihoods, score_sids
+from minionerec.evaluation.fusion import Explainer, score_sids
 from minionerec.evaluation.fusion_weights import WEIGHTS, choose_weights, fuse_scores, list_terms
+from minionerec.evaluation.likelihood_file import LikelihoodFile
+from minionerec.evaluation.metrics import score_predictions
 from minionerec.evaluation.settings import EvaluateFlags
 from minionerec.recommenders.networks import build_network, save_network
 from minionerec.recommenders.reasons import ReasonFinder
@@ -200,10 +202,10 @@ def test_a_predictions_file_as_baseline(trained, tmp_path):
     ):
         file.write_text(json.dumps([pure[0], {**pure[1], **change}, *pure[2:]]))
         with pytest.raises(InputError, match=message):
-            read_likelihoods(str(file), rows, catalogue)
+            LikelihoodFile(str(file), rows, catalogue)
     file.write_text(json.dumps(pure[:-1]))
     with pytest.raises(InputError, match=f"expected a predictions file of these {len(rows)} rows"):
-        read_likelihoods(str(file), rows, catalogue)
+        LikelihoodFile(str(file), rows, catalogue)
 
 
 def test_the_baseline_counts_for_every_item_of_the_search(trained, tmp_path):
@@ -325,3 +327,19 @@ def test_fused_lists_of_an_earlier_run_do_not_stay(trained, tmp_path):
 def test_flags_that_do_not_go_together(trained, tmp_path, flags, message):
     with pytest.raises(InputError, match=message):
         run(trained, tmp_path, **flags)
+
+
+def test_a_split_on_disk_gives_the_same_files(trained, tmp_path):
+    """And they are what lists of all predictions give."""
+    chosen = {"fuse": "content", "fuse_valid_file": trained.paths["eval_file"], "workers": 1}
+    for streaming in ("True", "False"):
+        predictions, metrics, fused, _ = run(trained, tmp_path / streaming, streaming=streaming, **chosen)
+    for end in ("", ".metrics", ".fused", ".fused.metrics"):
+        written, other = ((tmp_path / name / f"test{end}.json").read_bytes() for name in ("True", "False"))
+        assert written == other and len(written) > 2
+    for name, rows in (("test", predictions), ("test.fused", fused)):
+        write_json(tmp_path / "list.json", rows, indent=None)
+        assert (tmp_path / "list.json").read_bytes() == (tmp_path / "True" / f"{name}.json").read_bytes()
+    catalogue = read_info(trained.paths["info_file"]).with_counts(read_rows(trained.paths["train_file"]))
+    test_rows = read_rows(trained.paths["test_data_path"])
+    assert metrics == score_predictions(predictions, catalogue, 10, [row.history_sids for row in test_rows])

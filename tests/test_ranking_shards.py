@@ -9,7 +9,7 @@ import pytest
 
 from minionerec.common.files import InputError
 from minionerec.evaluation import shards
-from minionerec.evaluation.shards import prepare_folder, read_finished, work_in_shards
+from minionerec.evaluation.shards import RowResults, find_batches, format_batch, prepare_folder, work_in_shards
 
 
 def run(monkeypatch, folder, lengths, processes=1, batch_size=4, resuming=True, fails=lambda rank, batch: False):
@@ -34,7 +34,8 @@ def run(monkeypatch, folder, lengths, processes=1, batch_size=4, resuming=True, 
             wait_for_everyone=lambda: barrier.wait(10),
         )
         try:
-            results[rank] = work_in_shards(work, lengths, batch_size, folder, lambda: ticks.append(rank))
+            found = work_in_shards(work, lengths, batch_size, folder, lambda: ticks.append(rank))
+            results[rank] = found and list(found)
         except (KeyboardInterrupt, threading.BrokenBarrierError):
             barrier.abort()
 
@@ -88,37 +89,47 @@ def test_a_torn_line_is_done_again(monkeypatch, tmp_path):
     path = tmp_path / "rank0.jsonl"
     whole = path.read_text()
     path.write_text(whole[:-5])
-    assert sorted(read_finished(path)[0]) == [0, 1, 2, 3]
+    assert [sorted(batch.rows) for batch in find_batches(path)] == [[0, 1, 2, 3]]
     (results,), (done,) = run(monkeypatch, tmp_path, lengths)
     assert done == [[4, 5, 6, 7]] and results == [[row, 7] for row in range(8)]
     assert path.read_text() == whole
 
 
 def test_reading_goes_on_after_what_was_read(tmp_path):
-    path = tmp_path / "rank0.jsonl"
-    lines = [json.dumps({"rows": [row], "results": [f"ü{row}\u2028"]}, ensure_ascii=False) + "\n" for row in (4, 2)]
-    path.write_text(lines[0] + lines[1][:9], encoding="utf-8")
-    found, offset = read_finished(path)
-    assert found == {4: "ü4\u2028"} and offset == len(lines[0].encode())
-    assert read_finished(path, offset) == ({}, offset)
-    path.write_text("".join(lines), encoding="utf-8")
-    assert read_finished(path, offset) == ({2: "ü2\u2028"}, path.stat().st_size)
+    path, results = tmp_path / "rank0.jsonl", RowResults(tmp_path, 5)
+    values = {4: ["ü4\u2028", 1e-9], 2: None, 0: {"predict": ["<a_1>"]}, 3: "", 1: 7}
+    lines = [format_batch(rows, [values[row] for row in rows]) for rows in ([4, 2], [0], [3, 1])]
+    assert json.loads(lines[0])["results"] == [values[4], values[2]]
+    assert results.collect() == 0
+    path.write_bytes(lines[0] + lines[1][:9])
+    assert results.collect() == 2 and results.collect() == 0 and results.missing.tolist() == [0, 1, 3]
+    path.write_bytes(lines[0] + lines[1])
+    (tmp_path / "rank1.jsonl").write_bytes(lines[2])
+    assert results.collect() == 3 and not len(results.missing)
+    assert list(results) == list(results) == [values[row] for row in range(5)]
+    assert [batch.rows for batch in find_batches(path, len(lines[0]))] == [[0]]
 
 
 def test_the_folder_of_another_run_is_removed(tmp_path):
     folder = tmp_path / "partial"
     prepare_folder(folder, resuming=False)
     folder.mkdir()
-    (folder / "rank7.jsonl").write_text('{"rows": [0], "results": [1]}\n')
+    (folder / "rank7.jsonl").write_bytes(format_batch([0], [1]))
     prepare_folder(folder, resuming=True)
     assert (folder / "rank7.jsonl").exists()
     prepare_folder(folder, resuming=False)
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("line", ["what?", "[1]", '{"rows": [1]}', '{"rows": [1, 2], "results": [1]}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("what?", "[1]", '{"rows": [1]}', '{"rows": [1, 2], "results": [1]}'),
+        *(f'{{"rows": [1], "bytes": {sizes}, "results": [1]}}' for sizes in ("[2]", "[]", "[1, 1]", "1", '["a"]')),
+    ],
+)
 def test_a_file_that_is_something_else(tmp_path, line):
-    (tmp_path / "rank3.jsonl").write_text('{"rows": [0], "results": [1]}\n' + line + "\n")
+    (tmp_path / "rank3.jsonl").write_bytes(format_batch([0], [1]) + line.encode() + b"\n")
     with pytest.raises(InputError, match="rank3.jsonl: not the finished batches of an earlier run; remove the folder"):
         prepare_folder(tmp_path, resuming=True)
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.common.files import InputError, read_json, write_json
+from minionerec.common.files import InputError, write_json
 from minionerec.common.items import read_descriptions
 from minionerec.common.processes import say
 from minionerec.common.records import Catalogue, Row
 from minionerec.evaluation.fusion_weights import Term, choose_weights, fuse_scores, list_terms
-from minionerec.evaluation.predictions import EvaluationFiles, build_item_predictions, score_item_predictions
+from minionerec.evaluation.likelihood_file import LikelihoodFile
+from minionerec.evaluation.predictions import EvaluationFiles, RankedItems, write_item_predictions
 from minionerec.evaluation.settings import EvaluateFlags, FuseFlags
 from minionerec.language.prompts import Encoder
 from minionerec.recommenders.reasons import ReasonFinder
@@ -230,13 +231,12 @@ class Fusion:
 
         def predict_rows(name: str) -> RowLikelihoods:
             if name not in self._predict:
-                of_rows = read_likelihoods(name, rows, self.catalogue)
-                return lambda numbers: [of_rows[number] for number in numbers]
+                return LikelihoodFile(name, rows, self.catalogue).read
             return lambda numbers: self._predict[name]([rows[number].history_ids for number in numbers])
 
         return CandidateScorer(model, encoder, self.catalogue, list(map(predict_rows, self.names)), self.flags.K)
 
-    def choose_weights(self, rows: Sequence[Row], results: Sequence[dict]) -> None:
+    def choose_weights(self, rows: Sequence[Row], results: Collection[dict]) -> None:
         """Choose the weights on validation rows and what `CandidateScorer` found of them."""
         self.weights, self.tried = choose_weights(rows, results, self.catalogue)
         chosen = self._name_weights()
@@ -249,7 +249,7 @@ class Fusion:
     def _name_weights(self) -> dict[str, float]:
         return dict(zip(name_terms(self.flags.fuse), self.weights, strict=True))
 
-    def write(self, rows: Sequence[Row], results: Sequence[dict], files: EvaluationFiles) -> dict[str, dict]:
+    def write(self, rows: Sequence[Row], results: Collection[dict], files: EvaluationFiles) -> dict[str, dict]:
         """Write the fused lists with reasons for their first items and their metrics; remove those of an earlier run.
 
         Args:
@@ -265,57 +265,25 @@ class Fusion:
         if not self.enabled:
             return {}
         explainer = Explainer(self._built, name_terms(self.flags.fuse), self.weights)
-        rankings, scores, reasons = [], [], []
-        for row, result in zip(rows, results, strict=True):
-            terms = list_terms(result, self.catalogue)
-            best = fuse_scores(terms, self.weights, self.catalogue)[: self.flags.K]
-            rankings.append([item for item, _ in best])
-            scores.append([score for _, score in best])
-            reasons.append(explainer.explain(row.history_ids, terms, rankings[-1][:EXPLAINED_ITEMS]))
-        predictions = build_item_predictions(rows, rankings, self.catalogue, scores)
-        metrics = score_item_predictions(predictions, rows, self.catalogue, self.flags.K)
-        predictions = [{**row, "reasons": texts} for row, texts in zip(predictions, reasons, strict=True)]
+
+        def rank() -> Iterator[RankedItems]:
+            for row, result in zip(rows, results, strict=True):
+                terms = list_terms(result, self.catalogue)
+                best = fuse_scores(terms, self.weights, self.catalogue)[: self.flags.K]
+                items = [item for item, _ in best]
+                reasons = explainer.explain(row.history_ids, terms, items[:EXPLAINED_ITEMS])
+                yield RankedItems(items, [score for _, score in best], reasons)
+
+        metrics = write_item_predictions(files.fused, rows, rank(), self.catalogue, self.flags.K)
         origin = {
             "fuse": self.flags.fuse,
             "weights": self._name_weights(),
             "chosen_on": self.tried and self.flags.fuse_valid_file,
             "tried": self.tried,
         }
-        write_json(files.fused, predictions, indent=None)
         write_json(files.fused_metrics, {**metrics, **origin})
         shown = ":".join(f"{weight:g}" for weight in self.weights)
         return {f"with {self.flags.fuse}, weights {shown}": metrics}
-
-
-def read_likelihoods(path: str, rows: Sequence[Row], catalogue: Catalogue) -> list[dict[int, float]]:
-    """{item: p} per row of a predictions file with log-probabilities; by item ids where it has them, else by SIDs.
-
-    Raises:
-        InputError: not such a file, one of other rows, or one with an item outside the catalogue.
-    """
-    predictions = read_json(path, "fuse")
-    if not isinstance(predictions, list) or len(predictions) != len(rows):
-        raise InputError(f"--fuse {path}: expected a predictions file of these {len(rows)} rows")
-    likelihoods = []
-    for number, (row, prediction) in enumerate(zip(rows, predictions, strict=True), 1):
-        where = f"--fuse {path}, row {number}"
-        target = (row.user_id, row.item_id)
-        if not isinstance(prediction, dict) or (prediction.get("user_id"), prediction.get("item_id")) != target:
-            raise InputError(f"{where}: expected user {row.user_id} and item {row.item_id}, as in the test file")
-        names = prediction.get("predict_items", prediction.get("predict"))
-        scores = prediction.get("score")
-        if not isinstance(names, list) or not isinstance(scores, list) or len(scores) != len(names):
-            raise InputError(f"{where}: expected a score for every recommendation")
-        if any(not isinstance(score, float | int) or not score <= 1e-6 for score in scores):
-            raise InputError(f"{where}: the scores must be log-probabilities, which are never above 0")
-        by_item = "predict_items" in prediction
-        unknown = [name for name in names if name not in (catalogue.sid_of if by_item else catalogue.items_of_sid)]
-        if unknown:
-            raise InputError(f"{where}: {unknown[0]} is not in the info file")
-        groups = [[name] if by_item else catalogue.items_of_sid[name] for name in names]
-        pairs = zip(groups, scores, strict=True)
-        likelihoods.append({item: math.exp(score) for group, score in pairs for item in group})
-    return likelihoods
 
 
 class CandidateScorer:

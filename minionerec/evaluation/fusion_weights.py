@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class CandidateTable:
         terms: float64 [T, C], the probabilities of all C candidates, row by row; in a row as in `order_candidates`.
     """
 
-    def __init__(self, rows: Sequence[Row], results: Sequence[dict], catalogue: Catalogue):
+    def __init__(self, rows: Sequence[Row], results: Collection[dict], catalogue: Catalogue):
         self.count = len(rows)
         columns: list[np.ndarray] = []
         sizes, targets, start = [], [], 0
@@ -100,7 +100,7 @@ class CandidateTable:
 
 
 def choose_weights(
-    rows: Sequence[Row], results: Sequence[dict], catalogue: Catalogue
+    rows: Sequence[Row], results: Collection[dict], catalogue: Catalogue
 ) -> tuple[list[float], dict[str, float]]:
     """The weights of model and baselines with the best HR@10 + NDCG@10, by coordinates.
 
@@ -116,7 +116,7 @@ def choose_weights(
         (a weight for the model and for every baseline; {the weights that were tried, as text: HR@10 + NDCG@10}).
     """
     table = CandidateTable(rows, results, catalogue)
-    count = 1 + len(results[0]["baselines"])
+    count = 1 + len(next(iter(results))["baselines"])
     tried: dict[tuple[float, ...], float] = {}
 
     def measure(weights: tuple[float, ...]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -146,10 +147,8 @@ def bootstrap_intervals(values: np.ndarray, seed: int = 0, resamples: int = RESA
     return np.percentile(draws @ distinct / len(values), [2.5, 97.5], axis=0)
 
 
-def score_predictions(
-    predictions: Sequence[dict], catalogue: Catalogue, longest: int, histories: Sequence[Sequence[str]]
-) -> dict:
-    """Metrics and counts of a predictions list (each with `output`, `item_id`, `predict`).
+class PredictionScorer:
+    """Metrics and counts of predictions that come one by one; of each, a few numbers are kept.
 
     Item level is the honest one: a hit on a SID shared by several items counts for one of them only, the most popular
     first, then by id. Each level holds HR, NDCG and MRR at the CUTOFFS up to `longest`:
@@ -168,32 +167,82 @@ def score_predictions(
         recommendations than asked for. items_sharing_a_sid: of the catalogue.
 
     Args:
-        predictions: one per row.
         catalogue: the items, with their popularity in the train split.
         longest: K, the length of the lists.
+    """
+
+    def __init__(self, catalogue: Catalogue, longest: int):
+        self.catalogue, self.longest = catalogue, longest
+        # Of every row; ranks as in `to_rank_array`.
+        self._item_ranks, self._sid_ranks, self._unseen_ranks = array("q"), array("q"), array("q")
+        self._targets, self._history_lengths = array("q"), array("q")
+        self._covered: dict[int, set[int]] = {k: set() for k in sorted({min(10, longest), longest})}
+        self._longest_history = 0  # in distinct SIDs
+        self._in_top_10 = 0
+        self._counts = dict.fromkeys(("seen_in_top_10", "illegal", "duplicates", "short_lists"), 0)
+
+    def add(self, prediction: dict, history: Sequence[str]) -> None:
+        """Take in one prediction.
+
+        Args:
+            prediction: with `output`, `item_id` and `predict`.
+            history: SIDs of the row's history.
+        """
+        items, seen = self.catalogue.items_of_sid, set(history)
+        ranked, target = prediction["predict"], prediction["item_id"]
+        item_list = list(expand_sids(ranked, items))
+        self._item_ranks.append(find_rank(target, item_list) or 0)
+        self._sid_ranks.append(find_rank(prediction["output"], ranked) or 0)
+        self._unseen_ranks.append(find_item_rank(target, (sid for sid in ranked if sid not in seen), items) or 0)
+        self._targets.append(target)
+        self._history_lengths.append(len(history))
+        self._longest_history = max(self._longest_history, len(seen))
+        for k, covered in self._covered.items():
+            covered.update(item_list[:k])
+        self._in_top_10 += len(ranked[:10])
+        self._counts["seen_in_top_10"] += sum(sid in seen for sid in ranked[:10])
+        self._counts["illegal"] += sum(sid not in items for sid in ranked)
+        self._counts["duplicates"] += len(ranked) - len(set(ranked))
+        self._counts["short_lists"] += len(ranked) < min(self.longest, len(items))
+
+    def summarise(self) -> dict:
+        """The metrics of what was taken in, as the class describes them."""
+        items, longest = self.catalogue.items_of_sid, self.longest
+        item_ranks, sid_ranks, unseen_ranks = map(np.array, (self._item_ranks, self._sid_ranks, self._unseen_ranks))
+        repeats = self._counts["seen_in_top_10"]
+        return {
+            "item": summarise(item_ranks, longest),
+            "sid": summarise(sid_ranks, longest),
+            "item_expected": _summarise_ties(item_ranks, self._targets, items, longest),
+            "item_unseen": summarise(unseen_ranks, longest - self._longest_history),
+            "item_interval_95": _measure_intervals(item_ranks, longest),
+            "by": _measure_buckets(item_ranks, self._targets, self._history_lengths, self.catalogue, longest),
+            **{
+                f"coverage@{k}": round(len(covered - {None}) / len(self.catalogue.item_ids), 6)
+                for k, covered in self._covered.items()
+            },
+            "seen_in_top_10": repeats,
+            "seen_in_top_10_share": round(repeats / max(self._in_top_10, 1), 6),
+            "rows": len(item_ranks),
+            **{name: self._counts[name] for name in ("illegal", "duplicates", "short_lists")},
+            "items_sharing_a_sid": sum(len(shared) for shared in items.values() if len(shared) > 1),
+        }
+
+
+def score_predictions(
+    predictions: Iterable[dict], catalogue: Catalogue, longest: int, histories: Iterable[Sequence[str]]
+) -> dict:
+    """`PredictionScorer.summarise` of predictions.
+
+    Args:
+        predictions: one per row.
+        catalogue, longest: see `PredictionScorer`.
         histories: SIDs of each row's history.
     """
-    items = catalogue.items_of_sid
-    predicted = [row["predict"] for row in predictions]
-    targets = [row["item_id"] for row in predictions]
-    item_lists = [list(expand_sids(ranked, items)) for ranked in predicted]
-    item_ranks = to_rank_array(map(find_rank, targets, item_lists))
-    seen = [set(history) for history in histories]
-    unseen = to_rank_array(
-        find_item_rank(target, (sid for sid in ranked if sid not in history), items)
-        for target, ranked, history in zip(targets, predicted, seen, strict=True)
-    )
-    return {
-        "item": summarise(item_ranks, longest),
-        "sid": summarise(to_rank_array(find_rank(row["output"], row["predict"]) for row in predictions), longest),
-        "item_expected": _summarise_ties(item_ranks, targets, items, longest),
-        "item_unseen": summarise(unseen, longest - max(map(len, seen))),
-        "item_interval_95": _measure_intervals(item_ranks, longest),
-        "by": _measure_buckets(item_ranks, targets, histories, catalogue, longest),
-        **_measure_coverage(item_lists, len(catalogue.item_ids), longest),
-        **_count_repeats(predicted, seen),
-        **_count_flaws(predicted, items, longest),
-    }
+    scorer = PredictionScorer(catalogue, longest)
+    for prediction, history in zip(predictions, histories, strict=True):
+        scorer.add(prediction, history)
+    return scorer.summarise()
 
 
 def _summarise_ties(
@@ -220,46 +269,16 @@ def _measure_intervals(item_ranks: np.ndarray, longest: int) -> dict[str, list[f
 def _measure_buckets(
     item_ranks: np.ndarray,
     targets: Sequence[int],
-    histories: Sequence[Sequence[str]],
+    history_lengths: Sequence[int],
     catalogue: Catalogue,
     longest: int,
 ) -> dict[str, dict]:
     """The splits by history length and, where it is known, by popularity of the target."""
-    lengths = [len(history) for history in histories]
-    buckets = {"history_length": measure_by_bucket(lengths, HISTORY_BUCKETS, item_ranks, longest)}
+    buckets = {"history_length": measure_by_bucket(history_lengths, HISTORY_BUCKETS, item_ranks, longest)}
     if catalogue.counts:
         counts = [catalogue.counts.get(target, 0) for target in targets]
         buckets["target_popularity"] = measure_by_bucket(counts, POPULARITY_BUCKETS, item_ranks, longest)
     return buckets
-
-
-def _measure_coverage(item_lists: Sequence[Sequence[int | None]], items: int, longest: int) -> dict[str, float]:
-    """{"coverage@10", "coverage@K"}: share of the `items` items that are in the first 10 or K ranks of any list."""
-    return {
-        f"coverage@{k}": round(len({item for ranked in item_lists for item in ranked[:k]} - {None}) / items, 6)
-        for k in sorted({min(10, longest), longest})
-    }
-
-
-def _count_repeats(predicted: Sequence[Sequence[str]], seen: Sequence[set[str]]) -> dict[str, float]:
-    """Number and share of the first ten recommendations that the history holds."""
-    top = [ranked[:10] for ranked in predicted]
-    repeats = sum(sid in history for ranked, history in zip(top, seen, strict=True) for sid in ranked)
-    return {
-        "seen_in_top_10": repeats,
-        "seen_in_top_10_share": round(repeats / max(sum(map(len, top)), 1), 6),
-    }
-
-
-def _count_flaws(predicted: Sequence[Sequence[str]], items: dict[str, list[int]], longest: int) -> dict[str, int]:
-    """Rows, and what is wrong with their lists or with the catalogue."""
-    return {
-        "rows": len(predicted),
-        "illegal": sum(sid not in items for ranked in predicted for sid in ranked),
-        "duplicates": sum(len(ranked) - len(set(ranked)) for ranked in predicted),
-        "short_lists": sum(len(ranked) < min(longest, len(items)) for ranked in predicted),
-        "items_sharing_a_sid": sum(len(shared) for shared in items.values() if len(shared) > 1),
-    }
 
 
 def format_metrics(columns: dict[str, dict]) -> str:

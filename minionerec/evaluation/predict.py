@@ -12,9 +12,9 @@ from minionerec.common.records import Row
 from minionerec.evaluation.fusion import CandidateScorer
 from minionerec.evaluation.ranking import rank_sids
 from minionerec.evaluation.settings import EvaluateFlags
-from minionerec.evaluation.shards import work_in_shards
+from minionerec.evaluation.shards import RowResults, work_in_shards
 from minionerec.language.catalogue_trie import CatalogueTrie
-from minionerec.language.examples import Example
+from minionerec.language.examples import Example, PromptDataset
 from minionerec.language.prompts import Encoder
 from minionerec.search.scorer import Engine
 from minionerec.search.tree_scorer import choose_batch_size
@@ -52,11 +52,11 @@ class SplitRanker:
     def rank(
         self,
         rows: Sequence[Row],
-        examples: Sequence[Example],
+        examples: PromptDataset,
         folder: Path,
         after_batch: Callable[[], None],
         scorer: CandidateScorer | None = None,
-    ) -> list[dict] | None:
+    ) -> RowResults | None:
         """Rank the catalogue for every row.
 
         Args:
@@ -84,10 +84,10 @@ class SplitRanker:
             additions = scorer(numbers, [example.prompt_ids for example in batch], rankings, scores)
             return [{**result, **addition} for result, addition in zip(results, additions, strict=True)]
 
-        lengths = [len(example.prompt_ids) for example in examples]
+        lengths = examples.count_prompt_tokens()
         # The scorer's candidates take as much memory as further beams.
         width = self.flags.num_beams + (length if scorer else 0)
-        return work_in_shards(rank_batch, lengths, self._choose_size(max(lengths), width), folder, after_batch)
+        return work_in_shards(rank_batch, lengths, self._choose_size(int(lengths.max()), width), folder, after_batch)
 
     def _choose_size(self, longest_prompt: int, width: int) -> int:
         """Prompts of a batch.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from minionerec.common.files import InputError, read_json
+from minionerec.common.files import InputError
+from minionerec.common.json_lists import iterate_json_list, write_json_list
 from minionerec.common.records import Catalogue, Row
-from minionerec.evaluation.metrics import score_predictions
+from minionerec.evaluation.metrics import PredictionScorer
 
 REQUIRED_KEYS = ("user_id", "item_id", "output", "predict")
 
@@ -62,88 +64,105 @@ class EvaluationFiles:
         return self._beside(".valid.partial")
 
 
-def read_predictions(path: str, flag: str) -> list[dict]:
-    """A predictions file of evaluate.py or baselines.py: a JSON list of rows, in the order of the test file.
+def read_predictions(path: str, flag: str) -> Iterator[dict]:
+    """The rows of a predictions file of evaluate.py or baselines.py, in the order of the test file, one at a time.
 
     Raises:
-        InputError: not such a list, or a row without one of the keys that are used here.
+        InputError: not a list of predictions, or a row without one of the keys that are used here.
     """
-    rows = read_json(path, flag)
-    if not isinstance(rows, list) or not rows:
-        raise InputError(f"--{flag}: {path}: expected a JSON list of predictions, as evaluate.py writes it")
-    for number, row in enumerate(rows, 1):
+    expected = "a JSON list of predictions, as evaluate.py writes it"
+    number = 0
+    for number, (row, _, _) in enumerate(iterate_json_list(path, flag, expected), 1):
         missing = [key for key in REQUIRED_KEYS if not isinstance(row, dict) or key not in row]
         if missing:
             raise InputError(f"{path}, row {number}: expected a prediction with {', '.join(missing)}")
-    return rows
+        yield row
+    if not number:
+        raise InputError(f"--{flag}: {path}: expected {expected}")
 
 
-def build_sid_predictions(rows: Sequence[Row], prompts: Sequence[str], results: Sequence[dict]) -> list[dict]:
-    """Predictions in the file format of `evaluate.py`.
+def write_sid_predictions(
+    path: Path, rows: Iterable[Row], prompts: Iterable[str], results: Iterable[dict], catalogue: Catalogue, k: int
+) -> dict:
+    """Write predictions as they come, in the file format of `evaluate.py`.
 
     Args:
+        path: of the file.
         rows: what was ranked for.
         prompts: what the model was shown.
         results: `predict` and `score` of every row.
-    """
-    return [
-        {
-            "user_id": row.user_id,
-            "item_id": row.item_id,
-            "input": prompt,
-            "output": row.sid,
-            "predict": result["predict"],
-            "score": result["score"],
-        }
-        for row, prompt, result in zip(rows, prompts, results, strict=True)
-    ]
-
-
-def build_item_predictions(
-    rows: Sequence[Row],
-    rankings: Sequence[Sequence[int]],
-    catalogue: Catalogue,
-    scores: Sequence[Sequence[float]] | None = None,
-) -> list[dict]:
-    """Predictions in the file format of `evaluate.py`, with the ranked item ids beside their SIDs.
-
-    Args:
-        rows: what was ranked for.
-        rankings: items of every row, best first.
-        catalogue: the items.
-        scores: those of the ranked items, where there are any.
-    """
-    predictions = [
-        {
-            "user_id": row.user_id,
-            "item_id": row.item_id,
-            "input": " ".join(row.history_sids),
-            "output": row.sid,
-            "predict": [catalogue.sid_of[item] for item in ranked],
-            "predict_items": list(ranked),
-        }
-        for row, ranked in zip(rows, rankings, strict=True)
-    ]
-    if scores is not None:
-        for prediction, values in zip(predictions, scores, strict=True):
-            prediction["score"] = [round(value, 6) for value in values]
-    return predictions
-
-
-def score_item_predictions(predictions: list[dict], rows: Sequence[Row], catalogue: Catalogue, k: int) -> dict:
-    """Metrics of rankings made over items: the item level is read off the item ids, not through shared SIDs.
-
-    Args:
-        predictions: of `build_item_predictions`.
-        rows: what was ranked for.
         catalogue: the items, with their popularity in the train split.
         k: length of the lists.
+
+    Returns:
+        Their metrics, see `PredictionScorer`.
+    """
+    scorer = PredictionScorer(catalogue, k)
+
+    def build() -> Iterator[dict]:
+        for row, prompt, result in zip(rows, prompts, results, strict=True):
+            prediction = {
+                "user_id": row.user_id,
+                "item_id": row.item_id,
+                "input": prompt,
+                "output": row.sid,
+                "predict": result["predict"],
+                "score": result["score"],
+            }
+            scorer.add(prediction, row.history_sids)
+            yield prediction
+
+    write_json_list(path, build())
+    return scorer.summarise()
+
+
+class RankedItems(NamedTuple):
+    """A list of item ids, best first, with the scores of all and the reasons of the first where there are any."""
+
+    items: Sequence[int]
+    scores: Sequence[float] | None = None
+    reasons: Sequence[str] | None = None
+
+
+def write_item_predictions(
+    path: Path,
+    rows: Iterable[Row],
+    rankings: Iterable[RankedItems],
+    catalogue: Catalogue,
+    k: int,
+) -> dict:
+    """Write predictions as they come, in the file format of `evaluate.py` with the item ids beside their SIDs.
+
+    Args:
+        path: of the file.
+        rows: what was ranked for.
+        rankings: of every row.
+        catalogue: the items, with their popularity in the train split.
+        k: length of the lists.
+
+    Returns:
+        Their metrics, see `PredictionScorer`; the item level is read off the item ids, not through shared SIDs.
     """
     # Every item under a name that is its alone.
-    by_item = [
-        {**row, "predict": [str(item) for item in row["predict_items"]], "output": str(row["item_id"])}
-        for row in predictions
-    ]
-    histories = [[str(item) for item in row.history_ids] for row in rows]
-    renamed = replace(catalogue, sids=[str(item) for item in catalogue.item_ids])
-    return score_predictions(by_item, renamed, k, histories)
+    scorer = PredictionScorer(replace(catalogue, sids=[str(item) for item in catalogue.item_ids]), k)
+
+    def build() -> Iterator[dict]:
+        for row, (ranked, scores, reasons) in zip(rows, rankings, strict=True):
+            prediction = {
+                "user_id": row.user_id,
+                "item_id": row.item_id,
+                "input": " ".join(row.history_sids),
+                "output": row.sid,
+                "predict": [catalogue.sid_of[item] for item in ranked],
+                "predict_items": list(ranked),
+            }
+            if scores is not None:
+                prediction["score"] = [round(value, 6) for value in scores]
+            if reasons is not None:
+                prediction["reasons"] = reasons
+            renamed = {"item_id": row.item_id, "output": str(row.item_id), "predict": [str(item) for item in ranked]}
+            scorer.add(renamed, [str(item) for item in row.history_ids])
+            yield prediction
+
+    write_json_list(path, build())
+    return scorer.summarise()

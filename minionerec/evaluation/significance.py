@@ -6,6 +6,10 @@ the same rows hard. So every figure here comes from the differences of single ro
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
+from itertools import zip_longest
+
 import numpy as np
 from scipy.stats import binomtest
 
@@ -18,35 +22,40 @@ from minionerec.evaluation.metrics import (
     compute_row_gains,
     find_item_rank,
     find_rank,
-    to_rank_array,
 )
 
 PERMUTATIONS = 10_000
 PRINTED_METRICS = ("HR@1", "HR@3", "HR@5", "HR@10", "HR@20", "HR@50", "NDCG@5", "NDCG@10", "NDCG@50", "MRR@10")
 
 
-def check_same_rows(a: list[dict], b: list[dict], path_a: str, path_b: str) -> None:
-    """Both files must hold the same test rows in the same order.
+def check_same_rows(a: Iterable[dict], b: Iterable[dict], path_a: str, path_b: str) -> int:
+    """Both files must hold the same test rows in the same order; returns how many.
 
     Raises:
         InputError: at the first row with another user or target, or at the end of the shorter file.
     """
-    for number, (first, second) in enumerate(zip(a, b, strict=False), 1):  # lengths that differ are told below
-        if (first["user_id"], first["item_id"]) != (second["user_id"], second["item_id"]):
+    rows = [0, 0]
+    for number, pair in enumerate(zip_longest(a, b), 1):
+        rows = [number if row else count for row, count in zip(pair, rows, strict=True)]
+        first, second = pair
+        if first and second and (first["user_id"], first["item_id"]) != (second["user_id"], second["item_id"]):
             raise InputError(
                 f"row {number} differs: user {first['user_id']}, item {first['item_id']} in {path_a}, but "
                 f"user {second['user_id']}, item {second['item_id']} in {path_b}; only predictions for the same test "
                 "rows can be compared"
             )
-    if len(a) != len(b):
+    if rows[0] != rows[1]:
         raise InputError(
-            f"{path_a} has {len(a)} rows, but {path_b} has {len(b)}; only predictions for the same test rows can be "
+            f"{path_a} has {rows[0]} rows, but {path_b} has {rows[1]}; only predictions for the same test rows can be "
             "compared"
         )
+    return rows[0]
 
 
-def compute_item_ranks(rows: list[dict], catalogue: Catalogue, path: str, info_file: str) -> np.ndarray:
-    """Item-level ranks [rows], 0 for a target not found: of `predict_items` where a row has it, else of its SIDs.
+def compute_item_ranks(rows: Iterable[dict], catalogue: Catalogue, path: str, info_file: str) -> tuple[np.ndarray, int]:
+    """(item-level ranks [rows], 0 for a target not found; the length of the longest list).
+
+    Ranks are those of `predict_items` where a row has it, else of its SIDs.
 
     Args:
         rows: the predictions read from `path`.
@@ -56,18 +65,21 @@ def compute_item_ranks(rows: list[dict], catalogue: Catalogue, path: str, info_f
         InputError: a target that the catalogue does not have under this SID.
     """
     items = catalogue.items_of_sid
+    ranks, longest = array("q"), 0
     for number, row in enumerate(rows, 1):
         if catalogue.sid_of.get(row["item_id"]) != row["output"]:
             raise InputError(
                 f"{path}, row {number}: item {row['item_id']} with SID {row['output']} is not in {info_file}; "
                 "is it the catalogue of this model?"
             )
-    return to_rank_array(
-        find_rank(row["item_id"], row["predict_items"])
-        if "predict_items" in row
-        else find_item_rank(row["item_id"], row["predict"], items)
-        for row in rows
-    )
+        rank = (
+            find_rank(row["item_id"], row["predict_items"])
+            if "predict_items" in row
+            else find_item_rank(row["item_id"], row["predict"], items)
+        )
+        ranks.append(rank or 0)
+        longest = max(longest, len(row["predict"]))
+    return np.array(ranks), longest
 
 
 def mcnemar_test(only_a: int, only_b: int) -> float:
