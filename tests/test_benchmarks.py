@@ -2,13 +2,24 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from tiny import make_dataset, write_config
 
-from benchmarks import bench_balanced_kmeans, bench_data, bench_decode, bench_grpo, bench_sft, bench_stream, bench_trie
+from benchmarks import (
+    bench_balanced_kmeans,
+    bench_data,
+    bench_decode,
+    bench_evaluation,
+    bench_grpo,
+    bench_sft,
+    bench_stream,
+    bench_trie,
+)
 from minionerec.common.cli import parse_flags
 from minionerec.common.files import InputError
+from minionerec.evaluation import predict
 
 DECODE_KEYS = {
     "ratio",
@@ -157,6 +168,24 @@ def test_stream(tmp_path, capfd):
     assert report["agree"] and {"rows_per_s", "first_step_s", "peak_mb", "plain_peak_mb"} <= report["sizes"][0].keys()
     with pytest.raises(InputError, match="--rows 100: expected 64 or more, and no size of --plain_rows above it"):
         bench_stream.bench(bench_stream.StreamBenchFlags(**{**sizes, "rows": 100}))
+
+
+def test_evaluation(tmp_path, monkeypatch):
+    """Both ways in this process, which spares the start of four others."""
+    flags = bench_evaluation.EvaluationBenchFlags(
+        rows=300, plain_rows=[300], items=60, K=20, base_model=write_config(tmp_path)
+    )
+    bench_stream.generate_split(tmp_path / "300", flags.rows, flags.items, flags.seed)
+    monkeypatch.setattr(predict, "rank_sids", predict.rank_sids)  # put back afterwards
+    bench_evaluation.make_checkpoint(tmp_path / "300", flags)
+    bench_evaluation.evaluate_streamed(tmp_path / "300", flags)
+    bench_evaluation.evaluate_plain(tmp_path / "300", flags)
+    bench_evaluation.check_same_files(tmp_path / "300")
+    (tmp_path / "300" / "plain" / "test.json").write_text("[]")
+    with pytest.raises(InputError, match="the two ways write another test.json"):
+        bench_evaluation.check_same_files(tmp_path / "300")
+    with pytest.raises(InputError, match="--rows 100: expected no size of --plain_rows above it"):
+        bench_evaluation.bench(replace(flags, rows=100))
 
 
 def grpo(**flags) -> None:

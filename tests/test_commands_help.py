@@ -65,7 +65,7 @@ def test_the_commands_are_these():
             for name in ("compare", "demo", "model_card", "plan", "report", "serve_vllm", "sid_table", "summary")
         ),
         *(f"benchmarks.bench_{name}" for name in ("balanced_kmeans", "data", "decode", "dtype", "grpo", "plan")),
-        *(f"benchmarks.bench_{name}" for name in ("demo", "sft", "stream", "trie", "vllm")),
+        *(f"benchmarks.bench_{name}" for name in ("demo", "evaluation", "sft", "stream", "trie", "vllm")),
         "benchmarks.gpu_check",
     }
 
