@@ -184,7 +184,7 @@ def check_same_files(folder: Path) -> None:
             raise InputError(f"the two ways write another test.{end} in {folder}: no figure is reported")
 
 
-def measure_rows(rows: int, flags: EvaluationBenchFlags, work: Path) -> dict:
+def measure_split(rows: int, flags: EvaluationBenchFlags, work: Path) -> dict:
     """The figures of all ways at one size.
 
     Raises:
@@ -222,7 +222,7 @@ def bench(flags: EvaluationBenchFlags) -> None:
     sizes = []
     with tempfile.TemporaryDirectory(dir=flags.work_dir) as name:
         for rows in sorted({*flags.plain_rows, flags.rows}):
-            sizes.append(measure_rows(rows, flags, Path(name)))
+            sizes.append(measure_split(rows, flags, Path(name)))
             say(" ".join(f"{key}={value}" for key, value in sizes[-1].items()))
     ratio = [size["memory_ratio"] for size in sizes if "memory_ratio" in size][-1]
     print(json.dumps({"benchmark": "evaluation", "agree": True, "ratio": ratio, "memory_ratio": ratio, "sizes": sizes}))
