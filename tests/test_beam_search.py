@@ -10,9 +10,9 @@ import torch
 from tiny import END, random_catalogue, random_prompts, rank_by_textbook, tiny_model
 
 from benchmarks.textbook import PrefixDictionary
-from minionerec.search import prefill, tree_scorer
+from minionerec.search import output_head, prefill, tree_scorer
 from minionerec.search.beam_search import beam_search, sample, stable_topk
-from minionerec.search.prefill import PrefilledPrompts, group_by_length
+from minionerec.search.prefill import KeptHead, PrefilledPrompts, group_by_length
 from minionerec.search.scorer import Engine, Scorer
 from minionerec.search.tree_scorer import choose_batch_size
 from minionerec.search.trie import SidTrie
@@ -98,45 +98,124 @@ def test_lists_for_another_number_of_prompts():
         beam_search(tiny_model("llama", 20), trie, [[3], [4]], 2, excluded=[[0]])
 
 
-def test_the_head_of_a_batch_is_computed_once(monkeypatch):
-    rng = random.Random(3)
-    model, sequences = tiny_model("qwen3", 40), random_catalogue(rng, 50, 3, 8, 40, False)
-    head = [rng.randint(2, 39) for _ in range(30)]
-    prompts = [head + [first, 7, 8] for first in (5, 6, 9, 11)]
-    widths = []
-    forward = PrefilledPrompts._forward
-    monkeypatch.setattr(
-        PrefilledPrompts,
-        "_forward",
-        lambda self, tokens, *args, **named: (
-            widths.append(tuple(tokens.shape)) or forward(self, tokens, *args, **named)
-        ),
-    )
-    assert_equal_to_hf(model, sequences, prompts, 10)
-    assert widths[:2] == [(1, 30), (4, 3)]
-
-
-@pytest.mark.parametrize("head", [0, 40])
-def test_prompts_of_like_length_are_prefilled_together(monkeypatch, head):
-    """Long and short prompts in one batch: the same lists, a fraction of the padding."""
-    rng = random.Random(head)
-    model, sequences = tiny_model("llama", 60), random_catalogue(rng, 200, 4, 12, 60, True)
-    common = [rng.randint(2, 59) for _ in range(head)]
-    prompts = [common + [rng.randint(2, 59) for _ in range(rng.choice([1, 9, 60, 200]))] for _ in range(24)]
+def note_tokens(model) -> list[list[int]]:
+    """The token ids of every forward pass from now on, row after row."""
     fed = []
-    compute = PrefilledPrompts._prefill
-    monkeypatch.setattr(
-        PrefilledPrompts,
-        "_prefill",
-        lambda self, rests, *args: fed.append(len(rests) * max(map(len, rests))) or compute(self, rests, *args),
+    model.register_forward_pre_hook(
+        lambda _module, _arguments, named: fed.append(named["input_ids"].flatten().tolist()), with_kwargs=True
     )
+    return fed
+
+
+@pytest.mark.parametrize("head", [0, 30])
+def test_prompts_are_computed_in_one_row_without_padding(monkeypatch, head):
+    """Long and short prompts, their common beginning once; attention in groups of like length or all together."""
+    rng = random.Random(head)
+    model, sequences = tiny_model("qwen3", 60), random_catalogue(rng, 200, 4, 12, 60, True)
+    common = [rng.randint(2, 59) for _ in range(head)]
+    rests = [[rng.randint(2, 59) for _ in range(rng.choice([1, 9, 60, 150]))] for _ in range(10)]
+    prompts, trie = [common + rest for rest in rests], SidTrie(sequences)
     together = assert_equal_to_hf(model, sequences, prompts, 10)
-    assert sum(fed) < 1.2 * (head + sum(len(prompt) - head for prompt in prompts)) and len(fed) > 2
-    monkeypatch.setattr(prefill, "LEAST_PADDING", {})
-    fed.clear()
-    alone = assert_equal_to_hf(model, sequences, prompts, 10)
-    assert len(fed) == (2 if head else 1)
+    fed = note_tokens(model)
+    beam_search(model, trie, prompts, 10)
+    assert fed[0] == common + [token for rest in rests for token in rest]
+    monkeypatch.setattr(prefill, "LEAST_PADDING", {"cpu": 10**9})
+    alone = as_lists(trie, beam_search(model, trie, prompts, 10))
     assert [[tokens for tokens, _ in row] for row in together] == [[tokens for tokens, _ in row] for row in alone]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_kept_head_changes_nothing(seed):
+    """Batches whose prompts begin alike, for longer or shorter, or not at all; single prompts among them."""
+    rng = random.Random(seed)
+    model, kept = tiny_model(rng.choice(["llama", "qwen2", "qwen3"]), 60, seed), KeptHead()
+    trie = SidTrie(random_catalogue(rng, 100, rng.randint(2, 4), 9, 60, seed % 2 == 0))
+    head, fed = [rng.randint(2, 59) for _ in range(40)], note_tokens(model)
+    for length in (20, 40, 40, 25, 0, 5, 40):
+        prompts = [head[:length] + rest for rest in random_prompts(rng, rng.choice([1, 4]), 60)]
+        fresh = beam_search(model, trie, prompts, 8)
+        fed.clear()
+        again = beam_search(model, trie, prompts, 8, kept=kept)
+        assert torch.equal(fresh.sequence, again.sequence)
+        torch.testing.assert_close(fresh.score, again.score, atol=1e-5, rtol=0)
+        before = len(fed[0])
+        fed.clear()
+        beam_search(model, trie, prompts, 8, kept=kept)
+        # What was kept is not computed again.
+        assert len(fed[0]) <= before
+
+
+def test_a_kept_head_saves_its_tokens_until_the_weights_change():
+    rng = random.Random(3)
+    model, kept = tiny_model("llama", 60), KeptHead()
+    trie = SidTrie(random_catalogue(rng, 100, 3, 9, 60, False))
+    head = [rng.randint(10, 59) for _ in range(30)]
+    prompts, fed = [[*head, last, 3] for last in (4, 5, 6)], note_tokens(model)
+    rests = [4, 3, 5, 3, 6, 3]
+
+    def search(batch):
+        fed.clear()
+        result = beam_search(model, trie, batch, 8, kept=kept)
+        assert torch.equal(result.sequence, beam_search(model, trie, batch, 8).sequence)
+        return fed[0]
+
+    assert search(prompts) == head + rests
+    assert search(prompts) == rests
+    assert search(prompts[:1]) == [4, 3]  # a single prompt that begins with it
+    assert search([[7, 8, 9]]) == [7, 8, 9]
+    optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
+    model(input_ids=torch.tensor([prompts[0]]), labels=torch.tensor([prompts[0]])).loss.backward()
+    optimizer.step()
+    assert search(prompts) == head + rests
+    assert search(prompts) == rests
+    kept.clear()
+    assert search(prompts) == head + rests
+
+
+def test_a_head_that_is_more_than_a_product_is_read_from_its_model(monkeypatch):
+    """The models' own logits instead of blocks of them: the same lists, scores within rounding."""
+    rng = random.Random(4)
+    model = tiny_model("qwen2", 60)
+    trie, prompts = SidTrie(random_catalogue(rng, 100, 4, 9, 60, True)), random_prompts(rng, 4, 60)
+    monkeypatch.setattr(output_head, "BLOCK", {"cpu": 64})
+    blocks = beam_search(model, trie, prompts, 12)
+    monkeypatch.setattr(output_head, "PLAIN_HEADS", frozenset())
+    whole = beam_search(model, trie, prompts, 12)
+    assert torch.equal(blocks.sequence, whole.sequence)
+    torch.testing.assert_close(blocks.score, whole.score, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("block", "vocabulary"), [(64, 2500), (2**19, 2500), (10**5, 1024)])
+def test_the_vocabulary_is_summed_up_in_blocks(monkeypatch, block, vocabulary):
+    rng = random.Random(block)
+    monkeypatch.setattr(output_head, "BLOCK", {"cpu": block})
+    model, trie = tiny_model("llama", vocabulary), SidTrie(random_catalogue(rng, 100, 3, 30, vocabulary, True))
+    states = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1)) * 30
+    child, _ = trie.children(torch.zeros(3, 5, dtype=torch.long), trie.fanout[0])
+    expected = model.lm_head(states).log_softmax(-1).gather(-1, trie.tokens(child, 1))
+    with torch.no_grad():
+        scores = output_head.OutputHead(model).score(states, trie, child, 1)
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-6)
+
+
+def test_the_device_is_asked_only_where_a_level_is_mixed(monkeypatch):
+    """Where the trie alone decides when the forced tail begins, one flag is read at the end; else one a level."""
+    rng, reads = random.Random(6), []
+    model, prompts = tiny_model("llama", 60), random_prompts(rng, 3, 60)
+    even = SidTrie([[a, b, c, END] for a in (2, 3, 4) for b in (5, 6, 7) for c in (8, 9)])
+    mixed = SidTrie(random_catalogue(rng, 100, 4, 12, 60, True))
+    for name in ("__bool__", "__int__", "item", "tolist"):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda value, name=name, method=method: reads.append(name) or method(value)
+        )
+    for search in (beam_search, sample):
+        search(model, even, prompts, 8)
+        assert reads == ["__bool__"]
+        reads.clear()
+        search(model, mixed, prompts, 8)
+        assert 1 < len(reads) <= mixed.depth
+        reads.clear()
 
 
 def test_rows_are_grouped_by_length():
@@ -200,7 +279,7 @@ def test_bf16_keeps_most_of_the_lists(record_testsuite_property):
 
 
 def test_eager_attention_gives_the_same():
-    """Eager with a bool mask is silently wrong, so it must get floats."""
+    """The search brings its own attention, whatever the model had, and restores it."""
     rng = random.Random(2)
     sequences, prompts = random_catalogue(rng, 80, 3, 8, 40, True), random_prompts(rng, 4, 40)
     model = tiny_model("llama", 40)
@@ -208,6 +287,7 @@ def test_eager_attention_gives_the_same():
     expected = beam_search(model, trie, prompts, 10)
     model.set_attn_implementation("eager")
     eager = beam_search(model, trie, prompts, 10)
+    assert model.config._attn_implementation == "eager"
     assert torch.equal(eager.sequence, expected.sequence)
     torch.testing.assert_close(eager.score, expected.score, atol=1e-4, rtol=0)
 
@@ -386,7 +466,7 @@ def test_forced_tokens_are_scored_in_one_pass(monkeypatch):
         PrefilledPrompts, "extend", lambda self, *args: calls.append(args[0].shape) or extend(self, *args)
     )
     assert_equal_to_hf(model, sequences, prompts, 4)
-    assert calls == [(2, 4 * 6)]
+    assert calls == [(2, 4, 6)]
 
 
 def test_wrong_inputs_are_named():

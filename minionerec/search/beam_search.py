@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.search.prefill import PrefilledPrompts
+from minionerec.search.prefill import KeptHead, PrefilledPrompts
 from minionerec.search.scorer import Engine, Scorer
 from minionerec.search.tree_scorer import open_tree_scorer
 from minionerec.search.trie import SidTrie, SubTries
@@ -60,12 +60,15 @@ def stable_topk(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _open_scorer(
-    model: PreTrainedModel | Engine, trie: SidTrie, prompts: Sequence[Sequence[int]] | PrefilledPrompts, width: int
+    model: PreTrainedModel | Engine,
+    trie: SidTrie,
+    prompts: Sequence[Sequence[int]] | PrefilledPrompts,
+    kept: KeptHead | None = None,
 ) -> AbstractContextManager[Scorer]:
-    """What scores up to `width` prefixes of each prompt: the model where it runs here, or the engine that runs it."""
-    return (
-        model.open_scorer(trie, prompts) if isinstance(model, Engine) else open_tree_scorer(model, trie, prompts, width)
-    )
+    """What scores prefixes of each prompt: the model where it runs here, or the engine that runs it."""
+    if isinstance(model, Engine):
+        return model.open_scorer(trie, prompts)
+    return open_tree_scorer(model, trie, prompts, kept)
 
 
 def beam_search(
@@ -78,6 +81,7 @@ def beam_search(
     renormalize: bool = False,
     excluded: Sequence[Sequence[int]] | None = None,
     included: Sequence[Sequence[int] | None] | None = None,
+    kept: KeptHead | None = None,
 ) -> SearchResult:
     """Find the `num_beams` best sequences of a trie after each prompt.
 
@@ -85,15 +89,16 @@ def beam_search(
     each prompt would do.
 
     Args:
-        model: decoder-only HF model with full attention (sdpa or eager; flex_attention is set to sdpa meanwhile), or an
+        model: decoder-only HF model with full attention (which the search replaces by its own meanwhile), or an
             engine that runs the model elsewhere.
         trie: legal sequences, end token included, on the model's device.
-        prompts: n token-id lists of any lengths, or the prompts prefilled, with a capacity of B slots a level.
+        prompts: n token-id lists of any lengths, or the prompts prefilled, which serve one search.
         num_beams: B; it may exceed the number of legal sequences.
         length_penalty: exponent p of the final score, sum / length ** p, as in HF.
         renormalize: score with probabilities over the legal tokens (HF's `renormalize_logits`), not the vocabulary.
         excluded: per prompt, the numbers of sequences that are not allowed.
         included: per prompt, the numbers of the only sequences that are allowed, or None for all.
+        kept: what earlier prompts of the same weights began with, so that it is not computed again; see `KeptHead`.
 
     Returns:
         B sequences per prompt, best first. Of equal scores, the lexicographically first sequence stands first.
@@ -103,7 +108,7 @@ def beam_search(
             for another number of prompts or that leave a prompt nothing, NaN logits.
     """
     sub_tries = _restrict(trie, len(prompts), excluded, included)
-    with _open_scorer(model, trie, prompts, num_beams) as scorer:
+    with _open_scorer(model, trie, prompts, kept) as scorer:
         search = _BeamSearch(scorer, trie, sub_tries, num_beams, length_penalty, renormalize)
         for step in range(trie.depth):
             candidates = search.rank_candidates(step)
@@ -228,8 +233,7 @@ class _BeamSearch:
             self.tail = self.tail.gather(1, parent.unsqueeze(-1).expand(-1, -1, self.tail.shape[-1]))
             return
         alive = self.score > NEGATIVE
-        forced = self.trie.forced[self.nodes].masked_fill(~alive, 0)
-        longest = int(forced.max()) if bool((forced >= 0).all()) else 0
+        longest = self._count_forced(alive)
         if longest < 2:
             self.scorer.follow(self.nodes, parent)
         elif self.renormalize:
@@ -237,6 +241,19 @@ class _BeamSearch:
             self.tail = self.score.new_zeros(*self.score.shape, longest)
         else:
             self.tail = self.scorer.score_forced(self.nodes, parent, alive, longest)
+
+    def _count_forced(self, alive: torch.Tensor) -> int:
+        """Tokens left to the end of the longest running beam where all have one way left; 0 where one has a choice.
+
+        The nodes are only read, which waits for the device, where the level holds both kinds or different lengths.
+        """
+        least, most = self.trie.forced_range[self.scorer.level + 1]
+        if most < 2:
+            return 0
+        if least == most:
+            return most
+        forced = self.trie.forced[self.nodes].masked_fill(~alive, 0)
+        return int(torch.where((forced >= 0).all(), forced.max(), 0))
 
     def get_result(self) -> SearchResult:
         """The pools of finished sequences.
@@ -280,19 +297,19 @@ def sample(
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    with _open_scorer(model, trie, prompts, num_samples) as scorer:
+    with _open_scorer(model, trie, prompts) as scorer:
         n, device = len(prompts), trie.device
         nodes = torch.zeros(n, num_samples, dtype=torch.long, device=device)
         score = torch.zeros(n, num_samples, device=device)
         finished = torch.zeros(n, num_samples, dtype=torch.bool, device=device)
         parent = torch.zeros_like(nodes)  # all samples continue the empty prefix
         itself = torch.arange(num_samples, device=device).expand(n, -1)
+        is_broken = torch.zeros((), dtype=torch.bool, device=device)
         for step in range(trie.depth):
             # One row of children for the empty prefix, then one for every sample.
             child, legal = trie.children(scorer.nodes, trie.fanout[step])
             gain = scorer.score_children(child, legal)
-            if bool((torch.isnan(gain) & legal).any()):
-                raise ValueError(NAN_LOGITS)
+            is_broken |= (torch.isnan(gain) & legal).any()
             child, legal, gain = (table.expand(-1, num_samples, -1) for table in (child, legal, gain))
             # A finished sample has no children; a uniform row keeps the draw defined and is discarded below.
             weight = torch.softmax((gain / temperature).masked_fill(~legal, NEGATIVE), dim=-1).nan_to_num(1.0)
@@ -300,8 +317,11 @@ def sample(
             score = torch.where(finished, score, score + gain.gather(-1, drawn).squeeze(-1))
             nodes = torch.where(finished, nodes, child.gather(-1, drawn).squeeze(-1))
             finished = trie.sequence[nodes] >= 0
-            if step + 1 == trie.depth or bool(finished.all()):
+            # Asking waits for the device, so only where a sequence may have ended.
+            if step + 1 == trie.depth or (trie.ends[step + 1] and bool(finished.all())):
                 break
             scorer.follow(nodes, parent)
             parent = itself
+        if bool(is_broken):
+            raise ValueError(NAN_LOGITS)
         return SearchResult(trie.sequence[nodes], score)

@@ -1,25 +1,27 @@
-"""Prompts prefilled once, to which a search appends tokens as slots that see the prompt and chosen other slots.
+"""Prompts computed once, after which a search appends tokens that see the prompt and their own prefix.
 
-What all prompts of a batch begin with is computed once, and prompts of like length together, so that little padding is
-computed. The keys and values then stand in one buffer with capacity for the search, which is never copied, expanded or
-reordered.
+All prompts of a batch stand in one packed row, so that nothing is padded, and what all of them begin with stands there
+once. Prefixes of a prompt share its keys and values: those are never copied, expanded or reordered. What a prefix has
+appended itself are a few keys, which go with it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import AttentionInterface, PreTrainedModel
 
-from minionerec.search.prefix_tree import build_attention_mask
+from minionerec.search.output_head import OutputHead
+from minionerec.search.prefix_tree import count_shared_tokens
 
-SHORTEST_HEAD = 8  # tokens: a shorter common head is not worth a forward pass
-# Nor are fewer tokens of padding; a GPU computes thousands in the time it takes to launch a pass.
+SHORTEST_HEAD = 8  # tokens: a shorter common head is not worth an attention of its own
+# Queries of padding in an attention that are worth another call; a GPU computes many in the time of a launch.
 LEAST_PADDING = {"cpu": 64}
 LEAST_PADDING_ELSEWHERE = 4096
+ATTENTION = "prefilled_prompts"  # the name under which models find `_attend`
 
 
 def group_by_length(lengths: Sequence[int], least: int) -> list[list[int]]:
@@ -42,172 +44,313 @@ def group_by_length(lengths: Sequence[int], least: int) -> list[list[int]]:
     return groups
 
 
-class _PreallocatedLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer that also holds what will be generated: growing it copies nothing.
+class KeptHead:
+    """What the prompts of a run begin with, kept from batch to batch.
 
-    Args:
-        parts: (row numbers, layer of these rows). Their slots stand at the right end, zeros before them.
-        capacity: slots to be appended, at most.
+    Whoever owns it vouches that the weights stay what they are, or calls `clear`. In-place changes are noticed as far
+    as torch counts them; an optimizer that writes through `Parameter.data` goes unnoticed.
+
+    Attributes:
+        tokens: token ids of the head; empty where nothing is kept.
+        keys, values: of each layer, [1, key heads, tokens, width].
     """
 
-    def __init__(self, parts: Sequence[tuple[list[int], DynamicLayer]], capacity: int):
-        super().__init__()
-        first = parts[0][1]
-        self.lazy_initialization(first.keys, first.values)
-        rows, length = sum(len(part) for part, _ in parts), max(layer.get_seq_length() for _, layer in parts)
-        self._buffers = []
-        for name in ("keys", "values"):
-            _, heads, _, width = getattr(first, name).shape
-            buffer = getattr(first, name).new_zeros(rows, heads, length + capacity, width)
-            for part, layer in parts:
-                buffer[part, :, length - layer.get_seq_length() : length] = getattr(layer, name)
-            self._buffers.append(buffer)
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+    def __init__(self):
+        self.clear()
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        start = self.get_seq_length()
-        stop = start + key_states.shape[-2]
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:stop] = states
-        self.keys, self.values = (buffer[:, :, :stop] for buffer in self._buffers)
-        return self.keys, self.values
+    def clear(self) -> None:
+        """Keep nothing."""
+        self.tokens: list[int] = []
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self._weights: list[tuple[int, int]] = []
+
+    def begin(self, model: PreTrainedModel, head: list[int]) -> int:
+        """How many of the tokens `head` need not be computed for this model; 0 after its weights have changed."""
+        weights = [(weight.data_ptr(), weight._version) for weight in model.parameters()]
+        if weights != self._weights:
+            self.clear()
+            self._weights = weights
+        return count_shared_tokens(self.tokens, head)
+
+    def keep(self, tokens: list[int], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+        """Keep the head of a batch instead of what was kept before."""
+        self.tokens = tokens
+        self.keys, self.values = ([states.clone() for states in layers] for layers in (keys, values))
 
 
-def _repeat_layer(layer: DynamicLayer, rows: int) -> DynamicLayer:
-    """The single row of `layer` as so many rows; nothing is copied yet."""
-    copy = DynamicLayer()
-    if layer.is_initialized:
-        copy.lazy_initialization(layer.keys, layer.values)
-        copy.keys, copy.values = (states.expand(rows, -1, -1, -1) for states in (layer.keys, layer.values))
-    return copy
+@dataclass
+class _Group:
+    """Prompts of like length whose queries attend together.
+
+    Attributes:
+        rows: numbers of the prompts.
+        queries: [rows, longest], where the tokens behind the head stand in the packed row; any token past the last.
+        places: [tokens, 2], of every token of these prompts: its row in the group, and which token behind the head.
+        packed: [tokens], where the same tokens stand in the packed row.
+    """
+
+    rows: torch.Tensor
+    queries: torch.Tensor
+    places: torch.Tensor
+    packed: torch.Tensor
 
 
 class PrefilledPrompts:
-    """n prompts, prefilled, to which slots can be appended.
+    """n prompts, computed, and the tokens appended to them.
 
     Args:
-        model: a decoder-only model with full attention.
+        model: a decoder-only model with full attention, whose attention is set to ATTENTION.
         prompts: n token-id lists of any lengths.
-        capacity: slots that can be appended to each prompt.
+        output_head: of the model.
+        kept: a head that earlier batches have computed, or None; this batch's is kept there.
 
     Attributes:
         lengths: [n], tokens of each prompt.
-        logits: [n, 1, vocab] float32, after each prompt.
+        states: [n, 1, ...], what `output_head` keeps of the hidden states after each prompt.
 
     Raises:
         ValueError: no prompt, or an empty one.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], capacity: int):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        output_head: OutputHead,
+        kept: KeptHead | None = None,
+    ):
         if not len(prompts) or min(len(prompt) for prompt in prompts) == 0:
             raise ValueError("every prompt needs at least one token")
-        self.model = model
-        n, device = len(prompts), model.device
-        # Phase 1: what all prompts begin with, once. The last token of each prompt stays outside: it gives the logits.
-        head = len(os.path.commonprefix([prompt[:-1] for prompt in prompts])) if n > 1 else 0
-        head = head if head >= SHORTEST_HEAD else 0
-        common = [DynamicLayer() for _ in range(model.config.get_text_config().num_hidden_layers)]
-        if head:
-            self._prefill([prompts[0][:head]], 0, common)
-
-        # Phase 2: the rest of each, in groups of like length.
-        least = LEAST_PADDING.get(device.type, LEAST_PADDING_ELSEWHERE)
-        groups, caches, outputs = group_by_length([len(prompt) - head for prompt in prompts], least), [], []
-        for rows in groups:
-            caches.append([_repeat_layer(layer, len(rows)) for layer in common])
-            outputs.append(self._prefill([prompts[row][head:] for row in rows], head, caches[-1]))
-
-        self._join(groups, caches, outputs, capacity)
+        self._begin(model, output_head, torch.tensor([len(prompt) for prompt in prompts]))
+        self._pack(prompts, kept)
+        states = self._forward(self._tokens[None], self._positions[None], self._last)
+        self.states = states.transpose(0, 1)
+        if kept is not None and self._head and self._shared < self._head:
+            heads = [[states[:1, :, : self._head] for states in layers] for layers in (self._keys, self._values)]
+            kept.keep(list(prompts[0][: self._head]), *heads)
+        self._groups, self._given = [], None  # the prefill's own
 
     @classmethod
-    def from_caches(
-        cls, model: PreTrainedModel, caches: Sequence[list[DynamicLayer]], logits: torch.Tensor, capacity: int
+    def from_keys(
+        cls,
+        model: PreTrainedModel,
+        output_head: OutputHead,
+        layers: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        lengths: torch.Tensor,
+        states: torch.Tensor,
     ) -> PrefilledPrompts:
-        """n prompts whose keys and values are there already, as the layers of one row each.
+        """n prompts whose keys and values are there already.
 
         Args:
-            model, capacity: as above.
-            caches: the layers of each prompt.
-            logits: [n, 1, vocab] float32, after each prompt.
+            model, output_head: as above.
+            layers: keys and values of each layer [n, key heads, longest, width], padded on the right.
+            lengths: [n], tokens of each prompt, on the CPU.
+            states: [n, 1, ...], what the head keeps of the hidden states after each prompt.
         """
         prefilled = cls.__new__(cls)
-        prefilled.model = model
-        lengths = [layers[0].get_seq_length() for layers in caches]
-        is_token = [torch.ones(1, length, dtype=torch.bool, device=logits.device) for length in lengths]
-        outputs = list(zip(is_token, logits.split(1), strict=True))
-        prefilled._join([[row] for row in range(len(caches))], caches, outputs, capacity)
+        prefilled._begin(model, output_head, lengths)
+        # Under autocast, rotated keys are float32 and values are not.
+        prefilled._keys = [keys.to(values.dtype) for keys, values in layers]
+        prefilled._values = [values for _, values in layers]
+        prefilled.states = states
         return prefilled
 
-    def _join(
-        self,
-        groups: Sequence[list[int]],
-        caches: Sequence[list[DynamicLayer]],
-        outputs: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        capacity: int,
-    ) -> None:
-        """Phase 3: all prompts side by side, from the rows, layers and outputs of every pass."""
-        n, device = sum(map(len, groups)), outputs[0][1].device
-        width = max(is_token.shape[1] for is_token, _ in outputs)
-        self._is_token = torch.zeros(n, width, dtype=torch.bool, device=device)
-        self.logits = outputs[0][1].new_empty(n, *outputs[0][1].shape[1:])
-        for rows, (is_token, logits) in zip(groups, outputs, strict=True):
-            self._is_token[rows, -is_token.shape[1] :], self.logits[rows] = is_token, logits
-        self.lengths = self._is_token.sum(dim=1)
-        parts_of_layer = [list(zip(groups, layers, strict=True)) for layers in zip(*caches, strict=True)]
-        self._cache = Cache(layers=[_PreallocatedLayer(parts, capacity) for parts in parts_of_layer])
-
-    def _prefill(
-        self, rests: Sequence[Sequence[int]], head: int, layers: list[DynamicLayer]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute some prompts and fill `layers` with their keys and values.
-
-        Args:
-            rests: the tokens behind the first `head` of each prompt, which are padded on the left.
-            head: tokens that `layers` hold already.
-            layers: a cache of these rows.
-
-        Returns:
-            (which slots hold a token [rows, head + longest], logits [rows, 1, vocab] after the last one).
-        """
-        rows, length, device = len(rests), max(map(len, rests)), self.model.device
-        tokens = torch.zeros(rows, length, dtype=torch.long)
-        is_token = torch.zeros(rows, head + length, dtype=torch.bool)
-        is_token[:, :head] = True
-        for row, rest in enumerate(rests):
-            tokens[row, length - len(rest) :] = torch.as_tensor(rest)
-            is_token[row, head + length - len(rest) :] = True
-        is_token = is_token.to(device)
-        position = (is_token.cumsum(dim=1) - 1).clamp(min=0)[:, head:]
-        # A padding query sees only itself: a row without any visible key would be NaN under some kernels.
-        itself = torch.eye(length, dtype=torch.bool, device=device)
-        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril() & is_token[:, None, head:] | itself
-        visible = torch.cat((is_token.new_ones(rows, length, head), causal), dim=-1)
-        return is_token, self._forward(tokens.to(device), position, visible, Cache(layers=layers), logits_to_keep=1)
-
-    def _forward(self, tokens, position, visible, cache: Cache, **arguments) -> torch.Tensor:
-        return self.model(
-            input_ids=tokens,
-            position_ids=position,
-            attention_mask=build_attention_mask(self.model, visible.unsqueeze(1)),
-            past_key_values=cache,
-            use_cache=True,
-            **arguments,
-        ).logits.float()
+    def _begin(self, model: PreTrainedModel, output_head: OutputHead, lengths: torch.Tensor) -> None:
+        """Nothing is appended yet to prompts of `lengths` [n], on the CPU."""
+        self.model, self.output_head, self.lengths = model, output_head, lengths.to(model.device)
+        self._keys: list[torch.Tensor] = []  # of each layer, [n, key heads, longest prompt, width]
+        self._values: list[torch.Tensor] = []
+        self._own_keys: list[torch.Tensor] = []  # of each layer, [n, prefixes, key heads, appended, width]
+        self._own_values: list[torch.Tensor] = []
+        self._parent: torch.Tensor | None = None
+        index = torch.arange(max(lengths.tolist()), device=model.device)
+        self._is_padding = (index >= self.lengths[:, None])[:, None, None]  # [n, 1, 1, longest]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def extend(self, tokens: torch.Tensor, depth: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Append Q slots to every prompt.
+    def _pack(self, prompts: Sequence[Sequence[int]], kept: KeptHead | None) -> None:
+        """Lay out the packed row: the head all prompts have in common, then the rest of each.
+
+        The last token of each prompt stays outside the head: it gives the logits. All indices are built here, on the
+        CPU, for all layers.
+        """
+        device, n = self.model.device, len(prompts)
+        common = os.path.commonprefix([prompt[:-1] for prompt in prompts])
+        # One prompt alone has no head to share, unless it was kept.
+        shared = kept.begin(self.model, list(common)) if kept is not None else 0
+        head = len(common) if n > 1 else shared
+        if head < SHORTEST_HEAD:
+            head = shared = 0
+        shared = min(shared, head)
+        self._head, self._shared = head, shared
+        self._given = (kept, shared) if shared else None
+        tokens, positions = list(prompts[0][shared:head]), list(range(shared, head))
+        # Indices into the packed row behind the `shared` given keys.
+        places = torch.zeros(n, max(map(len, prompts)), dtype=torch.long)
+        places[:, :head] = torch.arange(head)
+        first = []
+        for row, prompt in enumerate(prompts):
+            first.append(len(tokens))
+            places[row, head : len(prompt)] = torch.arange(
+                shared + len(tokens), shared + len(tokens) + len(prompt) - head
+            )
+            tokens += prompt[head:]
+            positions += range(head, len(prompt))
+        rests = [len(prompt) - head for prompt in prompts]
+        self._last = torch.tensor([start + length - 1 for start, length in zip(first, rests, strict=True)]).to(device)
+        least = LEAST_PADDING.get(device.type, LEAST_PADDING_ELSEWHERE)
+        self._groups = []
+        for rows in group_by_length(rests, least):
+            longest = rests[rows[0]]
+            queries = torch.zeros(len(rows), longest, dtype=torch.long)
+            for index, row in enumerate(rows):
+                queries[index, : rests[row]] = torch.arange(first[row], first[row] + rests[row])
+            is_token = torch.arange(longest) < torch.tensor([rests[row] for row in rows])[:, None]
+            indices = (torch.tensor(rows), queries, is_token.nonzero(), queries[is_token])
+            self._groups.append(_Group(*(index.to(device) for index in indices)))
+        self._tokens, self._positions = (torch.tensor(values).to(device) for values in (tokens, positions))
+        self._places = places.to(device)
+
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor | int) -> torch.Tensor:
+        """What the head keeps of the hidden states [rows, keep, ...] after some tokens [rows, Q]."""
+        return self.output_head.capture(
+            input_ids=tokens,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=keep,
+            prefilled_prompts=self,
+        )
+
+    def extend(self, tokens: torch.Tensor, parent: torch.Tensor, level: int) -> torch.Tensor:
+        """Append a chain of tokens to each of W prefixes.
 
         Args:
-            tokens: [n, Q] token ids.
-            depth: [Q], tokens generated before each slot.
-            visible: [n, Q, appended slots + Q] bool, which slots behind the prompt each new one sees.
+            tokens: [n, W, L] token ids.
+            parent: [n, W], the prefix of the call before that each continues; of all zeros at first.
+            level: tokens of these prefixes behind the prompt, before the new ones.
 
         Returns:
-            Their logits [n, Q, vocab] float32.
+            What `output_head` keeps of the hidden states after each token, [n, W, L, ...].
         """
-        prompt = self._is_token.unsqueeze(1).expand(-1, tokens.shape[1], -1)
-        position = self.lengths[:, None] + depth
-        return self._forward(tokens, position, torch.cat((prompt, visible), dim=-1), self._cache)
+        n, width, length = tokens.shape
+        self._parent, self._prefixes = parent, torch.arange(n, device=parent.device)[:, None]
+        steps = torch.arange(level, level + length, device=tokens.device).repeat(width)
+        states = self._forward(tokens.flatten(1), self.lengths[:, None] + steps, 0)
+        return states.unflatten(1, (width, length))
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """The attention of one layer; its keys and values are stored.
+
+        Args:
+            layer: number of the layer; layers come in order.
+            query: [rows, heads, Q, width].
+            key, value: [rows, key heads, Q, width], of the same tokens.
+            scaling: factor of the scores.
+
+        Returns:
+            [rows, Q, heads, width].
+        """
+        if self._parent is None:
+            return self._attend_in_prompts(layer, query, key, value, scaling)
+        return self._attend_behind_prompts(layer, query, key, value, scaling)
+
+    def _attend_in_prompts(self, layer, query, key, value, scaling) -> torch.Tensor:
+        """The packed row: each prompt sees the head and itself. Every row of keys is padded on the right."""
+        if self._given:
+            kept, shared = self._given
+            key = torch.cat((kept.keys[layer][:, :, :shared], key), dim=2)
+            value = torch.cat((kept.values[layer][:, :, :shared], value), dim=2)
+        # [key heads, n, longest, width] -> [n, key heads, longest, width]
+        keys, values = (states[0][:, self._places].transpose(0, 1).contiguous() for states in (key, value))
+        self._keys.append(keys)
+        self._values.append(values)
+        head, shared, times = self._head, self._shared, query.shape[1] // key.shape[1]
+        out = query.new_empty(1, query.shape[2], *query.shape[1::2])
+        if shared < head:  # the head is computed in this row
+            out[:, : head - shared] = _attend_causally(
+                query[:, :, : head - shared], keys[:1, :, :head], values[:1, :, :head], times, scaling
+            )
+        for group in self._groups:
+            longest = head + group.queries.shape[1]
+            queries = query[0][:, group.queries].transpose(0, 1)
+            attended = _attend_causally(
+                queries, keys[group.rows, :, :longest], values[group.rows, :, :longest], times, scaling
+            )
+            out[0, group.packed] = attended[group.places[:, 0], group.places[:, 1]]
+        return out
+
+    def _attend_behind_prompts(self, layer, query, key, value, scaling) -> torch.Tensor:
+        """Chains behind the prompts: each token sees its prompt, its prefix and its chain."""
+        n, width = self._parent.shape
+        (_, heads, queries, size), key_heads = query.shape, key.shape[1]
+        length, times = queries // width, heads // key_heads
+        # [n, key heads, W * L, width] -> [n, W, key heads, L, width], so that a prefix is one piece of memory.
+        key, value = (states.unflatten(2, (width, length)).transpose(1, 2) for states in (key, value))
+        if layer < len(self._own_keys):
+            key = torch.cat((self._own_keys[layer][self._prefixes, self._parent], key), dim=3)
+            value = torch.cat((self._own_values[layer][self._prefixes, self._parent], value), dim=3)
+            self._own_keys[layer], self._own_values[layer] = key, value
+        else:
+            self._own_keys.append(key)
+            self._own_values.append(value)
+        prompt_keys, prompt_values = self._keys[layer], self._values[layer]
+        longest = prompt_keys.shape[2]
+        # All queries that share keys in one product: [n, key heads, times * W * L, width].
+        together = (query * scaling).reshape(n, key_heads, times * queries, size)
+        scores = (together @ prompt_keys.transpose(2, 3)).masked_fill_(self._is_padding, float("-inf"))
+        by_prefix = (n, key_heads, times, width, length)
+        # [n, W, key heads, times * L, appended] -> [n, key heads, times, W, L, appended]
+        queries_of_prefix = together.view(*by_prefix, size).permute(0, 3, 1, 2, 4, 5)
+        own = queries_of_prefix.flatten(3, 4) @ key.transpose(3, 4)
+        own = own.unflatten(3, (times, length)).permute(0, 2, 3, 1, 4, 5)
+        if length > 1:
+            slot = torch.arange(key.shape[3], device=key.device)
+            own = own.masked_fill(slot > slot[-length:, None], float("-inf"))
+        weights = torch.cat((scores.view(*by_prefix, longest), own), dim=-1)
+        weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        of_prompt, of_own = weights[..., :longest], weights[..., longest:]
+        out = of_prompt.reshape(n, key_heads, times * queries, longest) @ prompt_values
+        of_own = of_own.permute(0, 3, 1, 2, 4, 5).flatten(3, 4) @ value
+        out = out.view(*by_prefix, size) + of_own.unflatten(3, (times, length)).permute(0, 2, 3, 1, 4, 5)
+        return out.reshape(n, heads, queries, size).transpose(1, 2)
+
+
+def _attend_causally(query, key, value, times: int, scaling: float) -> torch.Tensor:
+    """[rows, Q, heads, width], where the last query of a row sees all its keys, the one before all but the last.
+
+    Args:
+        query: [rows, heads, Q, width].
+        key, value: [rows, heads / times, K >= Q, width].
+        times: heads that share keys.
+        scaling: factor of the scores.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    visible = None
+    if queries < keys:
+        index = torch.arange(keys, device=query.device)
+        visible = index <= index[keys - queries :, None]
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key.repeat_interleave(times, dim=1),
+        value.repeat_interleave(times, dim=1),
+        attn_mask=visible,
+        is_causal=visible is None,
+        scale=scaling,
+    )
+    return attended.transpose(1, 2)
+
+
+def _attend(module, query, key, value, attention_mask, *, scaling=None, prefilled_prompts, **others):
+    """What the layers of a model call; everything but the layout is in `PrefilledPrompts.attend`."""
+    for name in ("softcap", "s_aux", "position_bias", "sliding_window"):
+        if others.get(name) is not None:
+            raise ValueError(f"this model's attention has {name}, which the search does not know")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return prefilled_prompts.attend(module.layer_idx, query, key, value, scaling), None
+
+
+AttentionInterface.register(ATTENTION, _attend)

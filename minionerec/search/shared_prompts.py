@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from minionerec.search.label_scores import score_labels
+from minionerec.search.output_head import OutputHead
 from minionerec.search.prefill import PrefilledPrompts
 from minionerec.search.prefix_tree import (
     batch_trees,
@@ -71,27 +71,24 @@ class SharedPrompts:
         # The training pass computes these few logits again, so that the output layer has one backward pass, not two.
         self._logits, self._hidden = logits.detach(), read[0]
 
-    def prefill(self, numbers: Sequence[int], capacity: int) -> PrefilledPrompts:
-        """Some of the prompts for a search, without gradient.
+    def prefill(self, numbers: Sequence[int]) -> PrefilledPrompts:
+        """Some of the prompts for one search, without gradient.
 
         Args:
             numbers: which of them.
-            capacity: slots that can be appended to each.
         """
-        caches = []
-        for number in numbers:
-            row, slots = int(self._row[number]), self._is_own[number].nonzero().squeeze(1).to(self.model.device)
-            layers = []
-            for whole in self._cache.layers:
-                layer = DynamicLayer()
-                layer.lazy_initialization(whole.keys, whole.values)
-                layer.keys, layer.values = (
-                    states[row : row + 1].detach().index_select(2, slots) for states in (whole.keys, whole.values)
-                )
-                layers.append(layer)
-            caches.append(layers)
-        logits = self._logits[self._logit_row[numbers].to(self.model.device)]
-        return PrefilledPrompts.from_caches(self.model, caches, logits.unsqueeze(1).float(), capacity)
+        device, own = self.model.device, self._is_own[numbers]
+        lengths = own.sum(dim=1)
+        # [n, longest]: the slots of each prompt's tokens in its row, in order, then any others.
+        slots = own.int().argsort(dim=1, descending=True, stable=True)[:, : max(lengths.tolist())].to(device)
+        row, state = self._row[numbers, None].to(device), self._logit_row[numbers].to(device)
+        layers = [
+            tuple(states.detach()[row, :, slots].transpose(1, 2).contiguous() for states in (whole.keys, whole.values))
+            for whole in self._cache.layers
+        ]
+        head = OutputHead(self.model)
+        states = head.choose(self._hidden.detach(), self._logits)[state]
+        return PrefilledPrompts.from_keys(self.model, head, layers, lengths, states.unsqueeze(1))
 
     def score(
         self,

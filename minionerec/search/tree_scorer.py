@@ -1,8 +1,4 @@
-"""A Hugging Face model as the scorer of a search: every prompt prefilled once, all prefixes of a prompt in one row.
-
-All running prefixes of a prompt are query tokens of the *same* row: a [n, 1, W, P + generated] mask lets each see the
-prompt and its ancestors, so the KV cache is never copied, expanded or reordered.
-"""
+"""A Hugging Face model as the scorer of a search: every prompt computed once, all prefixes of a prompt in one row."""
 
 from __future__ import annotations
 
@@ -13,7 +9,8 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.search.prefill import PrefilledPrompts
+from minionerec.search.output_head import OutputHead
+from minionerec.search.prefill import ATTENTION, KeptHead, PrefilledPrompts
 from minionerec.search.prefix_tree import check_tree_attention
 from minionerec.search.scorer import Scorer, check_vocabulary
 from minionerec.search.trie import SidTrie
@@ -33,15 +30,18 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def open_tree_scorer(
-    model: PreTrainedModel, trie: SidTrie, prompts: Sequence[Sequence[int]] | PrefilledPrompts, width: int
+    model: PreTrainedModel,
+    trie: SidTrie,
+    prompts: Sequence[Sequence[int]] | PrefilledPrompts,
+    kept: KeptHead | None = None,
 ) -> Iterator[TreeScorer]:
-    """A `TreeScorer` and, as long as it is in use, `evaluation_mode` and an attention for a few queries.
+    """A `TreeScorer` and, as long as it is in use, `evaluation_mode` and the attention of `PrefilledPrompts`.
 
     Args:
         model: decoder-only HF model with full attention.
         trie: what is searched, on the model's device.
-        prompts: n token-id lists of any lengths, or the prompts prefilled, with a capacity of `width` slots a level.
-        width: prefixes that go on from one level to the next, at most.
+        prompts: n token-id lists of any lengths, or the prompts prefilled, which serve one search.
+        kept: what earlier prompts of the same weights began with, or None.
 
     Raises:
         ValueError: an empty prompt, a model whose attention cannot follow a tree, a trie of another vocabulary.
@@ -49,78 +49,61 @@ def open_tree_scorer(
     check_tree_attention(model)
     check_vocabulary(trie, model.get_output_embeddings().weight.shape[0])
     attention = model.config._attn_implementation
-    # flex_attention pays for long rows of queries, and would be compiled anew for the widths of a search.
-    if attention == "flex_attention":
-        model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(ATTENTION)
     try:
         with evaluation_mode(model):
-            yield TreeScorer(model, trie, prompts, width)
+            yield TreeScorer(model, trie, prompts, kept)
     finally:
-        if attention == "flex_attention":
-            model.set_attn_implementation(attention)
-
-
-def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
-    """`logsumexp` [n, W] over the last dimension, prompt by prompt: at once it would copy the array of all logits."""
-    return torch.stack([row.logsumexp(dim=-1) for row in logits])
+        model.set_attn_implementation(attention)
 
 
 class TreeScorer(Scorer):
     """A model that runs here, in evaluation mode and without gradients: see `open_tree_scorer`.
 
     Args:
-        model, trie, prompts, width: as for `open_tree_scorer`.
+        model, trie, prompts, kept: as for `open_tree_scorer`.
 
     Attributes:
-        logits: [n, W, vocab] float32, after the last token of every running prefix.
-        visible: [n, W, slots] bool, the slots each running prefix sees behind its prompt.
+        states: [n, W, ...], what the output head reads after the last token of every running prefix.
     """
 
     def __init__(
-        self, model: PreTrainedModel, trie: SidTrie, prompts: Sequence[Sequence[int]] | PrefilledPrompts, width: int
+        self,
+        model: PreTrainedModel,
+        trie: SidTrie,
+        prompts: Sequence[Sequence[int]] | PrefilledPrompts,
+        kept: KeptHead | None = None,
     ):
         super().__init__(trie, len(prompts))
         if not isinstance(prompts, PrefilledPrompts):
-            prompts = PrefilledPrompts(model, prompts, capacity=width * trie.depth)
-        self.prefilled = prompts
-        self.logits = self.prefilled.logits
-        self.visible = torch.zeros(*self.nodes.shape, 0, dtype=torch.bool, device=trie.device)
+            prompts = PrefilledPrompts(model, prompts, OutputHead(model), kept)
+        self.prefilled, self.output_head, self.states = prompts, prompts.output_head, prompts.states
 
     def score_children(self, child: torch.Tensor, legal: torch.Tensor, relative: bool = False) -> torch.Tensor:
-        logits = self.logits.gather(-1, self.trie.tokens(child, self.level + 1))
-        return logits if relative else logits - _logsumexp(self.logits).unsqueeze(-1)
-
-    def _see_as(self, parent: torch.Tensor) -> torch.Tensor:
-        """[n, W', slots] bool: what prefixes that continue `parent` [n, W'] see before tokens of their own."""
-        return self.visible.gather(1, parent.unsqueeze(-1).expand(-1, -1, self.visible.shape[-1]))
+        return self.output_head.score(self.states, self.trie, child, self.level + 1, relative)
 
     def _append(self, parent: torch.Tensor) -> None:
-        width = parent.shape[1]
-        itself = torch.eye(width, dtype=torch.bool, device=parent.device).expand(len(parent), -1, -1)
-        self.visible = torch.cat((self._see_as(parent), itself), dim=-1)
-        depth = torch.full((width,), self.level - 1, device=parent.device)
-        self.logits = self.prefilled.extend(self.trie.tokens(self.nodes, self.level), depth, self.visible)
+        tokens = self.trie.tokens(self.nodes, self.level).unsqueeze(-1)
+        self.states = self.prefilled.extend(tokens, parent, self.level - 1).squeeze(2)
 
     def score_forced(
         self, nodes: torch.Tensor, parent: torch.Tensor, alive: torch.Tensor, longest: int
     ) -> torch.Tensor:
         """As `Scorer.score_forced`, all tokens in one pass."""
-        n, beams = nodes.shape
-        depth, device = self.level + 1, nodes.device
-        tokens = [self.trie.tokens(nodes, depth)]
-        for level in range(depth + 1, depth + longest + 1):
+        level = self.level + 1
+        chain = [nodes]
+        for _ in range(longest):
             below = self.trie.first_child[nodes].long()
             # Where a shorter sequence has ended, anything may stand: its later columns are not read.
             nodes = torch.where(self.trie.first_child[nodes + 1] > below, below, 0)
-            tokens.append(self.trie.tokens(nodes, level))
-        tokens = torch.stack(tokens, dim=-1)  # [n, W', L + 1]
-        slot = torch.arange(beams * longest, device=device)
-        same_beam = (slot[:, None] // longest == slot[None, :] // longest) & (slot[None, :] <= slot[:, None])
-        before = self._see_as(parent).repeat_interleave(longest, dim=1)
-        visible = torch.cat((before, same_beam.expand(n, -1, -1)), dim=-1)
-        logits = self.prefilled.extend(tokens[:, :, :-1].flatten(1), depth - 1 + slot % longest, visible)
-        logits = logits.view(n, beams, longest, -1)
-        return logits.gather(-1, tokens[:, :, 1:].unsqueeze(-1)).squeeze(-1) - _logsumexp(logits)
+            chain.append(nodes)
+        fed = [self.trie.tokens(nodes, level + step) for step, nodes in enumerate(chain[:-1])]
+        states = self.prefilled.extend(torch.stack(fed, dim=-1), parent, self.level)
+        gains = [
+            self.output_head.score(states[:, :, step], self.trie, nodes.unsqueeze(-1), level + 1 + step)
+            for step, nodes in enumerate(chain[1:])
+        ]
+        return torch.cat(gains, dim=-1)
 
 
 def choose_batch_size(model: PreTrainedModel, trie: SidTrie, longest_prompt: int, num_beams: int) -> int:

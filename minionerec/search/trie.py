@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,8 @@ class SidTrie:
         row_sequence: [N], the sequence number of each input row.
         level_tokens: per level 1..depth, the token ids that occur there, ascending.
         fanout: the largest number of children of a node, per level 0..depth.
+        forced_range: (smallest, largest) of `forced` among the nodes of each level 0..depth.
+        ends: whether a sequence ends in a node of each level 0..depth.
 
     Raises:
         ValueError: an empty list or sequence, padding before a token, more than 127 tokens, or a sequence that
@@ -196,6 +199,20 @@ class SidTrie:
         self.leaf = torch.from_numpy(leaf)
         self.row_sequence = torch.from_numpy(row_sequence)
         self.level_tokens = [torch.from_numpy(tokens) for tokens in level_tokens]
+        self._summarise_levels(starts)
+
+    def _summarise_levels(self, starts: list[int]) -> None:
+        """Note what a search would otherwise have to read from the device at every level."""
+        levels = [slice(*bounds) for bounds in pairwise(starts)]
+        self.forced_range = [tuple(map(int, self.forced[level].aminmax())) for level in levels]
+        self.ends = [bool((self.sequence[level] >= 0).any()) for level in levels]
+
+    def _find_starts(self) -> list[int]:
+        """The first node of each level 0..depth, and the number of nodes."""
+        starts = [0, 1]
+        while starts[-1] < self.num_nodes:
+            starts.append(int(self.first_child[starts[-1]]))
+        return starts
 
     def to(self, device: str | torch.device) -> SidTrie:
         """Move all tensors; returns self."""
@@ -242,13 +259,16 @@ class SidTrie:
         legal = child < self.first_child[nodes + 1].unsqueeze(-1)
         return torch.where(legal, child, 0), legal
 
+    def codes(self, nodes: torch.Tensor, level: int) -> torch.Tensor:
+        """What `tokens` returns, as indices [...] int64 in level_tokens[level - 1]."""
+        return self.code[nodes].long().clamp_(max=len(self.level_tokens[level - 1]) - 1)
+
     def tokens(self, nodes: torch.Tensor, level: int) -> torch.Tensor:
         """The token ids [...] on the edges into `nodes` [...], all of one level >= 1.
 
         Where a node is the root, which stands for no child, any token of the level is returned.
         """
-        tokens = self.level_tokens[level - 1]
-        code = self.code[nodes].long().clamp_(max=len(tokens) - 1)
+        tokens, code = self.level_tokens[level - 1], self.codes(nodes, level)
         # The tokens of a level are usually numbered without gaps: then no second look-up is needed.
         first = self._first_token[level - 1]
         return tokens[code] if first is None else code.add_(first)
@@ -316,9 +336,7 @@ class SidTrie:
         """All sequences [S, depth] as token ids, by number, padded with -1."""
         first_child, node = self.first_child.cpu().numpy(), self.leaf.cpu().numpy().copy()
         code = self.code.cpu().numpy()
-        starts = [0, 1]
-        while starts[-1] < self.num_nodes:
-            starts.append(int(first_child[starts[-1]]))
+        starts = self._find_starts()
         lengths = np.searchsorted(starts, node, side="right") - 1
         out = np.full((len(node), self.depth), -1, dtype=np.int64)
         for level in range(self.depth, 0, -1):
@@ -373,6 +391,7 @@ class SidTrie:
                 trie.level_tokens = [file.get_tensor(f"level_tokens.{level}") for level in range(len(trie.fanout) - 1)]
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: not a trie written by SidTrie.save ({error})") from None
+        trie._summarise_levels(trie._find_starts())
         return trie.to(device)
 
 

@@ -102,7 +102,7 @@ def roll_out(
         numbers = order[start : start + batch_size]
         batch = [prompts[number] for number in numbers]
         if shared is not None:
-            batch = shared.prefill(numbers, width * trie.depth)
+            batch = shared.prefill(numbers)
         if beams:
             result = beam_search(model, trie, batch, width, renormalize=renormalize)
         else:
