@@ -16,6 +16,7 @@ from minionerec.evaluation.shards import RowResults, work_in_shards
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example, PromptDataset
 from minionerec.language.prompts import Encoder
+from minionerec.search.prefill import KeptHead
 from minionerec.search.scorer import Engine
 from minionerec.search.tree_scorer import choose_batch_size
 
@@ -48,6 +49,7 @@ class SplitRanker:
     ):
         self.model, self.encoder, self.catalogue_trie, self.flags = model, encoder, catalogue_trie, flags
         self.included, self.rank_by_generate = included, rank_by_generate
+        self.kept = KeptHead()  # a ranker's weights do not change
 
     def rank(
         self,
@@ -125,4 +127,5 @@ class SplitRanker:
             renormalize=flags.renormalize,
             excluded=excluded,
             included=[self.included] * len(examples) if self.included else None,
+            kept=self.kept,
         )

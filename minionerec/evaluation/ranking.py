@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from accelerate.utils import reduce
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -14,6 +13,7 @@ from minionerec.evaluation.metrics import find_rank, hit_ratio, ndcg
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
 from minionerec.search.beam_search import beam_search
+from minionerec.search.prefill import KeptHead
 from minionerec.search.scorer import Engine
 
 
@@ -29,6 +29,7 @@ def rank_sids(
     renormalize: bool = False,
     excluded: Sequence[Sequence[int]] | None = None,
     included: Sequence[Sequence[int] | None] | None = None,
+    kept: KeptHead | None = None,
 ) -> tuple[list[list[str]], list[list[float]]]:
     """The best SIDs of every example; batches hold prompts of similar length.
 
@@ -43,10 +44,12 @@ def rank_sids(
         renormalize: score with probabilities over the legal tokens.
         excluded: per example, the sequence numbers that may not be found.
         included: per example, the only ones that may, or None for all.
+        kept: what prompts ranked before began with; None: kept from batch to batch of this call.
 
     Returns:
         (rankings, scores) in the order of `examples`: SIDs, best first, and their scores.
     """
+    kept = kept or KeptHead()
     order = sorted(range(len(examples)), key=lambda number: len(examples[number].prompt_ids))
     rankings: list[list[str]] = [[] for _ in examples]
     scores: list[list[float]] = [[] for _ in examples]
@@ -62,6 +65,7 @@ def rank_sids(
             renormalize=renormalize,
             excluded=excluded and [excluded[number] for number in numbers],
             included=included and [included[number] for number in numbers],
+            kept=kept,
         )
         rows = zip(numbers, result.sequence.tolist(), result.score.tolist(), strict=True)
         for number, sequences, values in rows:
@@ -87,8 +91,9 @@ def measure_validation(
     share = [examples[number] for number in range(state.process_index, len(examples), state.num_processes)]
     rankings, _ = rank_sids(model, catalogue_trie, share, num_beams, batch_size, progress=False)
     ranks = [find_rank(example.sid, ranked) for example, ranked in zip(share, rankings, strict=True)]
-    # Sums, so that the processes' shares add up to the same figures whatever their number.
-    sums = [hit_ratio(ranks, 10) * len(ranks), ndcg(ranks, 10) * len(ranks)] if ranks else [0.0, 0.0]
-    total = reduce(torch.tensor(sums, dtype=torch.float64, device=model.device), "sum").tolist()
+    # Sums, so that the processes' shares add up to the same figures whatever their number; on the CPU, as not every
+    # device has float64.
+    sums = [(hit_ratio(ranks, 10) * len(ranks), ndcg(ranks, 10) * len(ranks)) if ranks else (0.0, 0.0)]
+    total = [sum(values) for values in zip(*gather_object(sums), strict=True)]
     hits, gain = round(total[0]) / len(examples), total[1] / len(examples)
     return {"HR@10": hits, "NDCG@10": gain, "sum": hits + gain}

@@ -12,6 +12,7 @@ from minionerec.common.files import InputError
 from minionerec.common.processes import say
 from minionerec.language.models import choose_dtype
 from minionerec.search.beam_search import beam_search, sample
+from minionerec.search.prefill import KeptHead
 from minionerec.search.scorer import Engine
 from minionerec.search.shared_prompts import SharedPrompts
 from minionerec.search.trie import SidTrie
@@ -98,13 +99,14 @@ def roll_out(
     generator = torch.Generator(trie.device).manual_seed(_hash_seed(seed))
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     groups: list[list[int]] = [[] for _ in prompts]
+    kept = KeptHead()  # for this call alone: the weights change between steps
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         batch = [prompts[number] for number in numbers]
         if shared is not None:
             batch = shared.prefill(numbers)
         if beams:
-            result = beam_search(model, trie, batch, width, renormalize=renormalize)
+            result = beam_search(model, trie, batch, width, renormalize=renormalize, kept=kept)
         else:
             result = sample(model, trie, batch, width, temperature, generator)
         for number, sequences in zip(numbers, result.sequence.tolist(), strict=True):
