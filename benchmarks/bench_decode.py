@@ -58,6 +58,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from benchmarks.arithmetic import count_forward_flops, measure_peak_gflops
 from benchmarks.problems import build_random_model, build_sid_model, read_published_data
 from benchmarks.textbook import Ranking, search_textbook
 from data import EvalSidDataset, RLSeqTitle2SidDataset
@@ -67,8 +68,8 @@ from minionerec.common.records import read_rows
 from minionerec.language.models import load_model
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts, load_prompts
 from minionerec.search import beam_search as tree_search
+from minionerec.search.output_head import OutputHead
 from minionerec.search.prefill import SHORTEST_HEAD, PrefilledPrompts
-from minionerec.search.tree_scorer import TreeScorer
 from minionerec.search.trie import SidTrie
 
 END = 1
@@ -170,9 +171,11 @@ class SearchMeter:
     Attributes:
         tokens, padding: Counters of the tokens fed through the model, by phase ("" outside all phases).
         seconds: Counter of the time in each phase.
+        attended_pairs: (query, key) pairs behind the prompts of a tree search.
     """
 
     def __init__(self):
+        self.attended_pairs = 0
         self.tokens, self.padding, self.seconds = Counter(), Counter(), Counter()
         self._phase = ""
 
@@ -187,8 +190,6 @@ class SearchMeter:
                 tokens = ids.numel()
             elif mask.dim() == 2:
                 tokens = int(mask[:, -new:].sum())
-            elif self._phase == "prefill":
-                tokens = int(mask[:, 0, -1, -new:].sum())  # a prompt's last token sees all the others
             else:
                 tokens = ids.numel()
             self.tokens[self._phase] += tokens
@@ -204,16 +205,18 @@ class SearchMeter:
     def timing(self, sid_length: int) -> Iterator[None]:
         """Inside, the parts of `beam_search` that run the model are phases; what they leave is trie and selection."""
 
-        def step_or_tail(_prompts, _tokens, depth: torch.Tensor, _visible) -> str:
+        def step_or_tail(prompts: PrefilledPrompts, tokens: torch.Tensor, _parent: torch.Tensor, level: int) -> str:
+            _, width, length = tokens.shape
+            own = sum(range(level + 1, level + length + 1))
+            self.attended_pairs += int(prompts.lengths.sum()) * width * length + len(tokens) * width * own
             # A SID's last token, and what follows it, are fed for the sake of the forced end alone.
-            return "forced_tail" if int(depth.max()) >= sid_length - 1 else "steps"
+            return "forced_tail" if length > 1 or level + length >= sid_length else "steps"
 
-        prefill, extend = PrefilledPrompts.__init__, PrefilledPrompts.extend
-        score = TreeScorer.score_forced
+        prefill, extend, score = PrefilledPrompts.__init__, PrefilledPrompts.extend, OutputHead.score
         with (
             patch.object(PrefilledPrompts, "__init__", self._timed(prefill, lambda *_, **__: "prefill")),
             patch.object(PrefilledPrompts, "extend", self._timed(extend, step_or_tail)),
-            patch.object(TreeScorer, "score_forced", self._timed(score, lambda *_: "forced_tail")),
+            patch.object(OutputHead, "score", self._timed(score, lambda *_, **__: "logits")),
         ):
             start, before = time.perf_counter(), self.seconds.total()
             yield
@@ -250,6 +253,25 @@ def count_common_tokens(prompts: list[list[int]]) -> int:
     return (len(prompts) - 1) * head if head >= SHORTEST_HEAD else 0
 
 
+def bound_by_arithmetic(problem: SearchProblem, meter: SearchMeter, seconds: float) -> dict[str, float]:
+    """Which share of the time of a tree search its matrix products would take at the peak of this process."""
+    lengths = [len(prompt) for prompt in problem.prompts]
+    saved, copies = count_common_tokens(problem.prompts), len(lengths) - 1
+    head = saved // copies if copies else 0
+    pairs = sum(length * (length + 1) // 2 for length in lengths) - copies * head * (head + 1) // 2
+    logit_rows = len(lengths) + meter.tokens["steps"] + meter.tokens["forced_tail"]
+    flops = count_forward_flops(problem.model.config, meter.tokens.total(), pairs + meter.attended_pairs, logit_rows)
+    peak = measure_peak_gflops(problem.model.dtype, problem.model.device)
+    bound = flops / peak / 1e9
+    say(f"arithmetic: {flops / 1e9:.0f} GFLOP, at most {peak:.0f} GFLOP/s here: {bound:.2f} s, {bound / seconds:.0%}")
+    return {
+        "gflop": round(flops / 1e9, 1),
+        "peak_gflops": round(peak, 1),
+        "arithmetic_s": round(bound, 4),
+        "arithmetic_share": round(bound / seconds, 3),
+    }
+
+
 def measure_overlap(first: list[Ranking], second: list[Ranking], k: int) -> float:
     """Mean share of the top k of `first` that are in the top k of `second`, in any order."""
     shares = []
@@ -265,7 +287,8 @@ def time_searches(
     """Run both ways in turn.
 
     Returns:
-        (the tree search's rankings, {way: median seconds}, {way: meter of the last run}).
+        (the tree search's rankings, {way: median seconds, way_cpu: those of the processor}, {way: meter of the last
+        run}).
 
     Raises:
         InputError: the two ways disagree.
@@ -273,17 +296,19 @@ def time_searches(
     warm_up = SearchProblem(problem.model, [problem.prompts[0][:8]], problem.sequences, problem.end)
     run_tree(problem.model, trie, warm_up, num_beams)
     run_textbook(warm_up, num_beams)
-    seconds: dict[str, list[float]] = {"tree": [], "textbook": []}
+    seconds: dict[str, list[float]] = {"tree": [], "textbook": [], "tree_cpu": [], "textbook_cpu": []}
     for _ in tqdm(range(repeats)):
         meters = {"tree": SearchMeter(), "textbook": SearchMeter()}
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         with meters["tree"].counting(problem.model), meters["tree"].timing(problem.sid_length):
             ours = run_tree(problem.model, trie, problem, num_beams)
-        middle = time.perf_counter()
+        middle, middle_cpu = time.perf_counter(), time.process_time()
         with meters["textbook"].counting(problem.model):
             theirs = run_textbook(problem, num_beams)
         seconds["tree"].append(middle - start)
         seconds["textbook"].append(time.perf_counter() - middle)
+        seconds["tree_cpu"].append(middle_cpu - start_cpu)
+        seconds["textbook_cpu"].append(time.process_time() - middle_cpu)
         if not agree(ours, theirs):
             raise InputError("the two searches disagree: no figure is reported")
     return ours, {name: statistics.median(values) for name, values in seconds.items()}, meters
@@ -325,10 +350,14 @@ def bench(flags: DecodeBenchFlags) -> None:
         rounded = run_tree(copy.deepcopy(problem.model).to(torch.bfloat16), trie, problem, flags.num_beams)
         sizes = sorted({min(10, flags.num_beams), flags.num_beams})
         bf16_overlap = {f"top_{k}": round(measure_overlap(rankings, rounded, k), 4) for k in sizes}
-    say(f"{'way':<10}{'median s':>10}{'tokens':>10}{'padding':>10}")
+    say(f"{'way':<10}{'median s':>10}{'cpu s':>10}{'tokens':>10}{'padding':>10}")
     for name, meter in meters.items():
-        say(f"{name:<10}{medians[name]:>10.3f}{meter.tokens.total():>10,}{meter.padding.total():>10,}")
+        times = f"{medians[name]:>10.3f}{medians[name + '_cpu']:>10.3f}"
+        say(f"{name:<10}{times}{meter.tokens.total():>10,}{meter.padding.total():>10,}")
     tokens, lengths = meters["tree"].tokens.total(), [len(prompt) for prompt in problem.prompts]
+    # One thread's processor seconds leave out the time it waited for other work on the machine.
+    alone = problem.model.device.type == "cpu" and torch.get_num_threads() == 1
+    seconds = medians["tree_cpu" if alone else "tree"]
     report = {
         "benchmark": "decode",
         "data": flags.category or flags.data_root or "made up",
@@ -345,10 +374,14 @@ def bench(flags: DecodeBenchFlags) -> None:
         "tree_s": round(medians["tree"], 4),
         "textbook_s": round(medians["textbook"], 4),
         "ratio": round(medians["textbook"] / medians["tree"], 1),
+        "tree_cpu_s": round(medians["tree_cpu"], 4),
+        "textbook_cpu_s": round(medians["textbook_cpu"], 4),
+        "cpu_ratio": round(medians["textbook_cpu"] / medians["tree_cpu"], 1),
         "tokens": tokens,
         "tokens_by_phase": dict(meters["tree"].tokens),
         "padding": meters["tree"].padding.total(),
         **count_tokens(problem, flags.num_beams, tokens),
+        **bound_by_arithmetic(problem, meters["tree"], seconds),
         "textbook_tokens": meters["textbook"].tokens.total(),
         "textbook_padding": meters["textbook"].padding.total(),
         "token_ratio": round(meters["textbook"].tokens.total() / tokens, 1),

@@ -17,6 +17,7 @@ from benchmarks import (
     bench_stream,
     bench_trie,
 )
+from benchmarks.arithmetic import count_forward_flops
 from minionerec.common.cli import parse_flags
 from minionerec.common.files import InputError
 from minionerec.evaluation import predict
@@ -28,6 +29,8 @@ DECODE_KEYS = {
     "formula_tokens",
     "tokens_off",
     "textbook_tokens",
+    "cpu_ratio",
+    "arithmetic_share",
     "phases_s",
     "bf16_overlap",
 }
@@ -66,7 +69,7 @@ def last_line(capsys) -> dict:
 
 def check_decode(report: dict) -> None:
     assert DECODE_KEYS <= report.keys() and report["agree"]
-    assert set(report["phases_s"]) == {"prefill", "steps", "forced_tail", "trie_and_selection"}
+    assert set(report["phases_s"]) == {"prefill", "steps", "forced_tail", "logits", "trie_and_selection"}
     assert report["textbook_tokens"] > report["tokens"] == sum(report["tokens_by_phase"].values())
     assert set(report["bf16_overlap"]) == {"top_4"} and 0 <= report["bf16_overlap"]["top_4"] <= 1
 
@@ -82,6 +85,11 @@ def test_decode_random_prompts(capsys):
     # 3 prompts of 12 tokens; every beam feeds its three SID tokens. The textbook feeds 4 copies of every prompt.
     assert report["tokens"] == report["formula_tokens"] == 3 * (12 + 4 * 3) and report["tokens_off"] == 0
     assert report["padding"] == 0 and report["textbook_tokens"] == 3 * 4 * (12 + 3)
+    # 45 states have logits; a beam sees its prompt and 1, 2, 3 tokens of its own.
+    config = bench_decode.build_random_model("qwen3-small", 400 + 3 * 8, 0).config
+    pairs = 3 * 12 * 13 // 2 + 3 * 4 * (3 * 12 + 1 + 2 + 3)
+    expected = count_forward_flops(config, report["tokens"], pairs, 3 + 3 * 4 * 3)
+    assert report["gflop"] == round(expected / 1e9, 1) and 0 < report["arithmetic_share"]
 
 
 def test_decode_published_data(data_root, capsys):
