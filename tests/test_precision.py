@@ -17,7 +17,7 @@ from minionerec.evaluation.settings import EvaluateFlags, RecommendFlags
 from minionerec.language import models
 from minionerec.language.models import choose_dtype, has_fast_bf16, place_for_search
 from minionerec.search.beam_search import beam_search
-from minionerec.search.prefill import PrefilledPrompts
+from minionerec.search.output_head import OutputHead
 from minionerec.search.trie import SidTrie
 from minionerec.training import rollouts
 from minionerec.training.rollouts import choose_rollout_dtype, compute_in
@@ -59,15 +59,15 @@ def test_what_is_said(monkeypatch, capsys):
 def precisions(monkeypatch):
     """The precisions of the keys that searches keep, as they are computed."""
     seen = set()
-    extend = PrefilledPrompts.extend
+    score = OutputHead.score
 
     def noting(self, *arguments):
-        logits = extend(self, *arguments)
-        assert logits.dtype == torch.float32  # scores are summed in float32 whatever the weights are
+        gains = score(self, *arguments)
+        assert gains.dtype == torch.float32  # scores are summed in float32 whatever the weights are
         seen.add(self.model.get_input_embeddings().weight.dtype)
-        return logits
+        return gains
 
-    monkeypatch.setattr(PrefilledPrompts, "extend", noting)
+    monkeypatch.setattr(OutputHead, "score", noting)
     return seen
 
 

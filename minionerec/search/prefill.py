@@ -350,6 +350,8 @@ def _attend(module, query, key, value, attention_mask, *, scaling=None, prefille
         if others.get(name) is not None:
             raise ValueError(f"this model's attention has {name}, which the search does not know")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # Under autocast, rotated queries and keys are float32 and values are not.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     return prefilled_prompts.attend(module.layer_idx, query, key, value, scaling), None
 
 
