@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
 from minionerec.search.beam_search import NAN_LOGITS, NEGATIVE, SearchResult
-from minionerec.search.tree_scorer import evaluation_mode
+from minionerec.search.modes import evaluation_mode
 from minionerec.search.trie import SidTrie
 
 __all__ = ["ConstrainedLogitsProcessor", "SidTrie", "generate_beams", "hf_beam_search", "hf_rank_sids", "pad_left"]

@@ -124,7 +124,7 @@ def read_search(flags: DecodeBenchFlags) -> SearchProblem:
         raise InputError(f"--batch_size {flags.batch_size}: {files[0]} has only {len(rows)} rows")
     _, catalogue = read_published_data(flags.data_root, flags.category)
     if flags.model:
-        model, tokenizer = load_model(flags.model, "model")
+        model, tokenizer = load_model(flags.model, "model", for_training=False)
         model.eval()
         encoder = Encoder(tokenizer, load_checkpoint_prompts(flags.model, flags.prompts, None))
     else:

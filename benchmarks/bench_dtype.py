@@ -179,7 +179,7 @@ def bench_trained(flags: DtypeBenchFlags) -> list[dict[str, Any]]:
     rows = read_rows(files[0])
     rows = random.Random(flags.seed).sample(rows, min(flags.rows, len(rows)))
     _, catalogue = read_published_data(flags.data_root, flags.category)
-    model, tokenizer = load_model(flags.model, "model")
+    model, tokenizer = load_model(flags.model, "model", for_training=False)
     encoder = Encoder(tokenizer, load_checkpoint_prompts(flags.model, None, None))
     catalogue_trie = build_catalogue_trie(catalogue, encoder, "cpu")
     examples = sorted(EvalSidDataset(rows, encoder).examples, key=lambda example: len(example.prompt_ids))

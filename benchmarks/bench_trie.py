@@ -47,7 +47,8 @@ from benchmarks.problems import read_peak_memory_mb
 from minionerec.common.files import InputError
 from minionerec.common.processes import say
 from minionerec.search.beam_search import stable_topk
-from minionerec.search.trie import SidTrie, SubTries
+from minionerec.search.sub_tries import SubTries
+from minionerec.search.trie import SidTrie
 
 END = 0
 

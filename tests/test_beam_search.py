@@ -11,8 +11,10 @@ from tiny import END, random_catalogue, random_prompts, rank_by_textbook, tiny_m
 
 from benchmarks.textbook import PrefixDictionary
 from minionerec.search import output_head, prefill, tree_scorer
+from minionerec.search.attention_check import find_obstacle
 from minionerec.search.beam_search import beam_search, sample, stable_topk
-from minionerec.search.prefill import KeptHead, PrefilledPrompts, group_by_length
+from minionerec.search.kept_head import KeptHead
+from minionerec.search.prefill import PrefilledPrompts, group_by_length
 from minionerec.search.scorer import Engine, Scorer
 from minionerec.search.tree_scorer import choose_batch_size
 from minionerec.search.trie import SidTrie
@@ -99,8 +101,9 @@ def test_lists_for_another_number_of_prompts():
 
 
 def note_tokens(model) -> list[list[int]]:
-    """The token ids of every forward pass from now on, row after row."""
+    """The token ids of every forward pass of a search from now on, row after row."""
     fed = []
+    assert find_obstacle(model, 0) is None  # asked now, the model is not asked again
     model.register_forward_pre_hook(
         lambda _module, _arguments, named: fed.append(named["input_ids"].flatten().tolist()), with_kwargs=True
     )
@@ -179,7 +182,7 @@ def test_a_head_that_is_more_than_a_product_is_read_from_its_model(monkeypatch):
     trie, prompts = SidTrie(random_catalogue(rng, 100, 4, 9, 60, True)), random_prompts(rng, 4, 60)
     monkeypatch.setattr(output_head, "BLOCK", {"cpu": 64})
     blocks = beam_search(model, trie, prompts, 12)
-    monkeypatch.setattr(output_head, "PLAIN_HEADS", frozenset())
+    monkeypatch.setattr(output_head, "has_plain_head", lambda _model: False)
     whole = beam_search(model, trie, prompts, 12)
     assert torch.equal(blocks.sequence, whole.sequence)
     torch.testing.assert_close(blocks.score, whole.score, atol=1e-5, rtol=0)
@@ -202,6 +205,7 @@ def test_the_device_is_asked_only_where_a_level_is_mixed(monkeypatch):
     """Where the trie alone decides when the forced tail begins, one flag is read at the end; else one a level."""
     rng, reads = random.Random(6), []
     model, prompts = tiny_model("llama", 60), random_prompts(rng, 3, 60)
+    assert find_obstacle(model, 30) is None  # asked now, the model is not asked again
     even = SidTrie([[a, b, c, END] for a in (2, 3, 4) for b in (5, 6, 7) for c in (8, 9)])
     mixed = SidTrie(random_catalogue(rng, 100, 4, 12, 60, True))
     for name in ("__bool__", "__int__", "item", "tolist"):
@@ -461,6 +465,7 @@ def test_forced_tokens_are_scored_in_one_pass(monkeypatch):
     sequences = [[5 + item, *(rng.randint(20, 50) for _ in range(5)), END] for item in range(12)]
     prompts = random_prompts(rng, 2, 60)
     calls = []
+    assert find_obstacle(model, 30) is None  # asked now, the model is not asked again
     extend = PrefilledPrompts.extend
     monkeypatch.setattr(
         PrefilledPrompts, "extend", lambda self, *args: calls.append(args[0].shape) or extend(self, *args)
@@ -477,9 +482,6 @@ def test_wrong_inputs_are_named():
         beam_search(model, SidTrie([[25, END]]), [[3]], 2)
     with pytest.raises(ValueError, match="temperature"):
         sample(model, trie, [[3]], 2, temperature=0.0)
-    windowed = tiny_model("qwen2", 20, use_sliding_window=True, sliding_window=4, max_window_layers=0)
-    with pytest.raises(ValueError, match="sliding_attention"):
-        beam_search(windowed, trie, [[3]], 2)
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="NaN"):

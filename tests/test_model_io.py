@@ -21,7 +21,7 @@ def test_a_bf16_checkpoint_trains_in_float32(tmp_path):
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_a_sliding_window_model_is_refused_at_loading(tmp_path):
+def test_a_sliding_window_model_is_refused_for_training_alone(tmp_path):
     tokenizer = train_tokenizer(["some words to learn from"], 300)
     tiny_model("qwen2", len(tokenizer), use_sliding_window=True, sliding_window=4, max_window_layers=0).save_pretrained(
         tmp_path
@@ -29,6 +29,8 @@ def test_a_sliding_window_model_is_refused_at_loading(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="prefix trees need full attention"):
         load_model(str(tmp_path), "base_model")
+    model, _ = load_model(str(tmp_path), "base_model", for_training=False)
+    assert model.config.sliding_window == 4
 
 
 def test_half_written_checkpoints_are_not_resumed(tmp_path):

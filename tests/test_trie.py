@@ -12,7 +12,8 @@ from transformers import LogitsProcessorList
 from benchmarks.textbook import PrefixDictionary
 from LogitProcessor import ConstrainedLogitsProcessor, pad_left
 from minionerec.common.files import InputError
-from minionerec.search.trie import SidTrie, SubTries, pad_sequences
+from minionerec.search.sub_tries import SubTries
+from minionerec.search.trie import SidTrie, pad_sequences
 
 
 def walk(trie, prefix):

@@ -16,7 +16,7 @@ from minionerec.evaluation.shards import RowResults, work_in_shards
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example, PromptDataset
 from minionerec.language.prompts import Encoder
-from minionerec.search.prefill import KeptHead
+from minionerec.search.kept_head import KeptHead
 from minionerec.search.scorer import Engine
 from minionerec.search.tree_scorer import choose_batch_size
 

@@ -13,7 +13,7 @@ from minionerec.evaluation.metrics import find_rank, hit_ratio, ndcg
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
 from minionerec.search.beam_search import beam_search
-from minionerec.search.prefill import KeptHead
+from minionerec.search.kept_head import KeptHead
 from minionerec.search.scorer import Engine
 
 

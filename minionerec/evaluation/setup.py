@@ -95,7 +95,7 @@ def load_searched_model(
             **({"dtype": flags.dtype} if flags.dtype else {}),
         )
         return engine, tokenizer
-    model, tokenizer = load_model(flags.base_model, "base_model")
+    model, tokenizer = load_model(flags.base_model, "base_model", for_training=False)
     return place_for_search(model, process_state().device, flags.dtype), tokenizer
 
 

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from minionerec.common.files import InputError, read_json
 from minionerec.common.processes import process_state, say
 from minionerec.language.quantization import keep_layout, quantize_on_loading
-from minionerec.search.prefix_tree import check_tree_attention
+from minionerec.search.attention_check import check_trees
 
 transformers_logging.set_verbosity_error()
 
@@ -110,16 +110,16 @@ def load_tokenizer(path: str, flag: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    path: str, flag: str, attention: str = "sdpa", in_4bit: bool = False
+    path: str, flag: str, attention: str = "sdpa", in_4bit: bool = False, for_training: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (float32 weights) and tokenizer of a HF folder or hub name.
 
     Training keeps float32 master weights and computes in bf16 under autocast on a GPU; loading in the checkpoint's own
     dtype, the library's default, would train in bf16. With `in_4bit` the linear layers of the decoder are quantised,
-    and the model is on its device.
+    and the model is on its device. A search takes any model; prefix trees, on which models are trained, do not.
 
     Raises:
-        InputError: nothing loadable there, or attention layers that prefix trees cannot use.
+        InputError: nothing loadable there, or, for training, attention layers that prefix trees cannot use.
     """
     tokenizer = load_tokenizer(path, flag)
     try:
@@ -130,7 +130,8 @@ def load_model(
             )
         if in_4bit:
             keep_layout(model)
-        check_tree_attention(model)
+        if for_training:
+            check_trees(model)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--{flag} {path}: cannot be used as a causal LM with a tokenizer ({str(error).splitlines()[0]})"
@@ -177,7 +178,7 @@ def build_model_from_config(
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     try:
-        check_tree_attention(model)
+        check_trees(model)
     except ValueError as error:
         raise InputError(f"--base_model {path}: {error}") from None
     return model, tokenizer

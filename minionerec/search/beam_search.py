@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from minionerec.search.prefill import KeptHead, PrefilledPrompts
+from minionerec.search.kept_head import KeptHead
+from minionerec.search.prefill import PrefilledPrompts
 from minionerec.search.scorer import Engine, Scorer
-from minionerec.search.tree_scorer import open_tree_scorer
-from minionerec.search.trie import SidTrie, SubTries
+from minionerec.search.sub_tries import SubTries
+from minionerec.search.tree_scorer import open_model_scorer
+from minionerec.search.trie import SidTrie
 
 NEGATIVE = float("-inf")
 NAN_LOGITS = "the model's logits are NaN: its weights are broken or the numbers overflow in this precision"
@@ -68,7 +70,7 @@ def _open_scorer(
     """What scores prefixes of each prompt: the model where it runs here, or the engine that runs it."""
     if isinstance(model, Engine):
         return model.open_scorer(trie, prompts)
-    return open_tree_scorer(model, trie, prompts, kept)
+    return open_model_scorer(model, trie, prompts, kept)
 
 
 def beam_search(
@@ -89,8 +91,8 @@ def beam_search(
     each prompt would do.
 
     Args:
-        model: decoder-only HF model with full attention (which the search replaces by its own meanwhile), or an
-            engine that runs the model elsewhere.
+        model: decoder-only HF model, or an engine that runs it elsewhere. The search replaces the model's attention
+            by its own meanwhile, where that gives the same.
         trie: legal sequences, end token included, on the model's device.
         prompts: n token-id lists of any lengths, or the prompts prefilled, which serve one search.
         num_beams: B; it may exceed the number of legal sequences.
@@ -104,8 +106,8 @@ def beam_search(
         B sequences per prompt, best first. Of equal scores, the lexicographically first sequence stands first.
 
     Raises:
-        ValueError: an empty prompt, a model whose attention cannot follow a tree, a trie of another vocabulary, lists
-            for another number of prompts or that leave a prompt nothing, NaN logits.
+        ValueError: an empty prompt, a trie of another vocabulary, lists for another number of prompts or that leave a
+            prompt nothing, NaN logits.
     """
     sub_tries = _restrict(trie, len(prompts), excluded, included)
     with _open_scorer(model, trie, prompts, kept) as scorer:

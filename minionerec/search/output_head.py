@@ -6,17 +6,54 @@ the normaliser, which is summed up block by block. So no array [states, vocabula
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
+from minionerec.search.modes import evaluation_mode
 from minionerec.search.trie import SidTrie
 
-# Models whose logits are a product with the output matrix and nothing else: no cap, no factor.
-PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 # Logits of a block: what stays in a core's caches; on a GPU, what keeps it busy.
 BLOCK = {"cpu": 2**19}
 BLOCK_ELSEWHERE = 2**27
+
+_plain_heads: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()  # of models asked before
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether a model's logits are a product with its output matrix and nothing else: no cap, no factor.
+
+    The model is asked: once for each object, its logits of large hidden states are compared with the product.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        return False
+    if head not in _plain_heads:
+        _plain_heads[head] = _ask_head(model, head)
+    return _plain_heads[head]
+
+
+def _ask_head(model: PreTrainedModel, head: torch.nn.Linear) -> bool:
+    products: list[torch.Tensor] = []
+
+    def replace(_module, inputs):
+        generator = torch.Generator().manual_seed(0)
+        states = torch.randn(inputs[0].shape, generator=generator).to(inputs[0])
+        # So large that a cap shows, and not too large for half precision.
+        states *= 1000 / linear(states, head.weight).abs().amax().clamp(min=1e-6)
+        products.append(linear(states, head.weight, head.bias).float())
+        return (states,)
+
+    handle = head.register_forward_pre_hook(replace)
+    try:
+        with evaluation_mode(model):
+            logits = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False).logits
+    finally:
+        handle.remove()
+    return len(products) == 1 and torch.allclose(logits.float(), products[0], rtol=1e-2, atol=1)
 
 
 class OutputHead:
@@ -24,17 +61,19 @@ class OutputHead:
 
     Args:
         model: whose forward pass is run. Where its head is more than a product, its own logits are read.
+
+    Attributes:
+        is_plain: whether hidden states are read, and not logits.
     """
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        head = model.get_output_embeddings()
-        self._head = head
-        self._is_plain = type(head) is torch.nn.Linear and model.config.get_text_config().model_type in PLAIN_HEADS
+        self._head = model.get_output_embeddings()
+        self.is_plain = has_plain_head(model)
 
     def choose(self, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Which of hidden states and their logits `score` reads."""
-        return hidden if self._is_plain else logits
+        return hidden if self.is_plain else logits
 
     def capture(self, **arguments) -> torch.Tensor:
         """Run the model.
@@ -45,8 +84,13 @@ class OutputHead:
         Returns:
             What `score` reads, for every state that has logits: hidden states [..., hidden], or logits [..., vocab].
         """
-        if not self._is_plain:
-            return self.model(**arguments).logits
+        return self.run(**arguments)[0]
+
+    def run(self, **arguments) -> tuple[torch.Tensor, ModelOutput]:
+        """As `capture`, and with it the model's whole output."""
+        if not self.is_plain:
+            output = self.model(**arguments)
+            return output.logits, output
         states = []
 
         def take(_module, inputs):
@@ -55,10 +99,10 @@ class OutputHead:
 
         handle = self._head.register_forward_pre_hook(take)
         try:
-            self.model(**arguments)
+            output = self.model(**arguments)
         finally:
             handle.remove()
-        return states[0]
+        return states[0], output
 
     def score(
         self, states: torch.Tensor, trie: SidTrie, nodes: torch.Tensor, level: int, relative: bool = False
@@ -75,7 +119,7 @@ class OutputHead:
         Returns:
             Log-probabilities [..., F] float32 over the full vocabulary; where `relative`, logits.
         """
-        if self._is_plain:
+        if self.is_plain:
             tokens = trie.level_tokens[level - 1]
             table, index = self._multiply(states, tokens), trie.codes(nodes, level)
         else:
@@ -92,7 +136,7 @@ class OutputHead:
         """logsumexp [...] of all logits."""
         block = BLOCK.get(states.device.type, BLOCK_ELSEWHERE)
         flat = states.flatten(0, -2)
-        if self._is_plain:
+        if self.is_plain:
             vocabulary = self._head.weight.shape[0]
             step = max(1024, block // len(flat))
             parts = []

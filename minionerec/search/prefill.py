@@ -14,14 +14,30 @@ from dataclasses import dataclass
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
+from minionerec.search.kept_head import KeptHead
 from minionerec.search.output_head import OutputHead
-from minionerec.search.prefix_tree import count_shared_tokens
 
 SHORTEST_HEAD = 8  # tokens: a shorter common head is not worth an attention of its own
 # Queries of padding in an attention that are worth another call; a GPU computes many in the time of a launch.
 LEAST_PADDING = {"cpu": 64}
 LEAST_PADDING_ELSEWHERE = 4096
 ATTENTION = "prefilled_prompts"  # the name under which models find `_attend`
+# What layers hand to any attention and what the search has arranged already: positions are in queries and keys.
+HARMLESS = frozenset(
+    {
+        "dropout",
+        "position_ids",
+        "cache_position",
+        "position_embeddings",
+        "use_cache",
+        "output_attentions",
+        "output_router_logits",
+    }
+)
+
+
+class UnknownAttentionError(ValueError):
+    """A model's attention is not one that the search could replace by its own."""
 
 
 def group_by_length(lengths: Sequence[int], least: int) -> list[list[int]]:
@@ -42,41 +58,6 @@ def group_by_length(lengths: Sequence[int], least: int) -> list[list[int]]:
             groups.append([])
         groups[-1].append(row)
     return groups
-
-
-class KeptHead:
-    """What the prompts of a run begin with, kept from batch to batch.
-
-    Whoever owns it vouches that the weights stay what they are, or calls `clear`. In-place changes are noticed as far
-    as torch counts them; an optimizer that writes through `Parameter.data` goes unnoticed.
-
-    Attributes:
-        tokens: token ids of the head; empty where nothing is kept.
-        keys, values: of each layer, [1, key heads, tokens, width].
-    """
-
-    def __init__(self):
-        self.clear()
-
-    def clear(self) -> None:
-        """Keep nothing."""
-        self.tokens: list[int] = []
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-        self._weights: list[tuple[int, int]] = []
-
-    def begin(self, model: PreTrainedModel, head: list[int]) -> int:
-        """How many of the tokens `head` need not be computed for this model; 0 after its weights have changed."""
-        weights = [(weight.data_ptr(), weight._version) for weight in model.parameters()]
-        if weights != self._weights:
-            self.clear()
-            self._weights = weights
-        return count_shared_tokens(self.tokens, head)
-
-    def keep(self, tokens: list[int], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
-        """Keep the head of a batch instead of what was kept before."""
-        self.tokens = tokens
-        self.keys, self.values = ([states.clone() for states in layers] for layers in (keys, values))
 
 
 @dataclass
@@ -100,7 +81,7 @@ class PrefilledPrompts:
     """n prompts, computed, and the tokens appended to them.
 
     Args:
-        model: a decoder-only model with full attention, whose attention is set to ATTENTION.
+        model: a decoder-only model for which `find_obstacle` finds none, whose attention is set to ATTENTION.
         prompts: n token-id lists of any lengths.
         output_head: of the model.
         kept: a head that earlier batches have computed, or None; this batch's is kept there.
@@ -108,6 +89,7 @@ class PrefilledPrompts:
     Attributes:
         lengths: [n], tokens of each prompt.
         states: [n, 1, ...], what `output_head` keeps of the hidden states after each prompt.
+        window: the smallest window of a layer's attention, longer than all sequences; None where there is none.
 
     Raises:
         ValueError: no prompt, or an empty one.
@@ -122,7 +104,7 @@ class PrefilledPrompts:
     ):
         if not len(prompts) or min(len(prompt) for prompt in prompts) == 0:
             raise ValueError("every prompt needs at least one token")
-        self._begin(model, output_head, torch.tensor([len(prompt) for prompt in prompts]))
+        self._begin(model, output_head, [len(prompt) for prompt in prompts])
         self._pack(prompts, kept)
         states = self._forward(self._tokens[None], self._positions[None], self._last)
         self.states = states.transpose(0, 1)
@@ -149,22 +131,25 @@ class PrefilledPrompts:
             states: [n, 1, ...], what the head keeps of the hidden states after each prompt.
         """
         prefilled = cls.__new__(cls)
-        prefilled._begin(model, output_head, lengths)
+        prefilled._begin(model, output_head, lengths.tolist())
         # Under autocast, rotated keys are float32 and values are not.
         prefilled._keys = [keys.to(values.dtype) for keys, values in layers]
         prefilled._values = [values for _, values in layers]
         prefilled.states = states
         return prefilled
 
-    def _begin(self, model: PreTrainedModel, output_head: OutputHead, lengths: torch.Tensor) -> None:
-        """Nothing is appended yet to prompts of `lengths` [n], on the CPU."""
-        self.model, self.output_head, self.lengths = model, output_head, lengths.to(model.device)
+    def _begin(self, model: PreTrainedModel, output_head: OutputHead, lengths: list[int]) -> None:
+        """Nothing is appended yet to n prompts of so many tokens."""
+        self.model, self.output_head = model, output_head
+        self.lengths = torch.tensor(lengths).to(model.device)
         self._keys: list[torch.Tensor] = []  # of each layer, [n, key heads, longest prompt, width]
         self._values: list[torch.Tensor] = []
         self._own_keys: list[torch.Tensor] = []  # of each layer, [n, prefixes, key heads, appended, width]
         self._own_values: list[torch.Tensor] = []
         self._parent: torch.Tensor | None = None
-        index = torch.arange(max(lengths.tolist()), device=model.device)
+        self.window: int | None = None
+        self._longest = max(lengths)  # tokens of the longest sequence
+        index = torch.arange(self._longest, device=model.device)
         self._is_padding = (index >= self.lengths[:, None])[:, None, None]  # [n, 1, 1, longest]
 
     def __len__(self) -> int:
@@ -236,9 +221,22 @@ class PrefilledPrompts:
         """
         n, width, length = tokens.shape
         self._parent, self._prefixes = parent, torch.arange(n, device=parent.device)[:, None]
+        self._longest += length
         steps = torch.arange(level, level + length, device=tokens.device).repeat(width)
         states = self._forward(tokens.flatten(1), self.lengths[:, None] + steps, 0)
         return states.unflatten(1, (width, length))
+
+    def check_window(self, window: int | None) -> None:
+        """Stop at a layer that sees no more than so many keys, where there are more; note the smallest window.
+
+        Raises:
+            UnknownAttentionError: saying so.
+        """
+        if window is None:
+            return
+        self.window = min(self.window or window, window)
+        if self._longest > window:
+            raise UnknownAttentionError(f"its attention sees {window} tokens, and a sequence has {self._longest}")
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
@@ -260,6 +258,8 @@ class PrefilledPrompts:
 
     def _attend_in_prompts(self, layer, query, key, value, scaling) -> torch.Tensor:
         """The packed row: each prompt sees the head and itself. Every row of keys is padded on the right."""
+        if layer != len(self._keys):
+            raise UnknownAttentionError("its layers do not come in order")
         if self._given:
             kept, shared = self._given
             key = torch.cat((kept.keys[layer][:, :, :shared], key), dim=2)
@@ -269,7 +269,7 @@ class PrefilledPrompts:
         self._keys.append(keys)
         self._values.append(values)
         head, shared, times = self._head, self._shared, query.shape[1] // key.shape[1]
-        out = query.new_empty(1, query.shape[2], *query.shape[1::2])
+        out = value.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
         if shared < head:  # the head is computed in this row
             out[:, : head - shared] = _attend_causally(
                 query[:, :, : head - shared], keys[:1, :, :head], values[:1, :, :head], times, scaling
@@ -315,8 +315,8 @@ class PrefilledPrompts:
         of_prompt, of_own = weights[..., :longest], weights[..., longest:]
         out = of_prompt.reshape(n, key_heads, times * queries, longest) @ prompt_values
         of_own = of_own.permute(0, 3, 1, 2, 4, 5).flatten(3, 4) @ value
-        out = out.view(*by_prefix, size) + of_own.unflatten(3, (times, length)).permute(0, 2, 3, 1, 4, 5)
-        return out.reshape(n, heads, queries, size).transpose(1, 2)
+        out = out.view(*by_prefix, -1) + of_own.unflatten(3, (times, length)).permute(0, 2, 3, 1, 4, 5)
+        return out.reshape(n, heads, queries, -1).transpose(1, 2)
 
 
 def _attend_causally(query, key, value, times: int, scaling: float) -> torch.Tensor:
@@ -344,11 +344,21 @@ def _attend_causally(query, key, value, times: int, scaling: float) -> torch.Ten
     return attended.transpose(1, 2)
 
 
-def _attend(module, query, key, value, attention_mask, *, scaling=None, prefilled_prompts, **others):
-    """What the layers of a model call; everything but the layout is in `PrefilledPrompts.attend`."""
-    for name in ("softcap", "s_aux", "position_bias", "sliding_window"):
-        if others.get(name) is not None:
-            raise ValueError(f"this model's attention has {name}, which the search does not know")
+def _attend(module, query, key, value, attention_mask, *, scaling=None, prefilled_prompts=None, **others):
+    """What the layers of a model call; everything but the layout is in `PrefilledPrompts.attend`.
+
+    Raises:
+        UnknownAttentionError: the layer's attention is more than a softmax over the keys before a query.
+    """
+    if prefilled_prompts is None:
+        raise UnknownAttentionError("its layers do not hand the prompts on")
+    if attention_mask is not None:
+        raise UnknownAttentionError("its attention has a mask of its own")
+    window = others.pop("sliding_window", None)
+    unknown = [name for name, value in others.items() if value is not None and name not in HARMLESS]
+    if unknown:
+        raise UnknownAttentionError(f"its attention has {', '.join(unknown)}")
+    prefilled_prompts.check_window(window)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Under autocast, rotated queries and keys are float32 and values are not.
     query, key = query.to(value.dtype), key.to(value.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,59 +10,58 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from minionerec.common.processes import say
+from minionerec.search.attention_check import find_obstacle
+from minionerec.search.kept_head import KeptHead
+from minionerec.search.modes import evaluation_mode, use_attention
 from minionerec.search.output_head import OutputHead
-from minionerec.search.prefill import ATTENTION, KeptHead, PrefilledPrompts
-from minionerec.search.prefix_tree import check_tree_attention
+from minionerec.search.prefill import ATTENTION, PrefilledPrompts
+from minionerec.search.row_scorer import RowScorer
 from minionerec.search.scorer import Scorer, check_vocabulary
 from minionerec.search.trie import SidTrie
 
 
-@contextmanager
-def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode without gradients; the model's own mode is restored afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+@functools.cache  # once a run
+def _announce(family: str, obstacle: str) -> None:
+    say(f"[search] {family}: {obstacle}; every beam is a row of its own forward pass, which is slower")
 
 
 @contextmanager
-def open_tree_scorer(
+def open_model_scorer(
     model: PreTrainedModel,
     trie: SidTrie,
     prompts: Sequence[Sequence[int]] | PrefilledPrompts,
     kept: KeptHead | None = None,
-) -> Iterator[TreeScorer]:
-    """A `TreeScorer` and, as long as it is in use, `evaluation_mode` and the attention of `PrefilledPrompts`.
+) -> Iterator[TreeScorer | RowScorer]:
+    """The fastest scorer that gives what the model's own forward pass gives; and, as long as it is in use,
+    `evaluation_mode`, and the attention of `PrefilledPrompts` where the model takes it.
 
     Args:
-        model: decoder-only HF model with full attention.
+        model: decoder-only HF model.
         trie: what is searched, on the model's device.
         prompts: n token-id lists of any lengths, or the prompts prefilled, which serve one search.
         kept: what earlier prompts of the same weights began with, or None.
 
     Raises:
-        ValueError: an empty prompt, a model whose attention cannot follow a tree, a trie of another vocabulary.
+        ValueError: an empty prompt, a trie of another vocabulary.
     """
-    check_tree_attention(model)
     check_vocabulary(trie, model.get_output_embeddings().weight.shape[0])
-    attention = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION)
-    try:
-        with evaluation_mode(model):
-            yield TreeScorer(model, trie, prompts, kept)
-    finally:
-        model.set_attn_implementation(attention)
+    if not isinstance(prompts, PrefilledPrompts):
+        obstacle = find_obstacle(model, max(map(len, prompts), default=0) + trie.depth)
+        if obstacle is not None:
+            _announce(model.config.model_type, obstacle)
+            with evaluation_mode(model):
+                yield RowScorer(model, trie, prompts)
+            return
+    with evaluation_mode(model), use_attention(model, ATTENTION):
+        yield TreeScorer(model, trie, prompts, kept)
 
 
 class TreeScorer(Scorer):
-    """A model that runs here, in evaluation mode and without gradients: see `open_tree_scorer`.
+    """A model that runs here, in evaluation mode and without gradients: see `open_model_scorer`.
 
     Args:
-        model, trie, prompts, kept: as for `open_tree_scorer`.
+        model, trie, prompts, kept: as for `open_model_scorer`.
 
     Attributes:
         states: [n, W, ...], what the output head reads after the last token of every running prefix.

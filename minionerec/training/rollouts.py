@@ -12,7 +12,7 @@ from minionerec.common.files import InputError
 from minionerec.common.processes import say
 from minionerec.language.models import choose_dtype
 from minionerec.search.beam_search import beam_search, sample
-from minionerec.search.prefill import KeptHead
+from minionerec.search.kept_head import KeptHead
 from minionerec.search.scorer import Engine
 from minionerec.search.shared_prompts import SharedPrompts
 from minionerec.search.trie import SidTrie

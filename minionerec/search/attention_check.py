@@ -1,0 +1,134 @@
+"""Which attention a model has: the model is asked, and no list of names is kept.
+
+A search may replace it by its own where that gives the same; training needs one that follows prefix trees.
+"""
+
+from __future__ import annotations
+
+import random
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from minionerec.search.modes import evaluation_mode, use_attention
+from minionerec.search.output_head import OutputHead
+from minionerec.search.prefill import ATTENTION, SHORTEST_HEAD, PrefilledPrompts, UnknownAttentionError
+from minionerec.search.prefix_tree import batch_trees, check_tree_attention, compute_label_logits
+
+# Largest difference of logits, in their standard deviations. Lower precisions round; what that may hide, such as a cap
+# or a bias of positions, a layer says itself.
+TOLERANCE = 1e-3
+TOLERANCE_IN_LOWER_PRECISION = 0.3
+
+# (why not, or None; the smallest window of a layer, or None) of models asked before.
+_answers: WeakKeyDictionary[torch.nn.Module, tuple[str | None, int | None]] = WeakKeyDictionary()
+
+
+def find_obstacle(model: PreTrainedModel, longest: int) -> str | None:
+    """Why a search must leave a model its own attention.
+
+    A model is asked once for each object: a few tokens are computed both ways.
+
+    Args:
+        model: any decoder-only model.
+        longest: tokens of the longest sequence, its end included.
+
+    Returns:
+        The reason; None where the attention of `PrefilledPrompts` gives what the model's own gives.
+    """
+    if model not in _answers:
+        _answers[model] = _ask(model)
+    reason, window = _answers[model]
+    if reason is None and window is not None and longest > window:
+        return f"its attention sees {window} tokens, and sequences are longer"
+    return reason
+
+
+def _ask(model: PreTrainedModel) -> tuple[str | None, int | None]:
+    output_head = OutputHead(model)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    rng = random.Random(0)
+    head, *rests = ([rng.randrange(vocabulary) for _ in range(length)] for length in (SHORTEST_HEAD + 1, 2, 5, 3, 3))
+    prompts, behind = [head + rest for rest in rests[:2]], rests[2:]
+    # Without autocast: the answer is one about the layers, not about rounding.
+    without_autocast = torch.autocast(model.device.type, enabled=False)
+    expected = []
+    with evaluation_mode(model), without_autocast:
+        for prompt, chain in zip(prompts, behind, strict=True):
+            row = torch.tensor([prompt + chain], device=model.device)
+            expected.append(model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 :])
+    try:
+        with evaluation_mode(model), without_autocast, use_attention(model, ATTENTION):
+            states, window = _compute(model, output_head, prompts, behind)
+    except UnknownAttentionError as error:
+        return str(error), None
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, IndexError) as error:  # shapes or arguments that no model had so far
+        return f"its layers do not run with another attention ({error})".splitlines()[0], None
+    head = model.get_output_embeddings()
+    logits = linear(states, head.weight, head.bias) if output_head.is_plain else states
+    if not _are_equal(model, logits, torch.stack(expected)):
+        return "its attention is of its own kind", None
+    return None, window
+
+
+def _are_equal(model: PreTrainedModel, logits: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two computations of a model agree within rounding; never where one is NaN."""
+    precisions = {parameter.dtype for parameter in model.parameters()}
+    tolerance = TOLERANCE if precisions == {torch.float32} else TOLERANCE_IN_LOWER_PRECISION
+    difference = (logits.float() - expected.float()).abs().amax() / expected.float().std()
+    return bool(difference <= tolerance)
+
+
+def _compute(
+    model: PreTrainedModel, output_head: OutputHead, prompts: list[list[int]], behind: list[list[int]]
+) -> tuple[torch.Tensor, int | None]:
+    """What the head keeps after the last token of each prompt and after each token behind it [n, 1 + L, ...]; and the
+    smallest window of a layer.
+
+    Beside each prefix runs another one, and prefixes change places, so that a token which sees too much is noticed.
+    """
+    prefilled = PrefilledPrompts(model, prompts, output_head)
+    if len(prefilled._keys) != model.config.get_text_config().num_hidden_layers:
+        raise UnknownAttentionError("not all of its layers take another attention")
+    chains = torch.tensor(behind, device=model.device)
+    beside = chains.flip(1)
+    first = torch.stack((beside[:, :1], chains[:, :1]), dim=1)
+    after_first = prefilled.extend(first, torch.zeros_like(first[..., 0]), 0)[:, 1]
+    rest = torch.stack((chains[:, 1:], beside[:, 1:]), dim=1)
+    parent = torch.tensor([[1, 0]], device=model.device).expand(len(prompts), -1)
+    after_rest = prefilled.extend(rest, parent, 1)[:, 0]
+    return torch.cat((prefilled.states, after_first, after_rest), dim=1), prefilled.window
+
+
+def check_trees(model: PreTrainedModel) -> None:
+    """Stop if a model cannot be trained on prefix trees: a small one is computed, and its rows one by one.
+
+    Raises:
+        ValueError: saying so.
+    """
+    check_tree_attention(model)
+    if model.config._attn_implementation == "flex_attention":  # its kernel would be compiled for this alone
+        return
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    rng = random.Random(0)
+    first, *rests = ([rng.randrange(vocabulary) for _ in range(length)] for length in (6, 3, 4, 2, 3))
+    rows = [(first + rest, [rng.randrange(vocabulary) for _ in range(3)]) for rest in rests]
+    with evaluation_mode(model):
+        expected = []
+        for prompt, target in rows:
+            row = torch.tensor([prompt + target], device=model.device)
+            logits = model(input_ids=row, use_cache=False).logits[0]
+            expected.append(logits[len(prompt) - 1 : -1])
+        try:
+            batch = batch_trees([rows], 0).to(model.device)
+            logits = compute_label_logits(model, batch)[batch.label_row]
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{model.config.model_type}: its attention takes no prefix trees ({error})".splitlines()[0]
+            ) from None
+    if not _are_equal(model, logits, torch.cat(expected)):
+        raise ValueError(f"{model.config.model_type}: its attention does not follow prefix trees")
