@@ -11,7 +11,6 @@ import contextlib
 import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,24 +27,24 @@ from minionerec.engines.prefix_scorer import PrefixEngine
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example, ExampleList, PromptDataset
 from minionerec.language.mixture import JoinedExamples
+from minionerec.search.attention_check import find_obstacle
 from minionerec.search.label_scores import score_labels
-from minionerec.search.prefix_tree import batch_trees, compute_label_logits, pack_trees
+from minionerec.search.modes import evaluation_mode
+from minionerec.search.prefix_tree import compute_label_logits
 from minionerec.search.shared_prompts import SharedPrompts
-from minionerec.search.tree_scorer import choose_batch_size, evaluation_mode
-from minionerec.search.trie import pad_sequences
+from minionerec.search.tree_scorer import choose_batch_size
 from minionerec.training.callbacks import LaunchedTrainer, TrainingTable
-from minionerec.training.groups import GroupBatch, StepSampler
+from minionerec.training.groups import GroupBatch, GroupBatcher, StepSampler
 from minionerec.training.grpo_loss import (
     LOSSES,
     compute_advantages,
-    compute_label_weights,
     compute_policy_loss,
     estimate_kl,
 )
 from minionerec.training.reference import store_linear_weights
 from minionerec.training.rewards import NamedReward
 from minionerec.training.rl_config import RLConfig
-from minionerec.training.rollouts import choose_rollout_dtype, compute_in, find_legal_tokens, roll_out
+from minionerec.training.rollouts import choose_rollout_dtype, compute_in, roll_out
 from minionerec.training.sharded import gather_model, is_sharding
 from minionerec.training.step_clock import StepClock
 
@@ -108,10 +107,11 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         # One that follows the policy in small steps needs all its bits.
         if reference is not None and args.bf16 and not args.sync_ref_model:
             store_linear_weights(reference, torch.bfloat16)
-        self.completion_tokens = self.trie.sequences()
         self.pad_token_id, self.validate = pad_token_id, validate
         self.rollout_engine = rollout_engine
         self.temperature = 1.0 if args.beam_search else args.temperature
+        self.batcher = GroupBatcher(self.trie, args, pad_token_id, self.temperature)
+        self.completion_tokens = self.batcher.completion_tokens
         self.model_accepts_loss_kwargs = True  # the weights of a batch are those of the mean over the whole step
         self.rollout_dtype = choose_rollout_dtype(args.rollout_dtype, model, args.device, args.bf16)
         self._step_batches: list[dict[str, GroupBatch]] = []
@@ -184,8 +184,9 @@ class GroupTrainer(LaunchedTrainer, Trainer):
 
         They differ with dropout, in another precision and in an engine of their own. Gradient checkpointing keeps no
         keys and values, launches of several processes follow one forward pass at a time, and flex_attention has no mask
-        for some queries. A step in several batches would hold the activations of all at once, and one that may leave
-        groups out would go back through their prompts.
+        for some queries. A model whose attention the search does not know is searched without keys. A step in several
+        batches would hold the activations of all at once, and one that may leave groups out would go back through their
+        prompts.
         """
         args, model = self.args, self.model
         attention = model.config._attn_implementation
@@ -205,8 +206,10 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         ):
             return None
         prompts = [example.prompt_ids for example in examples]
-        completion_tokens = args.num_generations * (self.trie.depth - 1)
         policy = self.accelerator.unwrap_model(model)
+        if find_obstacle(policy, max(map(len, prompts)) + self.trie.depth) is not None:
+            return None
+        completion_tokens = args.num_generations * (self.trie.depth - 1)
         return SharedPrompts(policy, prompts, args.tree_tokens, self.pad_token_id, completion_tokens)
 
     def rollout(self, examples: Sequence[Example], shared: SharedPrompts | None = None) -> list[list[int]]:
@@ -292,54 +295,15 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         for low, high in pairwise(bounds):
             numbers = kept[low:high]
             if numbers:
-                step.append(self._group_batch(examples, groups, advantages, numbers, counts, shared))
+                step.append(self.batcher.build(examples, groups, advantages, numbers, counts, shared))
             elif self.args.world_size > 1:
                 # Gradients are averaged in backward, so that every process needs a forward pass; this counts nothing.
                 shortest = min(range(len(examples)), key=lambda number: len(examples[number].prompt_ids))
-                step.append(self._group_batch(examples, groups, advantages, [shortest], counts))
+                step.append(self.batcher.build(examples, groups, advantages, [shortest], counts))
                 step[-1].weight.zero_()
             else:
                 step.append(GroupBatch(None))
         return [{"groups": batch} for batch in step]
-
-    def _group_batch(
-        self,
-        examples: Sequence[Example],
-        groups: Sequence[Sequence[int]],
-        advantages: Sequence[torch.Tensor],
-        numbers: Sequence[int],
-        counts: Sequence[int],
-        shared: SharedPrompts | None = None,
-    ) -> GroupBatch:
-        """The groups `numbers` merged into trees; labels come back group by group, completion by completion.
-
-        Args:
-            examples, groups, advantages: of the whole step.
-            numbers: which of them take part.
-            counts: (completions, tokens) of the step, over all processes.
-            shared: the prompts of the whole step, where all take part.
-        """
-        device = self.args.device
-        rows = [
-            [(examples[number].prompt_ids, self.completion_tokens[sequence]) for sequence in groups[number]]
-            for number in numbers
-        ]
-        packed = pack_trees(rows, self.args.tree_tokens)
-        order = [group for tree in packed for group in tree]
-        tree = batch_trees([[row for group in part for row in rows[group]] for part in packed], self.pad_token_id)
-        flat = [tokens for group in order for _, tokens in rows[group]]
-        lengths = torch.tensor([len(tokens) for tokens in flat])
-        legal = None
-        if self.args.renormalize:
-            matrix = torch.from_numpy(pad_sequences(flat)[0]).to(device)
-            legal = find_legal_tokens(self.trie, matrix)[matrix >= 0]
-        weight = compute_label_weights(lengths, self.args.loss_type, *counts, self.trie.depth)
-        each = torch.cat([advantages[numbers[group]] for group in order]).repeat_interleave(lengths)
-        batch = GroupBatch(tree.to(device), lengths.to(device), each.to(device), weight.to(device), legal)
-        if shared is not None:
-            completions = [[tokens for _, tokens in group] for group in rows]
-            batch.first_pass = partial(shared.score, completions, order, legal, self.temperature)
-        return batch
 
     # ------------------------------------------------------------------------------------------------------------- loss
     def compute_loss(self, model, inputs: dict[str, GroupBatch], return_outputs=False, num_items_in_batch=None):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.data import Sampler
 
-from minionerec.search.prefix_tree import TreeBatch
+from minionerec.language.examples import Example
+from minionerec.search.prefix_tree import TreeBatch, batch_trees, pack_trees
+from minionerec.search.shared_prompts import SharedPrompts
+from minionerec.search.trie import SidTrie, pad_sequences
+from minionerec.training.grpo_loss import compute_label_weights
+from minionerec.training.rl_config import RLConfig
+from minionerec.training.rollouts import find_legal_tokens
 
 
 @dataclass
@@ -33,6 +40,63 @@ class GroupBatch:
     old: torch.Tensor | None = None
     reference: torch.Tensor | None = None
     first_pass: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None
+
+
+class GroupBatcher:
+    """Merges groups of completions into the trees of a forward pass.
+
+    Args:
+        trie: the catalogue, on the policy's device.
+        args: the configuration.
+        pad_token_id: of the tokenizer.
+        temperature: divides the policy's logits.
+
+    Attributes:
+        completion_tokens: the token ids of every sequence of the trie.
+    """
+
+    def __init__(self, trie: SidTrie, args: RLConfig, pad_token_id: int, temperature: float):
+        self.trie, self.args, self.pad_token_id, self.temperature = trie, args, pad_token_id, temperature
+        self.completion_tokens = trie.sequences()
+
+    def build(
+        self,
+        examples: Sequence[Example],
+        groups: Sequence[Sequence[int]],
+        advantages: Sequence[torch.Tensor],
+        numbers: Sequence[int],
+        counts: Sequence[int],
+        shared: SharedPrompts | None = None,
+    ) -> GroupBatch:
+        """The groups `numbers` merged into trees; labels come back group by group, completion by completion.
+
+        Args:
+            examples, groups, advantages: of the whole step.
+            numbers: which of them take part.
+            counts: (completions, tokens) of the step, over all processes.
+            shared: the prompts of the whole step, where all take part.
+        """
+        device = self.trie.device
+        rows = [
+            [(examples[number].prompt_ids, self.completion_tokens[sequence]) for sequence in groups[number]]
+            for number in numbers
+        ]
+        packed = pack_trees(rows, self.args.tree_tokens)
+        order = [group for tree in packed for group in tree]
+        tree = batch_trees([[row for group in part for row in rows[group]] for part in packed], self.pad_token_id)
+        flat = [tokens for group in order for _, tokens in rows[group]]
+        lengths = torch.tensor([len(tokens) for tokens in flat])
+        legal = None
+        if self.args.renormalize:
+            matrix = torch.from_numpy(pad_sequences(flat)[0]).to(device)
+            legal = find_legal_tokens(self.trie, matrix)[matrix >= 0]
+        weight = compute_label_weights(lengths, self.args.loss_type, *counts, self.trie.depth)
+        each = torch.cat([advantages[numbers[group]] for group in order]).repeat_interleave(lengths)
+        batch = GroupBatch(tree.to(device), lengths.to(device), each.to(device), weight.to(device), legal)
+        if shared is not None:
+            completions = [[tokens for _, tokens in group] for group in rows]
+            batch.first_pass = partial(shared.score, completions, order, legal, self.temperature)
+        return batch
 
 
 class StepSampler(Sampler[int]):
