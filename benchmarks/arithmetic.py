@@ -6,6 +6,8 @@ else the machine does are in it. What it reaches is a bound for every way to com
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.utils.benchmark import Timer
 from transformers import PretrainedConfig
@@ -17,7 +19,10 @@ BACKWARD = 2  # a backward pass takes two products for every one of the forward 
 
 
 def measure_peak_gflops(
-    dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seconds: float = 0.2
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    seconds: float = 0.2,
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.nn.functional.linear,
 ) -> float:
     """The most that products of matrices reach here, in 10^9 floating-point operations per second.
 
@@ -25,6 +30,7 @@ def measure_peak_gflops(
         dtype: of the matrices. On a GPU, float32 products follow `torch.get_float32_matmul_precision`.
         device: where they are multiplied, with as many threads as torch uses now.
         seconds: how long each size is repeated.
+        product: what multiplies [m, k] and [n, k].
 
     Returns:
         2 m k n / the shortest time, of the size where that is largest.
@@ -35,8 +41,8 @@ def measure_peak_gflops(
         left = torch.randn(rows, inner, device=device).to(dtype)
         right = torch.randn(columns, inner, device=device).to(dtype)
         timer = Timer(
-            "linear(left, right)",
-            globals={"linear": torch.nn.functional.linear, "left": left, "right": right},
+            "product(left, right)",
+            globals={"product": product, "left": left, "right": right},
             num_threads=torch.get_num_threads(),
         )
         measured = timer.blocked_autorange(min_run_time=seconds)

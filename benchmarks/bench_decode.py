@@ -70,6 +70,7 @@ from minionerec.language.prompts import Encoder, load_checkpoint_prompts, load_p
 from minionerec.search import beam_search as tree_search
 from minionerec.search.output_head import OutputHead
 from minionerec.search.prefill import SHORTEST_HEAD, PrefilledPrompts
+from minionerec.search.products import multiply
 from minionerec.search.trie import SidTrie
 
 END = 1
@@ -261,7 +262,7 @@ def bound_by_arithmetic(problem: SearchProblem, meter: SearchMeter, seconds: flo
     pairs = sum(length * (length + 1) // 2 for length in lengths) - copies * head * (head + 1) // 2
     logit_rows = len(lengths) + meter.tokens["steps"] + meter.tokens["forced_tail"]
     flops = count_forward_flops(problem.model.config, meter.tokens.total(), pairs + meter.attended_pairs, logit_rows)
-    peak = measure_peak_gflops(problem.model.dtype, problem.model.device)
+    peak = measure_peak_gflops(problem.model.dtype, problem.model.device, product=multiply)
     bound = flops / peak / 1e9
     say(f"arithmetic: {flops / 1e9:.0f} GFLOP, at most {peak:.0f} GFLOP/s here: {bound:.2f} s, {bound / seconds:.0%}")
     return {

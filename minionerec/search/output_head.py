@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from minionerec.search.modes import evaluation_mode
+from minionerec.search.products import multiply
 from minionerec.search.trie import SidTrie
 
 # Logits of a block: what stays in a core's caches; on a GPU, what keeps it busy.
@@ -130,7 +131,7 @@ class OutputHead:
     def _multiply(self, states: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
         """Logits float32 of some tokens."""
         bias = self._head.bias
-        return linear(states, self._head.weight[rows], None if bias is None else bias[rows]).float()
+        return multiply(states, self._head.weight[rows], None if bias is None else bias[rows]).float()
 
     def _sum_up(self, states: torch.Tensor) -> torch.Tensor:
         """logsumexp [...] of all logits."""

@@ -16,6 +16,7 @@ from minionerec.search.kept_head import KeptHead
 from minionerec.search.modes import evaluation_mode, use_attention
 from minionerec.search.output_head import OutputHead
 from minionerec.search.prefill import ATTENTION, PrefilledPrompts
+from minionerec.search.products import fast_products
 from minionerec.search.row_scorer import RowScorer
 from minionerec.search.scorer import Scorer, check_vocabulary
 from minionerec.search.trie import SidTrie
@@ -50,10 +51,10 @@ def open_model_scorer(
         obstacle = find_obstacle(model, max(map(len, prompts), default=0) + trie.depth)
         if obstacle is not None:
             _announce(model.config.model_type, obstacle)
-            with evaluation_mode(model):
+            with evaluation_mode(model), fast_products(model):
                 yield RowScorer(model, trie, prompts)
             return
-    with evaluation_mode(model), use_attention(model, ATTENTION):
+    with evaluation_mode(model), use_attention(model, ATTENTION), fast_products(model):
         yield TreeScorer(model, trie, prompts, kept)
 
 
