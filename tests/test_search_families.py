@@ -192,6 +192,16 @@ def test_another_attention_is_noticed_by_its_numbers(monkeypatch, wrong):
     assert find_obstacle(tiny_model("llama", VOCABULARY), 10) == "its attention is of its own kind"
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_weights_that_say_nothing_are_no_obstacle(value):
+    """All logits are equal, or NaN, which a search names itself."""
+    model = tiny_model("llama", VOCABULARY)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(value)
+    check_trees(model)
+    assert find_obstacle(model, 10) is None
+
+
 def test_empty_prompts_are_named_for_rows_too():
     model = build("BloomConfig", {**OLD, "hidden_size": 32})
     trie = SidTrie([[5, END], [6, END]])
