@@ -13,6 +13,7 @@ from minionerec.search import prefill
 from minionerec.search.attention_check import check_trees, find_obstacle
 from minionerec.search.beam_search import beam_search, sample
 from minionerec.search.output_head import has_plain_head
+from minionerec.search.tree_scorer import choose_batch_size
 from minionerec.search.trie import SidTrie
 
 VOCABULARY = 60
@@ -144,6 +145,7 @@ def test_their_own_attention_is_used(family, capsys):
     model = build(name, settings)
     assert reason in find_obstacle(model, LONGEST)
     trie, prompts = assert_equal_to_hf(model, family)
+    assert choose_batch_size(model, trie, LONGEST, 8) >= 1
     assert len(re.findall(r"every beam is a row", capsys.readouterr().out)) <= 1  # said once a run
     assert reason in find_obstacle(build(name, settings).bfloat16(), LONGEST)
     if family.startswith(("bloom", "qwen2")):

@@ -123,14 +123,15 @@ def choose_batch_size(model: PreTrainedModel, trie: SidTrie, longest_prompt: int
         The number of prompts, 1 to 32 on a CPU, 1 to 256 elsewhere.
     """
     config, on_cpu = model.config.get_text_config(), model.device.type == "cpu"
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 1  # not every layer is an attention
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
     slots, element = longest_prompt + num_beams * trie.depth, model.dtype.itemsize
     queries = max(longest_prompt, num_beams * trie.depth)
-    key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     cache = 2 * config.num_hidden_layers * key_heads * width * slots * element
     # Attention weights of one layer, their mask, and the widest hidden states.
-    activations = queries * (slots * (config.num_attention_heads * element + 5) + 4 * inner * element)
+    activations = queries * (slots * (heads * element + 5) + 4 * inner * element)
     rows = num_beams * max(1, trie.depth - 1)  # the forced tail has the most rows of logits
     logits = rows * model.get_output_embeddings().weight.shape[0] * (element + 8)
     candidates = num_beams * max(trie.fanout) * 48
