@@ -20,8 +20,9 @@ import csv
 import random
 from collections.abc import Iterable
 
-from data_process.interactions import SPLITS, read_inter
+from data_process.interactions import SPLITS
 from minionerec.common.files import InputError, atomic_write
+from minionerec.common.interactions import read_inter
 from minionerec.common.items import read_item_records
 from minionerec.common.records import read_index
 from minionerec.common.row_files import CSV_COLUMNS

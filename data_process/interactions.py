@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from data_process.settings import SampleFlags
-from minionerec.common.files import InputError, atomic_write, read_lines, write_json
+from minionerec.common.files import InputError, atomic_write, write_json
+from minionerec.common.interactions import INTER_COLUMNS
 
 SPLITS = ("train", "valid", "test")
-INTER_COLUMNS = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 
 
 def start_of_month(year: int, month: int) -> int:
@@ -219,40 +219,3 @@ def write_dataset(table: pd.DataFrame, items: dict[str, dict[str, str]], flags: 
         "interactions": len(mapped),
         **{f"{name}_rows": len(part) for name, part in parts.items()},
     }
-
-
-def read_inter(path: str | Path, n_items: int) -> tuple[list[str], list[list[int]], list[int]]:
-    """(users, histories, targets) of an `.inter` file.
-
-    Raises:
-        InputError: a malformed line, an item id outside 0..n_items-1, an empty history, or no row.
-    """
-    users: list[str] = []
-    histories: list[list[int]] = []
-    targets: list[int] = []
-    for number, line in read_lines(path):
-        fields = line.split("\t")
-        if len(fields) != 3:
-            raise InputError(
-                f"{path}, line {number}: expected user, history and target separated by tabs, "
-                f"got {len(fields)} field{'s' if len(fields) != 1 else ''}"
-            )
-        if number == 1:
-            if any(field.strip().isdigit() for field in fields[1:]):
-                raise InputError(f"{path}, line 1: expected a header line such as {' '.join(INTER_COLUMNS)}")
-            continue
-        try:
-            *history, target = (int(text) for text in (*fields[1].split(), fields[2]))
-        except ValueError:
-            raise InputError(f"{path}, line {number}: item ids must be integers, got {line[:60]!r}") from None
-        if not history:
-            raise InputError(f"{path}, line {number}: the history is empty")
-        unknown = [item for item in (*history, target) if not 0 <= item < n_items]
-        if unknown:
-            raise InputError(f"{path}, line {number}: item {unknown[0]} is not among the {n_items} items")
-        users.append(fields[0])
-        histories.append(history)
-        targets.append(target)
-    if not users:
-        raise InputError(f"{path}: the split is empty")
-    return users, histories, targets

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from data_process.interactions import INTER_COLUMNS
 from data_process.validate_items import Items, Report, check_texts, iterate_fields, iterate_lines
 from minionerec.common.files import InputError
+from minionerec.common.interactions import INTER_COLUMNS
 from minionerec.common.records import parse_list_cell
 from minionerec.common.row_files import CSV_COLUMNS
 

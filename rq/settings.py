@@ -8,7 +8,7 @@ from minionerec.common.cli import flag
 from minionerec.common.settings import SeedFlags, StageFlags
 
 HIDDEN_WIDTHS = [2048, 1024, 512, 256, 128, 64]
-STEP_NAMES = ("none", "sinkhorn", "nearest_free", "extra_token")
+STEP_NAMES = ("none", "sinkhorn", "nearest_free", "extra_token", "own_token")
 NO_WORKERS = "the embeddings are held in memory as one tensor"
 
 
@@ -35,7 +35,8 @@ class RepairFlags:
         "what happens to items that share a SID. none: nothing. sinkhorn: they are spread over the last level in up to "
         "--repair_rounds rounds, which may leave some. nearest_free: they move to the nearest free last-level code of "
         "their prefix, and get one more token where the prefix is full. extra_token: every item of a shared SID gets "
-        "one more token. sinkhorn,nearest_free and sinkhorn,extra_token: what sinkhorn leaves is resolved as well",
+        "one more token. own_token: every item gets one more token, which is no other's. sinkhorn,nearest_free and "
+        "sinkhorn,extra_token: what sinkhorn leaves is resolved as well",
         choices=STEP_NAMES,
         default_text="sinkhorn,nearest_free; with --append_to nearest_free",
     )
@@ -225,6 +226,20 @@ class QualityFlags(StageFlags):
     neighbours: int = flag(10, "nearest items by cosine that are looked at for each sampled item")
     sample: int = flag(2000, "random items whose neighbours are looked at")
     seed: int = flag(0, "seed of that sample")
+
+
+@dataclass
+class BehaviourFlags(EmbeddingFlags, SeedFlags, StageFlags):
+    """Behaviour."""
+
+    train_file: str = flag(help="NAME.train.inter, the samples whose items are counted")
+    output_file: str | None = flag(
+        None, "the embeddings to write", default_text="DIR/NAME.emb-PLM+behaviour-td.npy beside --data_path"
+    )
+    dim: int = flag(128, "dimensions of the behaviour part, at most")
+    weight: float = flag(1.0, "length of the behaviour part of a frequent item; that of the text part is 1")
+    rare: float = flag(5.0, "occurrences at which the behaviour part has half of its squared length")
+    decay: float = flag(0.5, "weight of a pair of items with every item between them")
 
 
 @dataclass

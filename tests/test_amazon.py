@@ -27,10 +27,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_process.amazon18_data_process import process_amazon
-from data_process.interactions import list_dataset_files, read_inter
+from data_process.interactions import list_dataset_files
 from data_process.settings import AmazonFlags
 from minionerec.common.cli import parse_flags
 from minionerec.common.files import InputError
+from minionerec.common.interactions import read_inter
 from minionerec.common.items import read_item_records
 
 ROOT = Path(__file__).parent.parent

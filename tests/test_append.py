@@ -123,7 +123,7 @@ def test_command_refuses_what_cannot_be_appended(tmp_path):
     with pytest.raises(InputError, match="all 25 items of the embeddings are in it already"):
         generate_indices(IndexFlags(**{**flags, "data_path": str(tmp_path / "old.npy")}))
     for steps in (["none"], ["sinkhorn"], ["sinkhorn", "nearest_free"]):
-        with pytest.raises(InputError, match="--append_to: expected --collisions nearest_free or extra_token"):
+        with pytest.raises(InputError, match="--collisions nearest_free, extra_token or own_token, for no SID"):
             generate_indices(IndexFlags(**new, collisions=steps))
     for wrong in (
         ["<a_1>", "<b_1>"],
@@ -137,3 +137,13 @@ def test_command_refuses_what_cannot_be_appended(tmp_path):
     write_json(old, {str(100 + i): [f"<a_{i // 16}>", f"<b_{i // 4 % 4}>", f"<c_{i % 4}>"] for i in range(60)})
     with pytest.raises(InputError, match="all 64 code paths are taken: no more new items can be added"):
         generate_indices(IndexFlags(**new))
+
+
+def test_own_tokens_go_on_where_the_old_ones_end():
+    random = np.random.default_rng(5)
+    model, array = random_model(random, [4]), random.standard_normal((12, 3)).astype(np.float32)
+    index = first_index(model, array[:8], "own_token")
+    assert sorted(int(sid[1][3:-1]) for sid in index.values()) == list(range(8))
+    nearest = quantise(model, array[8:], 100)
+    codes, extra, moved = append_items(model, array[8:], nearest, parse_sids(index, [4], "index"), "own_token")
+    assert codes.tolist() == nearest.tolist() and extra.tolist() == [8, 9, 10, 11] and moved == 0

@@ -19,7 +19,6 @@ from data_process.interactions import (
     filter_k_core,
     filter_window,
     number_ids,
-    read_inter,
     split_chronological,
     split_leave_one_out,
     start_of_month,
@@ -28,6 +27,7 @@ from data_process.recbole_data_process import process_recbole
 from data_process.settings import SPLIT_METHODS, RecboleFlags, SampleFlags
 from minionerec.common.cli import parse_flags
 from minionerec.common.files import InputError
+from minionerec.common.interactions import read_inter
 from minionerec.common.items import read_item_records
 
 logs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=60)

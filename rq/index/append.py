@@ -103,7 +103,7 @@ def append_items(
     step "nearest_free": an item whose path is taken moves to the nearest free one. step "extra_token": items that meet
     on a fresh path, or on one whose items have extra tokens, get extra tokens; where an existing SID has none, the
     newcomer moves all the same, for no SID may be the beginning of another. The nearest to its code is served first,
-    then the lower row; items that move come last.
+    then the lower row; items that move come last. step "own_token": every item gets the next number as its own token.
 
     Args:
         model: the codebook.
@@ -118,6 +118,9 @@ def append_items(
     Raises:
         InputError: every path of the codebook is in use.
     """
+    if step == "own_token":
+        first = max(extra_token for _, extra_token in parsed.values()) + 1
+        return codes, np.arange(first, first + len(codes)), 0
     codebooks = [layer.embedding.weight for layer in model.rq.vq_layers]
     occupied = OccupiedSids([len(codebook) for codebook in codebooks], (path for path, _ in parsed.values()))
     extra_tokens: Counter[Path] = Counter()  # path -> extra tokens given out, for the paths that give any

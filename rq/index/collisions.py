@@ -25,6 +25,7 @@ STEPS = (
     ["sinkhorn"],
     ["nearest_free"],
     ["extra_token"],
+    ["own_token"],
     ["sinkhorn", "nearest_free"],
     ["sinkhorn", "extra_token"],
 )
@@ -166,7 +167,8 @@ def resolve_collisions(
     """Do the steps of flags.collisions in turn.
 
     none: nothing. sinkhorn: `spread_by_sinkhorn`, which may leave collisions. nearest_free: `move_to_free_codes`, and
-    an extra token where a prefix is full. extra_token: `add_extra_level`. The last two leave no collision.
+    an extra token where a prefix is full. extra_token: `add_extra_level`. own_token: a last token for every item that
+    no other has. The last three leave no collision.
 
     Args:
         codes: [n, levels].
@@ -185,8 +187,11 @@ def resolve_collisions(
         elif step == "nearest_free":
             codes, moved = move_to_free_codes(codes, distances)
             counts["moved_to_free_codes"] = len(moved)
+        if step == "own_token":
+            extra = np.arange(len(codes))
         if step in ("nearest_free", "extra_token"):
             extra = add_extra_level(codes)
+        if extra is not None:
             counts["items_with_extra_token"] = int((extra >= 0).sum())
     left = find_colliding_rows(codes) if extra is None else []
     rate = compute_collision_rate(codes) if extra is None else 0.0

@@ -122,14 +122,16 @@ def append_to_index(model: Model, array: np.ndarray, item_ids: list[str], flags:
         InputError: other collision steps than one that gives no SID twice, item ids that are no whole numbers, an
             index of another codebook, or nothing to add.
     """
-    if flags.collisions not in (["nearest_free"], ["extra_token"]):
-        raise InputError(
-            "--append_to: expected --collisions nearest_free or extra_token, for no SID may be given twice"
-        )
+    if flags.collisions not in (["nearest_free"], ["extra_token"], ["own_token"]):
+        expected = "nearest_free, extra_token or own_token"
+        raise InputError(f"--append_to: expected --collisions {expected}, for no SID may be given twice")
     if not all(item.isdigit() for item in item_ids):
         raise InputError("--append_to: expected item ids that are whole numbers")
     old = read_index(flags.append_to, "append_to")
     parsed = parse_sids(old, model.config["num_emb_list"], flags.append_to)
+    own = {extra for _, extra in parsed.values() if extra >= 0}
+    if flags.collisions == ["own_token"] and len(own) < len(parsed):
+        raise InputError("--append_to: --collisions own_token expects an index in which every item has its own token")
     new = np.array([row for row, item in enumerate(item_ids) if int(item) not in old], dtype=np.int64)
     if not len(new):
         raise InputError(
