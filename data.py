@@ -189,7 +189,11 @@ DEFAULT_TASKS = ("next_sid", "title_history2sid", "title2sid", "sid2title")
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What the tasks of a run are made from. Descriptions go by item id, preferences by user id."""
+    """What the tasks of a run are made from. Descriptions go by item id, preferences by user id.
+
+    Attributes:
+        teacher_name, walks, teach_end: of the tasks that a teacher teaches, see `TaughtDataset`.
+    """
 
     rows: Sequence[Row]
     catalogue: Catalogue
@@ -199,6 +203,7 @@ class TaskInputs:
     seed: int = 42
     teacher_name: str = "transitions+content"
     walks: int = 3
+    teach_end: bool = True
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -262,9 +267,8 @@ def _build_taught_histories(inputs: TaskInputs, encoder: Encoder) -> TaughtHisto
     items, probabilities = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "probabilities")
     )
-    return TaughtHistoryDataset(
-        [seen, last], items, probabilities, catalogue=inputs.catalogue, encoder=encoder, seed=inputs.seed
-    )
+    how = {"catalogue": inputs.catalogue, "encoder": encoder, "seed": inputs.seed, "teach_end": inputs.teach_end}
+    return TaughtHistoryDataset([seen, last], items, probabilities, **how)
 
 
 def _build_walks(inputs: TaskInputs, encoder: Encoder) -> WalkDataset:
@@ -277,7 +281,8 @@ def _build_walks(inputs: TaskInputs, encoder: Encoder) -> WalkDataset:
         targets = inputs.teacher.teach_histories(histories)
         return targets.items, targets.probabilities
 
-    return WalkDataset(draw, teach, catalogue=inputs.catalogue, encoder=encoder, seed=inputs.seed)
+    how = {"catalogue": inputs.catalogue, "encoder": encoder, "seed": inputs.seed, "teach_end": inputs.teach_end}
+    return WalkDataset(draw, teach, **how)
 
 
 TASKS: dict[str, Task] = {
@@ -373,4 +378,5 @@ def build_mixture(
     weights: dict[str, float], inputs: TaskInputs, encoder: Encoder, known: dict[str, Task] = TASKS
 ) -> TaskMixture:
     """The datasets of the tasks of `weights`, built as TASKS or RL_TASKS say."""
+    inputs = replace(inputs, teach_end=inputs.teach_end and "next_sid" not in weights)
     return TaskMixture(weights, [known[task].build(inputs, encoder) for task in weights], inputs.seed)

@@ -34,6 +34,7 @@ from minionerec.language.adapters import (
 from minionerec.language.examples import PromptDataset
 from minionerec.language.mixture import TaskMixture
 from minionerec.language.prompts import Encoder, PromptSet, load_checkpoint_prompts
+from minionerec.search.legal_softmax import is_normalised_over_legal
 from minionerec.training.callbacks import EpochSetter, StageTimer
 from minionerec.training.checkpoints import choose_resume_checkpoint
 from minionerec.training.hub import push_model_folder
@@ -162,6 +163,7 @@ def rl(flags: RLFlags) -> None:
     weights, flags = choose_rl_tasks(flags, prompts)
     inputs = read_task_inputs(flags, data)
     policy = build_policy(flags, data, prompts)
+    flags = replace(flags, renormalize=flags.renormalize or is_normalised_over_legal(policy.model))
     train_set = build_prompts(inputs, weights, policy.encoder)
     try_rewards(rewards, train_set, data.catalogue.sids, flags.num_generations)
     valid = EvalSidDataset(data.valid_rows, policy.encoder)

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
-from data import EvalSidDataset, TaskInputs, build_mixture, choose_tasks
+from data import TASKS, EvalSidDataset, TaskInputs, build_mixture, choose_tasks
+from minionerec.common.files import InputError
 from minionerec.common.items import read_items
 from minionerec.common.model_folder import summarise_rows, write_model_catalogue
 from minionerec.common.plugins import load_plugins
@@ -33,7 +34,8 @@ from minionerec.language.adapters import (
 )
 from minionerec.language.catalogue_trie import build_catalogue_trie
 from minionerec.language.mixture import TaskMixture
-from minionerec.language.prompts import Encoder, PromptSet, load_prompts
+from minionerec.language.prompts import TASK_FIELDS, Encoder, PromptSet, load_prompts
+from minionerec.search.legal_softmax import LegalTokens
 from minionerec.training.callbacks import StageTimer
 from minionerec.training.checkpoints import choose_resume_checkpoint, export_model
 from minionerec.training.hub import push_model_folder
@@ -70,6 +72,9 @@ def resolve_sft_flags(flags: SFTFlags) -> tuple[SFTFlags, PromptSet, dict[str, f
         sid_init=flags.sid_init or ("text" if scratch else "noise"),
     )
     check_sft_flags(flags)
+    worded = [task for task in weights if TASK_FIELDS[TASKS[task].template or task][1] != "sid"]
+    if flags.softmax == "legal" and worded:
+        raise InputError(f"--softmax legal: the targets of {worded[0]} are no SIDs")
     return flags, prompts, weights
 
 
@@ -85,7 +90,11 @@ def build_batches(
     eval_part = build_mixture(eval_tasks, TaskInputs(data.valid_rows, data.catalogue, *texts), encoder)
     for line in train_part.report():
         say(f"[sft] {line}")
-    return batch_training(flags, train_part, encoder), batch_validation(flags, eval_part, encoder)
+    legal = LegalTokens(encoder.sid_ids(data.catalogue.sids)) if flags.softmax == "legal" else None
+    return (
+        batch_training(flags, train_part, encoder, legal=legal),
+        batch_validation(flags, eval_part, encoder, legal=legal),
+    )
 
 
 def build_sft_trainer(
@@ -104,6 +113,7 @@ def build_sft_trainer(
     return TreeTrainer(
         model=built.model,
         validate=validate,
+        legal=train_set.legal,
         train_dataset=train_set,
         eval_dataset=eval_set,
         callbacks=[EarlyStoppingCallback(flags.early_stopping_patience), StageTimer(stage)],
@@ -152,7 +162,8 @@ def sft(flags: SFTFlags) -> None:
         return
     output, final = Path(flags.output_dir), Path(flags.output_dir) / "final_checkpoint"
     required = ("train_file", "eval_file", "sid_index_path", "item_meta_path")
-    inputs = list_training_inputs(flags, required, ("base_model", "preference_file"))
+    optional = ("base_model", "preference_file", "sid_init")
+    inputs = list_training_inputs(flags, required, optional)
     stage = open_stage("sft", flags, inputs, [final], output / "sft.stage.json")
     if stage.finished:
         return

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 import sft as sft_module
 from data import EvalSidDataset
 from evaluate import evaluate
+from minionerec.common.embeddings import save_embeddings
 from minionerec.common.files import InputError, read_json
 from minionerec.common.records import read_index, read_rows
 from minionerec.evaluation.settings import EvaluateFlags
@@ -29,6 +30,39 @@ from minionerec.training.checkpoints import find_last_checkpoint
 from minionerec.training.settings import SFTFlags
 from minionerec.training.sft_trainer import TreeBatches, TreeTrainer
 from sft import sft
+
+
+@pytest.mark.parametrize("softmax", ["vocabulary", "legal"])
+def test_bf16_on_a_cpu_learns_alike(toy, tmp_path, softmax):
+    """Losses agree within what bfloat16 rounds; weights stay float32."""
+    losses = {}
+    for bf16 in (False, True):
+        output = train(toy, tmp_path / str(bf16), bf16=bf16, softmax=softmax, num_epochs=1)
+        state = read_json(Path(find_last_checkpoint(output)) / "trainer_state.json")
+        losses[bf16] = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry][-1]
+        assert load_model(str(output / "final_checkpoint"), "base_model")[0].dtype == torch.float32
+    assert losses[True] != losses[False] and losses[True] == pytest.approx(losses[False], rel=0.02)
+
+
+def test_token_rows_start_from_a_file_of_embeddings(toy, tmp_path):
+    """With a learning rate of almost nothing, codes whose items are alike there have rows that are alike."""
+    paths, _ = toy
+    index = read_index(paths["sid_index_path"])
+    codes = [index[item][0] for item in sorted(index)]
+    groups = sorted(set(codes))
+    vectors = np.eye(len(groups))[[groups.index(code) // 2 for code in codes]]  # two codes each have the same vector
+    save_embeddings(tmp_path / "x-td.npy", vectors, [str(item) for item in sorted(index)], "x", ["title"])
+    output = train(
+        toy, tmp_path / "sft", sid_init=str(tmp_path / "x-td.npy"), learning_rate=1e-12, num_epochs=1, softmax="legal"
+    )
+    model, tokenizer = load_model(str(output / "final_checkpoint"), "base_model")
+    assert model.config.legal_softmax
+    rows = model.get_input_embeddings().weight.detach()[tokenizer.convert_tokens_to_ids(groups)].numpy()
+    rows = rows - rows.mean(axis=0)
+    cosine = (rows @ rows.T) / np.linalg.norm(rows, axis=1)[:, None] / np.linalg.norm(rows, axis=1)
+    alike = np.array([[first // 2 == second // 2 for second in range(len(groups))] for first in range(len(groups))])
+    np.fill_diagonal(alike, False)
+    assert cosine[alike].min() > 0.7 and cosine[~alike & ~np.eye(len(groups), dtype=bool)].max() < 0.5
 
 
 # ---------------------------------------------------------------------------------------------------------- the batches
@@ -401,7 +435,7 @@ def test_only_the_rows_of_new_tokens_change(tied, padded):
         (dict(cutoff_len=6), "--cutoff_len 6: row"),
         (dict(best_by="accuracy"), "--best_by accuracy: expected one of loss, HR@10"),
         (dict(eval_beams=5), "--eval_beams 5: HR@10 needs 10 beams"),
-        (dict(sid_init="luck"), "--sid_init luck: expected one of text, noise"),
+        (dict(sid_init="luck"), "--sid_init: luck: no such file"),
         (dict(packing="forest"), "--packing forest: expected one of tree, none"),
         (dict(tree_tokens=0), "--tree_tokens 0: must be at least 1"),
     ],

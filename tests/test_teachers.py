@@ -170,6 +170,20 @@ def test_labels_along_a_path_are_conditional_sums(seed):
             assert found[level] == pytest.approx({token: p / total for token, p in expected.items()})
 
 
+def test_ends_that_another_task_teaches_are_left_out():
+    """Only the end tokens that nothing else could stand for."""
+    sequences = [[5, 6, 1], [5, 7, 1], [8, 1], [9, 6, 1], [9, 6, 7, 1]]
+    items, probabilities = np.array([[0, 1, 2, 3, 4]]), np.full((1, 5), 0.2)
+    for drawn, levels in ((0, {0, 1}), (2, {0}), (3, {0, 1, 2}), (4, {0, 1, 2})):
+        (all_labels,) = TaughtPaths(sequences).label(items, probabilities, np.array([drawn]))
+        (labels,) = TaughtPaths(sequences, teach_end=False).label(items, probabilities, np.array([drawn]))
+        assert set(labels.level.tolist()) == levels
+        assert set(all_labels.level.tolist()) == set(range(len(sequences[drawn])))
+        kept = np.isin(all_labels.level, list(levels))
+        assert labels.token.tolist() == all_labels.token[kept].tolist()
+        assert labels.weight.tolist() == all_labels.weight[kept].tolist()
+
+
 def test_the_expected_loss_is_the_cross_entropy_of_whole_sequences():
     """Over all paths, each as often as the teacher says, the soft loss is that of every item weighted by its share."""
     rng, numbers = random.Random(1), np.random.default_rng(1)

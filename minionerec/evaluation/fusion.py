@@ -30,6 +30,7 @@ from minionerec.recommenders.registry import (
     select_likeliest,
 )
 from minionerec.recommenders.sum_weights import choose_descriptions
+from minionerec.search.legal_softmax import LegalTokens, compute_legal_log_probs, is_normalised_over_legal
 from minionerec.search.prefix_tree import batch_trees, compute_tree_log_probs
 
 # {item id: p} of the catalogue's items for rows by their numbers in a split; items that it leaves out have p = 0.
@@ -309,6 +310,7 @@ class CandidateScorer:
         self.catalogue, self.k = catalogue, k
         # Once: reading out a large vocabulary takes a tenth of a second.
         self.tokens_of = dict(zip(catalogue.sids, encoder.sid_ids(catalogue.sids), strict=True))
+        self.legal = LegalTokens(list(self.tokens_of.values())) if is_normalised_over_legal(model) else None
 
     def __call__(
         self,
@@ -336,7 +338,7 @@ class CandidateScorer:
             wanted = {sid_of[item] for p in of_row for item in select_likeliest(p, self.k, counts)}
             missed.append(sorted(wanted - set(ranked)))
         sequences = [[self.tokens_of[sid] for sid in sids] for sids in missed]
-        missed_scores = score_sids(self.model, prompts, sequences, self.pad_token_id)
+        missed_scores = score_sids(self.model, prompts, sequences, self.pad_token_id, self.legal)
         results = []
         for row, of_row in enumerate(zip(*by_baseline, strict=True)):
             sids = (*rankings[row], *missed[row])
@@ -355,6 +357,7 @@ def score_sids(
     prompts: Sequence[Sequence[int]],
     sequences: Sequence[Sequence[Sequence[int]]],
     pad_token_id: int,
+    legal: LegalTokens | None = None,
 ) -> list[list[float]]:
     """Log-probability of every token sequence after its prompt, end token included, in one pass over prefix trees.
 
@@ -363,11 +366,17 @@ def score_sids(
         prompts: n token-id lists.
         sequences: of each prompt, the token-id lists to score; may be empty.
         pad_token_id: fills the shorter trees.
+        legal: what the model's probabilities are over; None is the vocabulary.
     """
     asked = [(prompt, group) for prompt, group in zip(prompts, sequences, strict=True) if group]
     if not asked:
         return [[] for _ in prompts]
-    batch = batch_trees([[(prompt, sequence) for sequence in group] for prompt, group in asked], pad_token_id)
+    rows = [[(prompt, sequence, None) for sequence in group] for prompt, group in asked]
+    if legal is not None:
+        rows = [[legal.make_row(*row) for row in group] for group in rows]
+    batch = batch_trees(rows, pad_token_id).to(model.device)
     with torch.no_grad():
-        tokens = iter(compute_tree_log_probs(model, batch.to(model.device)).tolist())
-    return [[sum(next(tokens) for _ in sequence) for sequence in group] for group in sequences]
+        scores = compute_tree_log_probs(model, batch) if legal is None else compute_legal_log_probs(model, batch, legal)
+    labels = iter(scores.tolist())
+    counts = iter([len(target) if soft is None else len(soft.level) for group in rows for _, target, soft in group])
+    return [[sum(next(labels) for _ in range(next(counts))) for _ in group] for group in sequences]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_ids
@@ -25,6 +25,7 @@ from minionerec.evaluation.shards import prepare_folder
 from minionerec.language.models import load_model, load_tokenizer, place_for_search
 from minionerec.language.prompts import resolve_prompts_file
 from minionerec.recommenders.registry import is_baseline
+from minionerec.search.legal_softmax import is_normalised_over_legal
 from minionerec.search.scorer import Engine
 
 DEFAULT_LENGTH = 50  # of the lists
@@ -94,8 +95,11 @@ def load_searched_model(
             gpu_memory_utilization=flags.vllm_gpu_memory_utilization,
             **({"dtype": flags.dtype} if flags.dtype else {}),
         )
+        engine.config = AutoConfig.from_pretrained(flags.base_model)
         return engine, tokenizer
     model, tokenizer = load_model(flags.base_model, "base_model", for_training=False)
+    if flags.engine == "hf" and is_normalised_over_legal(model):
+        raise InputError(f"--engine hf: {flags.base_model} was trained with --softmax legal; use --engine tree")
     return place_for_search(model, process_state().device, flags.dtype), tokenizer
 
 

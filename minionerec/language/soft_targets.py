@@ -19,13 +19,15 @@ class TaughtPaths:
 
     Args:
         sequences: the target token ids of every item, end token included.
+        teach_end: label the end tokens too that nothing else could stand for. Another task that ends in the same way
+            teaches them as well, and a tree is smaller by a node a label without them.
 
     Attributes:
         tokens: [N, depth] int64, -1 past the end of a sequence.
         prefix: [N, depth] int64, equal where two sequences agree in all tokens before that one.
     """
 
-    def __init__(self, sequences: Sequence[Sequence[int]]):
+    def __init__(self, sequences: Sequence[Sequence[int]], teach_end: bool = True):
         padded, lengths = pad_sequences(sequences)
         depth = padded.shape[1]
         self.sequences = [list(sequence) for sequence in sequences]
@@ -33,6 +35,17 @@ class TaughtPaths:
         self.prefix = np.zeros_like(self.tokens)
         for level in range(1, depth):
             _, self.prefix[:, level] = np.unique(self.tokens[:, :level], axis=0, return_inverse=True)
+        self._is_labelled = self.tokens >= 0
+        if not teach_end:
+            self._is_labelled &= ~self._find_forced_ends(lengths)
+
+    def _find_forced_ends(self, lengths: np.ndarray) -> np.ndarray:
+        """[N, depth] bool: the last token of a sequence, if all sequences with the same beginning have it there."""
+        forced = np.arange(self.tokens.shape[1]) == lengths[:, None] - 1
+        for level in range(self.tokens.shape[1]):
+            branches = np.unique(np.stack((self.prefix[:, level], self.tokens[:, level])), axis=1)[0]
+            forced[:, level] &= np.bincount(branches)[self.prefix[:, level]] == 1
+        return forced
 
     def label(self, items: np.ndarray, probabilities: np.ndarray, drawn: np.ndarray) -> list[SoftLabels]:
         """The soft labels of every history along the path of one drawn item.
@@ -53,7 +66,7 @@ class TaughtPaths:
         for level in range(self.tokens.shape[1]):
             agree = self.prefix[items, level] == self.prefix[drawn, level][:, None]
             is_token = self.tokens[items, level] >= 0
-            mass = np.where(agree & is_token & (self.tokens[drawn, level] >= 0)[:, None], probabilities, 0.0)
+            mass = np.where(agree & is_token & self._is_labelled[drawn, level][:, None], probabilities, 0.0)
             row, column = np.nonzero(mass)
             rows.append(row)
             levels.append(np.full(len(row), level))
@@ -83,16 +96,17 @@ class TaughtDataset(PromptDataset):
         catalogue: the items, whose numbers the teacher's targets are.
         encoder: tokenizer and templates; prompts and targets are those of next_sid.
         seed: of the draws, which are a function of the seed and the epoch alone.
+        teach_end: see `TaughtPaths`.
     """
 
     task = "next_sid"
 
-    def __init__(self, catalogue: Catalogue, encoder: Encoder, seed: int):
+    def __init__(self, catalogue: Catalogue, encoder: Encoder, seed: int, teach_end: bool = True):
         super().__init__()
         self.catalogue, self.encoder, self.seed = catalogue, encoder, seed
         targets = [encoder.prompts.target(self.task, sid) for sid in catalogue.sids]
         encoder.check_boundary(self.task, targets[0])
-        self._targets, self._paths = targets, TaughtPaths(encoder.target_ids(targets))
+        self._targets, self._paths = targets, TaughtPaths(encoder.target_ids(targets), teach_end)
 
     @property
     def longest_target(self) -> int:
@@ -127,7 +141,7 @@ class TaughtHistoryDataset(TaughtDataset):
     Args:
         histories: datasets whose H examples together show the histories, some with `set_epoch`.
         items, probabilities: [H, T], the teacher's targets of these examples.
-        catalogue, encoder, seed: see `TaughtDataset`.
+        catalogue, encoder, seed, teach_end: see `TaughtDataset`.
     """
 
     def __init__(
@@ -139,8 +153,9 @@ class TaughtHistoryDataset(TaughtDataset):
         catalogue: Catalogue,
         encoder: Encoder,
         seed: int,
+        teach_end: bool = True,
     ):
-        super().__init__(catalogue, encoder, seed)
+        super().__init__(catalogue, encoder, seed, teach_end)
         self._histories, self._items, self._probabilities = histories, items, probabilities
         self._taught = np.flatnonzero(probabilities.any(axis=1))
         for dataset in histories:
@@ -173,11 +188,20 @@ class WalkDataset(TaughtDataset):
     Args:
         draw: makes the walks of an epoch.
         teach: gives the teacher's targets, ([H, T] items, [H, T] probabilities).
-        catalogue, encoder, seed: see `TaughtDataset`.
+        catalogue, encoder, seed, teach_end: see `TaughtDataset`.
     """
 
-    def __init__(self, draw: WalkSource, teach: TargetSource, *, catalogue: Catalogue, encoder: Encoder, seed: int):
-        super().__init__(catalogue, encoder, seed)
+    def __init__(
+        self,
+        draw: WalkSource,
+        teach: TargetSource,
+        *,
+        catalogue: Catalogue,
+        encoder: Encoder,
+        seed: int,
+        teach_end: bool = True,
+    ):
+        super().__init__(catalogue, encoder, seed, teach_end)
         self._draw, self._teach = draw, teach
         self.set_epoch(0)
 

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minionerec.search.kept_head import KeptHead
+from minionerec.search.legal_softmax import is_normalised_over_legal
 from minionerec.search.prefill import PrefilledPrompts
 from minionerec.search.scorer import Engine, Scorer
 from minionerec.search.sub_tries import SubTries
@@ -97,7 +98,8 @@ def beam_search(
         prompts: n token-id lists of any lengths, or the prompts prefilled, which serve one search.
         num_beams: B; it may exceed the number of legal sequences.
         length_penalty: exponent p of the final score, sum / length ** p, as in HF.
-        renormalize: score with probabilities over the legal tokens (HF's `renormalize_logits`), not the vocabulary.
+        renormalize: score with probabilities over the legal tokens (HF's `renormalize_logits`), not the vocabulary;
+            always so for a model that was trained on them.
         excluded: per prompt, the numbers of sequences that are not allowed.
         included: per prompt, the numbers of the only sequences that are allowed, or None for all.
         kept: what earlier prompts of the same weights began with, so that it is not computed again; see `KeptHead`.
@@ -110,6 +112,7 @@ def beam_search(
             prompt nothing, NaN logits.
     """
     sub_tries = _restrict(trie, len(prompts), excluded, included)
+    renormalize = renormalize or is_normalised_over_legal(model)
     with _open_scorer(model, trie, prompts, kept) as scorer:
         search = _BeamSearch(scorer, trie, sub_tries, num_beams, length_penalty, renormalize)
         for step in range(trie.depth):

@@ -153,7 +153,7 @@ def check_tree_attention(model: PreTrainedModel) -> None:
 
 @contextmanager
 def restrict_logits(
-    model: torch.nn.Module, flat_nodes: torch.Tensor, more: torch.Tensor | None = None
+    model: torch.nn.Module, flat_nodes: torch.Tensor, more: torch.Tensor | None = None, logits_of: int | None = None
 ) -> Iterator[list[torch.Tensor]]:
     """Inside, a forward pass returns only the logits [K, vocab] of some hidden states.
 
@@ -164,9 +164,10 @@ def restrict_logits(
         model: plain or wrapped.
         flat_nodes: [K], row * L + node of each hidden state.
         more: hidden states [M, width] of another pass, whose logits come first.
+        logits_of: compute the logits of that many of them only; None is all.
 
     Yields:
-        A list to which a forward pass adds the hidden states that its logits are computed from.
+        A list to which a forward pass adds the hidden states of the nodes, `more` in front.
     """
     head = getattr(model, "module", model).get_output_embeddings()
     read: list[torch.Tensor] = []
@@ -175,7 +176,7 @@ def restrict_logits(
         hidden = arguments[0]
         hidden = hidden.reshape(-1, hidden.shape[-1])[flat_nodes]
         read.append(hidden if more is None else torch.cat((more, hidden)))
-        return (read[-1],)
+        return (read[-1][:logits_of],)
 
     handle = head.register_forward_pre_hook(select)
     try:
@@ -192,11 +193,13 @@ class SoftLabels:
         level: [M] int64, tokens of the target before the predicted one.
         token: [M] int64, a predicted token; several at one level share its weight.
         weight: [M] float, of each in the loss.
+        group: [M] int64, the group of tokens that its probability is over, see `LegalTokens`; None is the vocabulary.
     """
 
     level: np.ndarray
     token: np.ndarray
     weight: np.ndarray
+    group: np.ndarray | None = None
 
 
 @dataclass
@@ -212,6 +215,7 @@ class TreeBatch:
         label_row: [K] int64, the place of each label's node in `node`.
         label_token: [K] int64, what it is to predict.
         label_weight: [K] float32.
+        label_group: [K] int64, see `SoftLabels`; None where no label has one.
     """
 
     input_ids: torch.Tensor
@@ -221,6 +225,7 @@ class TreeBatch:
     label_row: torch.Tensor
     label_token: torch.Tensor
     label_weight: torch.Tensor
+    label_group: torch.Tensor | None = None
 
     @cached_property
     def block_mask(self) -> BlockMask:
@@ -266,7 +271,7 @@ def batch_trees(groups: Sequence[Sequence[tuple]], pad_token_id: int) -> TreeBat
     input_ids = np.full((len(trees), length), pad_token_id, dtype=np.int64)
     position_ids = np.zeros((len(trees), length), dtype=np.int64)
     end = np.tile(np.arange(1, length + 1), (len(trees), 1))  # a padding node sees only itself
-    label_node, label_token, label_weight = [], [], []
+    label_node, label_token, label_weight, label_group = [], [], [], []
     for index, (tree, rows) in enumerate(zip(trees, groups, strict=True)):
         size = len(tree.tokens)
         input_ids[index, :size], position_ids[index, :size], end[index, :size] = tree.tokens, tree.depth, tree.end
@@ -278,6 +283,7 @@ def batch_trees(groups: Sequence[Sequence[tuple]], pad_token_id: int) -> TreeBat
             label_node.append(predicting[labels.level])
             label_token.append(labels.token)
             label_weight.append(labels.weight)
+            label_group += [] if labels.group is None else [labels.group]
     node, label_row = np.unique(np.concatenate(label_node), return_inverse=True)
     return TreeBatch(
         torch.from_numpy(input_ids),
@@ -287,6 +293,7 @@ def batch_trees(groups: Sequence[Sequence[tuple]], pad_token_id: int) -> TreeBat
         torch.from_numpy(label_row),
         torch.from_numpy(np.concatenate(label_token)),
         torch.from_numpy(np.concatenate(label_weight).astype(np.float32)),
+        torch.from_numpy(np.concatenate(label_group)) if label_group else None,
     )
 
 

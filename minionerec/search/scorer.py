@@ -80,7 +80,13 @@ class Scorer(ABC):
 
 
 class Engine(ABC):
-    """A model that runs elsewhere, for example in processes of its own, and can be searched like one that runs here."""
+    """A model that runs elsewhere, for example in processes of its own, and can be searched like one that runs here.
+
+    Attributes:
+        config: of the model, where it is known.
+    """
+
+    config: object | None = None
 
     @abstractmethod
     def open_scorer(self, trie: SidTrie, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[Scorer]:

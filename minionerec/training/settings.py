@@ -54,6 +54,11 @@ class OptimizationFlags(Flags):
     )
     dropout: float = flag(0.0, "dropout on embeddings and residual branches while the model learns")
     gradient_checkpointing: bool = flag(False, "compute activations twice instead of keeping them: less memory, slower")
+    bf16: bool | None = flag(
+        None,
+        "compute in bfloat16 autocast over float32 weights (docs/training.md)",
+        default_text="True on a GPU that has it, False on a CPU",
+    )
     attention: str = flag("sdpa", "attention kernel; flex_attention needs CUDA", choices=("sdpa", "flex_attention"))
     dataloader_num_workers: int = flag(0, "processes that prepare batches ahead; 0: the training process does")
     resume_from_checkpoint: str | None = flag(
@@ -98,8 +103,8 @@ class SFTFlags(
     learning_rate: float = flag(3e-4, "peak learning rate")
     sid_init: str | None = flag(
         None,
-        "where the token rows of new SIDs start: what the items that use a code are about (text), or noise",
-        choices=("text", "noise"),
+        "where the token rows of new SIDs start: what the items that use a code are about (text), noise, or the item "
+        "embeddings of a file NAME.emb-PLM-td.npy",
         default_text="text from scratch, noise in a pretrained base",
     )
     freeze_LLM: bool = flag(False, "train only the token rows of the SIDs")
@@ -109,6 +114,12 @@ class SFTFlags(
         choices=("tree", "none"),
     )
     tree_tokens: int = flag(2048, "tokens of a tree, about")
+    softmax: str = flag(
+        "vocabulary",
+        "what a token's probability is over: the vocabulary, or the legal tokens, those that may follow in the "
+        "catalogue; far cheaper where items have tokens of their own. Every search of the model then does the same",
+        choices=("vocabulary", "legal"),
+    )
     early_stopping_patience: int = flag(3, "stop after so many epochs without a better one; the best one is kept")
     best_by: str = flag(
         "loss",

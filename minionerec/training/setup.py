@@ -98,7 +98,7 @@ def build_arguments(
         use_cpu=on_cpu,
         disable_tqdm=False,
         ddp_find_unused_parameters=False,
-        bf16=not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        bf16=trains_in_bf16(flags.bf16),
         seed=flags.seed,
         remove_unused_columns=False,
         dataloader_num_workers=flags.dataloader_num_workers,
@@ -109,6 +109,19 @@ def build_arguments(
         run_name=flags.wandb_run_name,
         **specific,
     )
+
+
+def trains_in_bf16(requested: bool | None) -> bool:
+    """Whether training computes in bfloat16 autocast: as `--bf16` says, else on a GPU that has it.
+
+    Raises:
+        InputError: asked for on a GPU that lacks it.
+    """
+    on_gpu = not computes_on_cpu() and torch.cuda.is_available()
+    has_it = on_gpu and torch.cuda.is_bf16_supported()
+    if requested and on_gpu and not has_it:
+        raise InputError("--bf16 True: this GPU has no bfloat16")
+    return has_it if requested is None else requested
 
 
 def check_loading_flags(flags: OptimizationFlags) -> None:

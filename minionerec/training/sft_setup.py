@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
+from minionerec.common.embeddings import load_embeddings
 from minionerec.common.files import InputError
 from minionerec.common.items import read_catalogue, read_preferences
 from minionerec.common.processes import process_state
@@ -16,13 +18,21 @@ from minionerec.language.adapters import check_adapter_flags, wrap_with_adapters
 from minionerec.language.mixture import TaskMixture
 from minionerec.language.models import add_dropout, build_model_from_config, load_model
 from minionerec.language.prompts import Encoder, PromptSet
-from minionerec.language.sid_tokens import add_sid_tokens, compute_start_directions
+from minionerec.language.sid_tokens import (
+    add_sid_tokens,
+    compute_code_directions,
+    compute_start_directions,
+    fit_to_width,
+)
 from minionerec.recommenders.registry import BASELINES, is_baseline
+from minionerec.search.legal_softmax import CONFIG_NAME, LegalTokens
 from minionerec.training.hub import check_hub_flags
 from minionerec.training.optimizers import check_optimizer
 from minionerec.training.settings import SFTFlags
 from minionerec.training.setup import build_arguments, check_divisible, check_loading_flags, read_splits
 from minionerec.training.sft_trainer import TreeBatches
+
+NAMED_STARTS = ("text", "noise")  # of --sid_init; anything else is a file
 
 
 def check_sft_flags(flags: SFTFlags) -> None:
@@ -42,6 +52,8 @@ def check_sft_flags(flags: SFTFlags) -> None:
         raise InputError(f"--teacher {flags.teacher}: expected {expected}")
     if flags.walks < 1:
         raise InputError(f"--walks {flags.walks}: must be at least 1")
+    if flags.softmax == "legal" and (flags.lora or flags.freeze_LLM):
+        raise InputError("--softmax legal: not with --lora or --freeze_LLM")
     check_loading_flags(flags)
     check_hub_flags(flags)
     if Path(flags.base_model).is_file() and not flags.train_from_scratch:
@@ -53,7 +65,11 @@ def check_sft_flags(flags: SFTFlags) -> None:
 
 @dataclass
 class SFTInputs:
-    """What a run reads: the catalogue with its SID tokens and texts, the rows, the tasks."""
+    """What a run reads: the catalogue with its SID tokens and texts, the rows, the tasks.
+
+    Attributes:
+        item_vectors: the embeddings [N, dim] of --sid_init, in the order of the catalogue; None where it names no file.
+    """
 
     index: dict[int, tuple[str, ...]]
     catalogue: Catalogue
@@ -61,6 +77,7 @@ class SFTInputs:
     preferences: dict[str, str] | None
     train_rows: RowTable
     valid_rows: RowTable
+    item_vectors: np.ndarray | None = None
 
     @property
     def sid_tokens(self) -> list[str]:
@@ -86,7 +103,22 @@ def read_sft_data(flags: SFTFlags) -> SFTInputs:
     _, train_rows, valid_rows = read_splits(
         flags, catalogue, flags.sid_index_path, flags.sample, flags.seed, history=True
     )
-    return SFTInputs(index, catalogue, descriptions, preferences, train_rows, valid_rows)
+    vectors = None if flags.sid_init in NAMED_STARTS else read_item_vectors(flags.sid_init, catalogue)
+    return SFTInputs(index, catalogue, descriptions, preferences, train_rows, valid_rows, vectors)
+
+
+def read_item_vectors(path: str, catalogue: Catalogue) -> np.ndarray:
+    """The embeddings [N, dim] of a catalogue's items, in its order.
+
+    Raises:
+        InputError: a broken file, or an item without embedding.
+    """
+    array, item_ids = load_embeddings(path, "sid_init")
+    row_of = {item: row for row, item in enumerate(item_ids)}
+    missing = [item for item in catalogue.item_ids if str(item) not in row_of]
+    if missing:
+        raise InputError(f"--sid_init {path}: item {missing[0]} has no embedding there")
+    return array[[row_of[str(item)] for item in catalogue.item_ids]]
 
 
 def build_sft_model(flags: SFTFlags, data: SFTInputs, prompts: PromptSet) -> SFTModel:
@@ -100,20 +132,32 @@ def build_sft_model(flags: SFTFlags, data: SFTInputs, prompts: PromptSet) -> SFT
     else:
         model, tokenizer = load_model(flags.base_model, "base_model", flags.attention, flags.load_in_4bit)
     directions = None
-    if flags.sid_init == "text" and not tokenizer.get_vocab().keys() >= set(data.sid_tokens):
+    if flags.sid_init != "noise" and not tokenizer.get_vocab().keys() >= set(data.sid_tokens):
         sids = [data.index[item] for item in data.catalogue.item_ids]
-        directions = compute_start_directions(model, tokenizer, sids, titles, descriptions, flags.seed, scratch)
+        if flags.sid_init == "text":
+            directions = compute_start_directions(model, tokenizer, sids, titles, descriptions, flags.seed, scratch)
+        else:
+            width = model.get_input_embeddings().weight.shape[1]
+            directions = compute_code_directions(sids, fit_to_width(data.item_vectors, width, flags.seed))
     # A random model's rows would take epochs to part if they started alike; a pretrained one's must not be outliers.
     spread = 1.0 if scratch else 0.1
     new_tokens = add_sid_tokens(model, tokenizer, data.sid_tokens, flags.seed, spread, directions)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model = wrap_with_adapters(model, tokenizer.convert_tokens_to_ids(data.sid_tokens), flags, flags.freeze_LLM)
+    if flags.softmax == "legal":
+        setattr(model.config, CONFIG_NAME, True)
     if flags.dropout:  # after the wrapping: its hooks are to stand on the layers that are called
         add_dropout(model, flags.dropout)
     return SFTModel(model, Encoder(tokenizer, prompts, flags.cutoff_len), parameters, new_tokens)
 
 
-def batch_training(flags: SFTFlags, part: TaskMixture, encoder: Encoder, processes: int | None = None) -> TreeBatches:
+def batch_training(
+    flags: SFTFlags,
+    part: TaskMixture,
+    encoder: Encoder,
+    processes: int | None = None,
+    legal: LegalTokens | None = None,
+) -> TreeBatches:
     """The micro-batches of every epoch, shuffled; of this run, or of one with other `processes`.
 
     Raises:
@@ -121,18 +165,20 @@ def batch_training(flags: SFTFlags, part: TaskMixture, encoder: Encoder, process
     """
     world = processes or process_state().num_processes
     micro_batches = check_divisible(flags.batch_size, flags.micro_batch_size, world) * world
-    how = {"packing": flags.packing, "tree_tokens": flags.tree_tokens}
+    how = {"packing": flags.packing, "tree_tokens": flags.tree_tokens, "legal": legal}
     try:
         return TreeBatches([part], flags.batch_size, micro_batches, encoder.pad_token_id, flags.seed, **how)
     except ValueError as error:
         raise InputError(f"--batch_size {flags.batch_size}: {error}") from None
 
 
-def batch_validation(flags: SFTFlags, part: TaskMixture, encoder: Encoder) -> TreeBatches:
+def batch_validation(
+    flags: SFTFlags, part: TaskMixture, encoder: Encoder, legal: LegalTokens | None = None
+) -> TreeBatches:
     """The validation examples in micro-batches, in their order."""
     world = process_state().num_processes
     micro_batches = max(world, -(-len(part) // flags.micro_batch_size // world) * world)
-    how = {"packing": flags.packing, "tree_tokens": flags.tree_tokens}
+    how = {"packing": flags.packing, "tree_tokens": flags.tree_tokens, "legal": legal}
     return TreeBatches([part], len(part), min(micro_batches, len(part)), encoder.pad_token_id, None, **how)
 
 

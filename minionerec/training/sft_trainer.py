@@ -14,8 +14,9 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, Trainer
 
 from minionerec.common.row_table import ROWS_AT_ONCE
-from minionerec.language.examples import Example, ExampleList, PromptDataset, number_groups
+from minionerec.language.examples import Example, ExampleList, PromptDataset, TokenRow, number_groups
 from minionerec.language.mixture import JoinedExamples
+from minionerec.search.legal_softmax import LegalTokens, compute_legal_log_probs
 from minionerec.search.prefix_tree import (
     TreeBatch,
     batch_trees,
@@ -42,6 +43,7 @@ class TreeBatches(Dataset):
         micro_batches: micro-batches per optimizer step, over all processes.
         seed: of the shuffling; None keeps the order (evaluation).
         packing, tree_tokens: as above.
+        legal: what probabilities are over; None is the vocabulary.
 
     Attributes:
         examples: those of all datasets. rows: how many they are. steps: optimizer steps of an epoch.
@@ -56,9 +58,11 @@ class TreeBatches(Dataset):
         seed: int | None,
         packing: str = "tree",
         tree_tokens: int = 2048,
+        legal: LegalTokens | None = None,
     ):
         parts = [ExampleList(part) if isinstance(part, Sequence) else part for part in datasets]
         self.examples, self.micro_batches = JoinedExamples(parts), micro_batches
+        self.legal = legal
         self.packing, self.tree_tokens = packing, tree_tokens
         self.pad_token_id, self.seed = pad_token_id, seed
         self.rows = sum(map(len, parts))
@@ -141,9 +145,16 @@ class TreeBatches(Dataset):
     def __len__(self) -> int:
         return self.steps * self.micro_batches
 
+    def _trim(self, row: TokenRow) -> TokenRow:
+        """The row of an example, its target without the tokens after the last label."""
+        prompt, target, labels = row
+        if self.legal is not None:
+            return self.legal.make_row(prompt, target, labels)
+        return prompt, target if labels is None else target[: labels.level.max() + 1], labels
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         groups, places = self.plan_micro_batch(index)
-        rows = self.examples.read_tokens(places)
+        rows = [self._trim(row) for row in self.examples.read_tokens(places)]
         if self.packing == "none":
             return {**vars(batch_trees([[row] for row in rows], self.pad_token_id)), "end": None}
         of_group: dict[int, list] = defaultdict(list)
@@ -164,10 +175,17 @@ class TreeTrainer(LaunchedTrainer, Trainer):
 
     validate: called with the plain model on every process at every evaluation; its figures stand beside the validation
         loss.
+    legal: what probabilities are over, the same as that of the batches; None is the vocabulary.
     """
 
-    def __init__(self, *args, validate: Callable[[PreTrainedModel], dict[str, float]] | None = None, **kwargs):
-        self.validate = validate
+    def __init__(
+        self,
+        *args,
+        validate: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+        legal: LegalTokens | None = None,
+        **kwargs,
+    ):
+        self.validate, self.legal = validate, legal
         super().__init__(*args, data_collator=take_only, **kwargs)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the labels of the whole step itself
 
@@ -178,9 +196,14 @@ class TreeTrainer(LaunchedTrainer, Trainer):
         count = torch.stack([batch["label_weight"].sum() for batch in batch_samples]).sum().to(device)
         return self.accelerator.gather(count).sum()
 
+    def _compute_log_probs(self, model: torch.nn.Module, batch: TreeBatch) -> torch.Tensor:
+        if self.legal is None:
+            return compute_tree_log_probs(model, batch)
+        return compute_legal_log_probs(model, batch, self.legal)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         batch = TreeBatch(**inputs)
-        total = -(compute_tree_log_probs(model, batch) * batch.label_weight).sum()
+        total = -(self._compute_log_probs(model, batch) * batch.label_weight).sum()
         # Gradients are averaged over processes afterwards, while the labels are counted over all of them.
         return total * self.accelerator.num_processes / num_items_in_batch
 
@@ -201,7 +224,7 @@ class TreeTrainer(LaunchedTrainer, Trainer):
         for inputs in self.get_eval_dataloader(eval_dataset):
             batch = TreeBatch(**self._prepare_inputs(inputs))
             with self.compute_loss_context_manager():
-                log_probs = compute_tree_log_probs(model, batch)
+                log_probs = self._compute_log_probs(model, batch)
             total += torch.stack((-(log_probs * batch.label_weight).sum(), batch.label_weight.sum()))
         total = self.accelerator.reduce(total)
         return (total[0] / total[1]).item()
