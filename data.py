@@ -277,9 +277,19 @@ def _build_walks(inputs: TaskInputs, encoder: Encoder) -> WalkDataset:
     def draw(generator: np.random.Generator) -> list[list[int]]:
         return [walk for _ in range(inputs.walks) for walk in draw_walks(steps, generator)]
 
+    number_of = {item: number for number, item in enumerate(inputs.catalogue.item_ids)}
+
     def teach(histories: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        targets = inputs.teacher.teach_histories(histories)
-        return targets.items, targets.probabilities
+        # What follows single items is known already, and they are the beginning of every walk.
+        is_single = np.array([len(history) == 1 for history in histories])
+        known = steps.select([number_of[history[0]] for history in histories if len(history) == 1])
+        others = inputs.teacher.teach_histories([history for history in histories if len(history) > 1])
+        items, probabilities = (
+            np.empty((len(histories), part.shape[1]), part.dtype) for part in (steps.items, steps.probabilities)
+        )
+        items[is_single], probabilities[is_single] = known.items, known.probabilities
+        items[~is_single], probabilities[~is_single] = others.items, others.probabilities
+        return items, probabilities
 
     how = {"catalogue": inputs.catalogue, "encoder": encoder, "seed": inputs.seed, "teach_end": inputs.teach_end}
     return WalkDataset(draw, teach, **how)

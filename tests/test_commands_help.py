@@ -56,7 +56,15 @@ def test_the_commands_are_these():
         *("sft", "rl", "evaluate", "recommend", "baselines", "sasrec", "convert_dataset"),
         *(
             f"rq.{name}"
-            for name in ("rqvae", "rqkmeans_faiss", "rqkmeans_constrained", "rqkmeans_plus", "quality", "explain")
+            for name in (
+                "rqvae",
+                "rqkmeans_faiss",
+                "rqkmeans_constrained",
+                "rqkmeans_plus",
+                "quality",
+                "explain",
+                "behaviour",
+            )
         ),
         *("rq.generate_indices", "rq.generate_indices_plus", "rq.text2emb.amazon_text2emb"),
         *(f"data_process.{name}" for name in ("amazon18_data_process", "recbole_data_process", "validate")),

@@ -251,3 +251,15 @@ def test_a_teacher_that_says_nothing_gives_no_example():
     inputs = TaskInputs(rows, catalogue, teacher_name="transitions")
     dataset = TASKS["teacher_sid"].build(inputs, encoder())
     assert len(dataset) == 0 and dataset.left_out["unknown to the teacher"] == 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_likeliest_are_those_of_a_plain_sort(seed):
+    rng = random.Random(seed)
+    for count in (0, 1, 5, 15, 16, 17, 60):
+        items = rng.sample(range(100), count)
+        likelihoods = {item: rng.choice([0.0, 0.1, 0.1, 0.2, rng.random()]) for item in items}
+        counts = {item: rng.randrange(3) for item in items if rng.random() < 0.7}
+        expected = sorted(items, key=lambda item: (-likelihoods[item], -counts.get(item, 0), item))
+        for k in (0, 1, 3, count, count + 5):
+            assert registry.select_likeliest(likelihoods, k, counts) == expected[:k]

@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
 from minionerec.recommenders.content import (
@@ -83,6 +85,7 @@ class Baseline:
 BASELINES: dict[str, Baseline] = {}
 SUM_SIGN = "+"
 FOLDS = 5  # of cross-fitting
+SORTED_AT_ONCE = 16  # items; fewer are sorted faster one by one
 
 
 def register_baseline(
@@ -242,10 +245,11 @@ def _check_likelihoods(name: str, predict: Callable, catalogue: Catalogue) -> Ca
         if len(predictions) != len(asked):
             raise InputError(f"baseline {name}: {len(predictions)} predictions for {len(asked)} histories")
         for likelihoods in predictions:
-            strangers = likelihoods.keys() - item_ids
-            if strangers:
+            if not item_ids.issuperset(likelihoods):
+                strangers = likelihoods.keys() - item_ids
                 raise InputError(f"baseline {name}: {min(strangers)} is not in the info file")
-            if not all(0 <= p < math.inf for p in likelihoods.values()):
+            # One that is no number makes the sum none, and with it both comparisons false.
+            if likelihoods and not (min(likelihoods.values()) >= 0 and sum(likelihoods.values()) < math.inf):
                 raise InputError(f"baseline {name}: the likelihoods must be finite numbers of 0 or more")
         return predictions
 
@@ -376,7 +380,14 @@ register_baseline(
 # -------------------------------------------------------------------------------------------------------------- ranking
 def select_likeliest(likelihoods: dict[int, float], k: int, counts: dict[int, int]) -> list[int]:
     """The k most likely items, best first; ties by training popularity, then id."""
-    return heapq.nsmallest(k, likelihoods, key=lambda item: (-likelihoods[item], -counts.get(item, 0), item))
+    if len(likelihoods) < SORTED_AT_ONCE:
+        return heapq.nsmallest(k, likelihoods, key=lambda item: (-likelihoods[item], -counts.get(item, 0), item))
+    items, p = list(likelihoods), np.fromiter(likelihoods.values(), np.float64, len(likelihoods))
+    # Only what is at least as likely as the k-th, of which there may be more than k.
+    kept = np.flatnonzero(p >= np.partition(p, -k)[-k]) if 0 < k < len(p) else np.arange(len(p))
+    items = [items[place] for place in kept.tolist()]
+    order = np.lexsort((items, [-counts.get(item, 0) for item in items], -p[kept]))
+    return [items[place] for place in order[: max(k, 0)].tolist()]
 
 
 def rank_by_likelihood(
