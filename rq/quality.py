@@ -24,6 +24,7 @@ import numpy as np
 
 from minionerec.common.embeddings import load_embeddings, side_file_path
 from minionerec.common.files import InputError, read_json
+from minionerec.common.interactions import read_inter
 from minionerec.common.processes import say
 from minionerec.common.records import read_index
 from minionerec.common.stage import open_stage
@@ -63,6 +64,23 @@ def match_rows(index_path: Path, emb: str, embeddings: Embeddings) -> tuple[list
     return list(index.values()), array[[row_of[item] for item in index]]
 
 
+def list_consecutive_rows(index_path: Path, train_file: str) -> np.ndarray:
+    """The rows, as `match_rows` orders them, of an item and of the different one that came next in train [M, 2].
+
+    Raises:
+        InputError: an item without SID, or no pair.
+    """
+    item_ids = sorted(read_index(index_path, "index"))
+    row_of = {item: row for row, item in enumerate(item_ids)}
+    _, histories, targets = read_inter(train_file, max(item_ids) + 1, "train_file")
+    pairs = [(history[-1], target) for history, target in zip(histories, targets, strict=True) if history[-1] != target]
+    strangers = {item for pair in pairs for item in pair} - row_of.keys()
+    if strangers or not pairs:
+        reason = f"item {min(strangers)} has no SID in {index_path}" if strangers else "no item follows another one"
+        raise InputError(f"{train_file}: {reason}")
+    return np.array([[row_of[item] for item in pair] for pair in pairs])
+
+
 def measure_index(path: Path, stem: Path, flags: QualityFlags, embeddings: Embeddings) -> dict[str, Any]:
     """Measure one index and write its report, with what an earlier report says about its codebooks."""
     sids, array = match_rows(path, flags.emb, embeddings)
@@ -70,9 +88,9 @@ def measure_index(path: Path, stem: Path, flags: QualityFlags, embeddings: Embed
     if sizes is None and earlier.get("codebook_sizes_known"):
         sizes = earlier["codebook_sizes"]
         say(f"[quality] codebook_sizes {sizes}: from the report of the method, {list_report_files(stem)[0]}")
-    report = measure_quality(
-        sids, array, codebook_sizes=sizes, neighbours=flags.neighbours, sample=flags.sample, seed=flags.seed
-    )
+    pairs = list_consecutive_rows(path, flags.train_file) if flags.train_file else None
+    how = {"neighbours": flags.neighbours, "sample": flags.sample, "seed": flags.seed}
+    report = measure_quality(sids, array, codebook_sizes=sizes, pairs=pairs, **how)
     # An equal error means the same SIDs and embeddings, so that the error of the method's codebook holds too.
     if earlier.get("reconstruction_error") == report["reconstruction_error"]:
         report["codebook_reconstruction_error"] = earlier.get("codebook_reconstruction_error")
@@ -88,7 +106,7 @@ def report_quality(flags: QualityFlags) -> None:
         stage = open_stage(
             "quality",
             replace(flags, index=str(path)),  # the record is about this index alone
-            inputs=[path, flags.emb, side_file_path(flags.emb)],
+            inputs=[path, flags.emb, side_file_path(flags.emb), flags.train_file],
             outputs=list_report_files(stem),
             record=Path(f"{stem}.quality.stage.json"),
         )

@@ -223,6 +223,9 @@ class QualityFlags(StageFlags):
         default_text="what an earlier report beside the index says, else up to the largest number seen, so that dead "
         "codes above it are not counted",
     )
+    train_file: str | None = flag(
+        None, "NAME.train.inter: how often items that were bought one after the other share their first codes"
+    )
     neighbours: int = flag(10, "nearest items by cosine that are looked at for each sampled item")
     sample: int = flag(2000, "random items whose neighbours are looked at")
     seed: int = flag(0, "seed of that sample")

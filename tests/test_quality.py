@@ -417,3 +417,21 @@ def test_command_line_errors_are_one_line(tmp_path, capfd, monkeypatch):
         errors = capfd.readouterr().err
         assert stop.value.code == 2 and said in errors and len(errors.strip().splitlines()) == 1
         assert not list(tmp_path.glob("*.quality.json"))
+
+
+def test_items_bought_in_turn_share_codes_as_often_as_a_count_says(tmp_path):
+    """By the command: rows of embeddings in another order than item ids, items that follow themselves left out."""
+    sids = make_sid_tokens(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]))
+    (tmp_path / "x.index.json").write_text(json.dumps(dict(zip("0123", sids, strict=True))))
+    save_embeddings(tmp_path / "x.npy", np.eye(4, dtype=np.float32), list("2031"), "x", ["title"])
+    samples = ["user_id:token\titem_id_list:token_seq\titem_id:token", "u\t3 0\t1", "u\t0 1\t2", "u\t2\t2", "u\t2\t3"]
+    (tmp_path / "x.train.inter").write_text("\n".join(samples) + "\n")
+    flags = QualityFlags(
+        index=[str(tmp_path / "x.index.json")], emb=str(tmp_path / "x.npy"), train_file=str(tmp_path / "x.train.inter")
+    )
+    report_quality(flags)
+    levels = json.loads((tmp_path / "x.index.quality.json").read_text())["per_level"]
+    assert [level["consecutive_agreement"] for level in levels] == [approximately(2 / 3), 0]
+    (tmp_path / "x.train.inter").write_text("\n".join([*samples, "u\t2\t9"]) + "\n")
+    with pytest.raises(InputError, match="item 9"):
+        report_quality(flags)

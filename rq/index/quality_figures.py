@@ -136,6 +136,19 @@ def measure_agreement(prefix: Prefixes, rows: np.ndarray, near: np.ndarray | Non
     }
 
 
+def measure_consecutive(prefix: Prefixes, pairs: np.ndarray | None) -> dict[str, float]:
+    """How often two items that were bought one after the other have the same prefix; nothing without pairs.
+
+    Args:
+        prefix: the prefixes of one length.
+        pairs: row numbers of the last item of each train history and of what came next [M, 2].
+    """
+    if pairs is None:
+        return {}
+    ids = prefix[0]
+    return {"consecutive_agreement": float((ids[pairs[:, 0]] == ids[pairs[:, 1]]).mean())}
+
+
 def count_collisions(counts: np.ndarray) -> dict[str, Any]:
     """Figures of the buckets of items that share a SID; counts: items of each distinct SID."""
     n, unique = int(counts.sum()), int((counts == 1).sum())
@@ -287,6 +300,7 @@ def measure_quality(
     sample: int = 2000,
     seed: int = 0,
     codebook_error: float | None = None,
+    pairs: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """The report of N items as plain JSON values.
 
@@ -305,6 +319,7 @@ def measure_quality(
         codebook_sizes: codes per level, where they are known.
         neighbours, sample, seed: nearest items by cosine looked at for each of `sample` random items.
         codebook_error: the method's own reconstruction error, reported as it is.
+        pairs: row numbers of different items that were bought one after the other [M, 2], whose agreement is reported.
 
     Raises:
         InputError: no items, SIDs and rows that do not match, options out of range, sizes that do not fit the tokens.
@@ -332,6 +347,7 @@ def measure_quality(
             "reconstruction_error": errors[level],
             **measure_agreement(prefixes[level], rows, near),
             "cosine_within_prefix": cosines[level + 1],
+            **measure_consecutive(prefixes[level], pairs),
         }
         for level in range(levels)
     ]

@@ -19,7 +19,8 @@ NOTES = """\
 Good: few collisions, high perplexity, low Gini and error, and near items that agree far more often than random ones.
 extra: items with a token beyond the levels; no extra: collision rate without those; sharing: items whose SID is shared.
 error: share of the variance of the embeddings left unexplained; codebook: the same by the method's own codebook.
-near agree: how often one of an item's nearest items has the same codes so far; random: the same for any two items."""
+near agree: how often one of an item's nearest items has the same codes so far; random: the same for any two items.
+in turn: how often two items that were bought one after the other have the same codes so far (--train_file)."""
 BUCKETS = [(1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 100), (101, None)]  # items with one SID: least, most
 BLUE, ORANGE, GREY = "#3465a4", "#e07b39", "#8a8f98"
 PROJECTED = 5000  # items in the scatter plot, at most
@@ -74,7 +75,8 @@ def format_quality(reports: dict[str, dict[str, Any]]) -> str:
             )
             keys = ["reconstruction_error", "neighbour_agreement", "random_agreement", "lift", "cosine_within_prefix"]
             cells = [_format_cell(figures[key]) for key in keys]
-            near.append([f"{level + 1}", name, *cells, _format_cell(report["cosine_of_random_pairs"])])
+            cells += map(_format_cell, (report["cosine_of_random_pairs"], figures.get("consecutive_agreement")))
+            near.append([f"{level + 1}", name, *cells])
     parts = [
         _format_grid(
             [
@@ -97,7 +99,8 @@ def format_quality(reports: dict[str, dict[str, Any]]) -> str:
             codes,
         ),
         _format_grid(
-            ["level", "SIDs", "error", "near agree", "random", "lift", "cosine in prefix", "cosine of all"], near
+            ["level", "SIDs", "error", "near agree", "random", "lift", "cosine in prefix", "cosine of all", "in turn"],
+            near,
         ),
     ]
     notes = [NOTES, "* per prefix: mean/median/largest; next codes: different codes that follow it"]
