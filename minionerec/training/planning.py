@@ -372,7 +372,7 @@ def make_plan(problem: Problem, machine: Machine, flags: SFTFlags | RLFlags | No
     setting = Setting(
         engine=machine.engine,
         processes=machine.processes,
-        bf16=machine.device != "cpu",
+        bf16=machine.device != "cpu" if flags.bf16 is None else flags.bf16,
         checkpointing=flags.gradient_checkpointing,
         accumulates=work.accumulation > 1,
         reference=is_rl and bool(flags.beta) and (not flags.lora or bool(flags.ref_model_path)),
