@@ -173,7 +173,8 @@ def list_dataset_files(output_path: str | Path, dataset: str) -> list[Path]:
     return [Path(output_path) / f"{dataset}.{end}" for end in ends]
 
 
-def _write_rows(path: Path, header: list[str], rows: Iterable[str]) -> None:
+def write_lines(path: Path, header: list[str], rows: Iterable[str]) -> None:
+    """Write a tab-separated table: its header, and rows that are lines already."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{row}\n" for row in itertools.chain(["\t".join(header)], rows))
 
@@ -208,10 +209,10 @@ def write_dataset(table: pd.DataFrame, items: dict[str, dict[str, str]], flags: 
         rows = (
             f"{user}\t{' '.join(texts[begin:end])}\t{target}" for user, begin, end, target in zip(*columns, strict=True)
         )
-        _write_rows(folder / f"{dataset}.{name}.inter", list(INTER_COLUMNS), rows)
+        write_lines(folder / f"{dataset}.{name}.inter", list(INTER_COLUMNS), rows)
     for kind, names in (("user", user_names), ("item", item_names)):
         rows = (f"{name}\t{number}" for number, name in enumerate(names))
-        _write_rows(folder / f"{dataset}.{kind}2id", [f"original_{kind}", f"{kind}_id"], rows)
+        write_lines(folder / f"{dataset}.{kind}2id", [f"original_{kind}", f"{kind}_id"], rows)
     write_json(folder / f"{dataset}.item.json", {str(i): items[str(name)] for i, name in enumerate(item_names)})
     return {
         "users": len(user_names),

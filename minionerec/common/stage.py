@@ -36,6 +36,12 @@ def _peak_memory_mb() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 
 
+def _measure_cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended, all threads."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def open_stage(
     name: str,
     flags: Any,
@@ -93,7 +99,7 @@ class Stage:
                 raise InputError(f"{path}: no such file or folder (an input of {name})")
         self._inputs = {str(path): _fingerprint(path) for path in paths}
         self._started = time.time()
-        self._seconds_before = 0.0
+        self._seconds_before = self._cpu_before = 0.0
         before = read_json(self.record) if self.record.is_file() else {}
         changed = self._changed_settings(before.get("settings", {}), flags)
         same = not changed and before.get("inputs") == self._inputs and not force
@@ -107,7 +113,7 @@ class Stage:
             what = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in changed.items())
             say(f"[{name}] doing it again, changed: {what or 'its input files'}")
         if self.resuming:
-            self._seconds_before = before.get("seconds", 0.0)
+            self._seconds_before, self._cpu_before = before.get("seconds", 0.0), before.get("cpu_seconds", 0.0)
             say(f"[{name}] an earlier run was cut off; going on")
         say(f"[{name}] " + " ".join(f"{key}={value}" for key, value in self.settings.items()))
         self._write("running")
@@ -129,6 +135,7 @@ class Stage:
                 "stage": self.name,
                 "status": status,
                 "seconds": seconds,
+                "cpu_seconds": round(self._cpu_before + _measure_cpu_seconds(), 2),  # of the main process
                 "peak_memory_mb": _peak_memory_mb(),
                 "settings": self.settings,
                 "results": results or {},
