@@ -18,12 +18,12 @@ if __name__ == "__main__":
 
 import csv
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from data_process.interactions import SPLITS
 from minionerec.common.files import InputError, atomic_write
 from minionerec.common.interactions import read_inter
-from minionerec.common.items import read_item_records
+from minionerec.common.items import read_item_ids, read_item_records
 from minionerec.common.records import read_index
 from minionerec.common.row_files import CSV_COLUMNS
 from minionerec.common.stage import open_stage
@@ -89,6 +89,20 @@ def read_samples(paths: dict[str, Path], n_items: int, flags: ConvertFlags) -> d
     return splits
 
 
+def check_listed(splits: dict[str, list[Sample]], listed: Collection[int], path: str) -> None:
+    """Every item of the samples must be listed.
+
+    Raises:
+        InputError: one is not in the file `path`.
+    """
+    known = set(listed)
+    for split, samples in splits.items():
+        for number, (_, history, target) in enumerate(samples, 1):
+            unknown = next((item for item in (*history, target) if item not in known), None)
+            if unknown is not None:
+                raise InputError(f"--only_items {path}: lacks item {unknown} of sample {number} of the {split} split")
+
+
 def write_table(path: Path, samples: Iterable[Sample], titles: list[str], sids: list[str]) -> None:
     """Write the CSV of a split; titles and SIDs are those of the items by number."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -118,7 +132,7 @@ def convert_dataset(flags: ConvertFlags) -> None:
     stage = open_stage(
         "convert_dataset",
         flags,
-        inputs=[items_path, index_path, *inters.values()],
+        inputs=[items_path, index_path, *inters.values(), flags.only_items],
         outputs=[*tables.values(), info],
         record=output / f"{category}.convert_dataset.stage.json",
     )
@@ -128,14 +142,18 @@ def convert_dataset(flags: ConvertFlags) -> None:
     titles = [" ".join(item["title"].split()) for item in items.values()]
     sids = read_sids(index_path, len(items), flags.shared_sids)
     splits = read_samples(inters, len(items), flags)
+    listed = range(len(items))
+    if flags.only_items:
+        listed = sorted(set(read_item_ids(flags.only_items, listed)))
+        check_listed(splits, listed, flags.only_items)
     for split, samples in splits.items():
         write_table(tables[split], samples, titles, sids)
     with atomic_write(info) as temporary:
-        rows = (f"{sid}\t{title}\t{item}\n" for item, (sid, title) in enumerate(zip(sids, titles, strict=True)))
+        rows = (f"{sids[item]}\t{titles[item]}\t{item}\n" for item in listed)
         temporary.write_text("".join(rows), encoding="utf-8")
     stage.done(
-        items=len(items),
-        distinct_sids=len(set(sids)),
+        items=len(listed),
+        distinct_sids=len({sids[item] for item in listed}),
         **{f"{split}_rows": len(samples) for split, samples in splits.items()},
     )
 
