@@ -256,20 +256,20 @@ def test_several_baselines_by_a_plain_sum_over_the_whole_catalogue(trained, tmp_
 
 def test_reasons_name_what_carried_an_item():
     """By hand: the item of the history with the largest part, and the shares of the terms in the score."""
-    titles = ["red drill", "blue saw", "red drill case", "blue saw blade", "tape"]
+    titles = ["red drill, 5% off", "blue saw", "red drill case", "blue saw blade", "tape"]
     catalogue = Catalogue([f"<{item}>" for item in range(5)], titles, list(range(5)))
     train = [Row("u", (), (0,), (), "", 4, "")] * 3 + [Row("u", (), (1,), (), "", 4, "")] * 2
     built = BuiltBaselines(BaselineInputs(train, catalogue))
     explainer = Explainer(built, ["model", "transitions", "content"], [1.0, 1.0, 0.5])
     terms = [{2: 0.1, 4: 0.3, 3: 0.9}, {4: 0.6}, {2: 0.8, 4: 0.0}]
     assert explainer.explain([0, 1], terms, [2, 4, 3]) == [
-        "like red drill (80 %), model (20 %)",
+        "like red drill, 5% off (80 %), model (20 %)",
         "bought after blue saw (67 %), model (33 %)",  # 2 newest against 3 times a half
         "model (100 %)",
     ]
-    assert explainer.explain([1, 0], terms, [4]) == ["bought after red drill (67 %), model (33 %)"]
+    assert explainer.explain([1, 0], terms, [4]) == ["bought after red drill, 5% off (67 %), model (33 %)"]
     finder = ReasonFinder(built)
-    assert finder.explain("transitions+content", [0], [2, 4]) == ["like red drill", "bought after red drill"]
+    assert finder.explain("transitions+content", [0], [2, 4]) == ["like red drill, 5% off", "bought after red drill, 5% off"]
     assert finder.explain("content", [0], [3]) == ["content"] and finder.explain("some.json", [0], [3]) == ["some.json"]
 
 

@@ -189,7 +189,7 @@ class Explainer:
             words |= {(number, item): text for item, text in zip(carried, texts, strict=True)}
         return [
             ", ".join(
-                f"{words[number, item]} ({share:.0%})".replace("%", " %") for number, share in shares[item].items()
+                f"{words[number, item]} ({100 * share:.0f} %)" for number, share in shares[item].items()
             )
             for item in items
         ]
