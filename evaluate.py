@@ -43,7 +43,8 @@ from minionerec.evaluation.setup import (
     resolve_evaluate_flags,
 )
 from minionerec.evaluation.shards import RowResults
-from minionerec.language.catalogue_trie import build_catalogue_trie
+from minionerec.language.catalogue_trie import build_catalogue_trie, check_token_rows
+from minionerec.language.model_checks import limit_length
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
 
 
@@ -52,8 +53,9 @@ def load_ranker(flags: EvaluateFlags, data: EvaluationData) -> SplitRanker:
     set_seed(flags.seed)
     model, tokenizer = load_searched_model(flags)
     prompts = load_checkpoint_prompts(flags.base_model, flags.prompts, flags.category)
-    encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
+    encoder = Encoder(tokenizer, prompts, limit_length(flags.cutoff_len, model))
     catalogue_trie = build_catalogue_trie(data.catalogue, encoder, process_state().device)
+    check_token_rows(catalogue_trie, model, flags.base_model, "base_model")
     sids = {data.catalogue.sid_of[item] for item in data.item_ids}
     included = sorted(catalogue_trie.number_of[sid] for sid in sids) or None
     return SplitRanker(model, encoder, catalogue_trie, flags, included=included, rank_by_generate=hf_rank_sids)

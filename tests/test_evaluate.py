@@ -137,7 +137,7 @@ def test_the_list_is_the_exact_ranking(trained, tmp_path):
     for prediction in predictions:
         (prompt,) = encoder.prompt_ids([prediction["input"]])
         scores = {}
-        for sid, target in zip(sids, encoder.target_ids(sids), strict=True):
+        for sid, target in zip(sids, encoder.target_ids("next_sid", sids), strict=True):
             with torch.no_grad():
                 log_probs = model.eval()(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
             scores[sid] = sum(log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(target))

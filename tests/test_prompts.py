@@ -188,8 +188,8 @@ def test_the_end_of_a_sid_target_is_the_end_in_the_trie(tmp_path):
     coder = Encoder(TOKENIZER, load_prompts(path))
     line_end = TOKENIZER("\n", add_special_tokens=False).input_ids
     assert coder.end == [*line_end, TOKENIZER.eos_token_id]
-    targets = [coder.prompts.target(task, SIDS[3]) for task in ("next_sid", "title2sid")]
-    assert coder.sid_ids([SIDS[3]] * 2) == coder.target_ids(targets)
+    for task in ("next_sid", "title2sid"):
+        assert coder.sid_ids([SIDS[3]]) == coder.target_ids(task, [coder.prompts.target(task, SIDS[3])])
     assert encoder().end == [TOKENIZER.eos_token_id]
 
 
@@ -201,14 +201,14 @@ def test_the_start_token_stands_once_and_the_end_token_after_targets_only(bos, c
     start = [tokenizer.convert_tokens_to_ids(BOS)] if bos else []
     words = tokenizer("some words\n", add_special_tokens=False).input_ids
     assert coder.start == start and coder.prompt_ids(["some words\n"]) == [start + words]
-    assert coder.target_ids(["some words\n"]) == [words + [tokenizer.eos_token_id]]
-    assert coder.prompt_ids([]) == coder.target_ids([]) == []
-    assert coder.pad_token_id == (tokenizer.pad_token_id if bos else tokenizer.eos_token_id)
+    assert coder.target_ids("title2sid", ["some words\n"]) == [words + [tokenizer.eos_token_id]]
+    assert coder.prompt_ids([]) == coder.target_ids("next_sid", []) == []
+    assert coder.pad_token_id == tokenizer.eos_token_id
 
 
 def test_sid_ids():
     coder = encoder()
-    assert coder.sid_ids([SIDS[3], "<a_1>"]) == coder.target_ids([SIDS[3], "<a_1>"])
+    assert coder.sid_ids([SIDS[3], "<a_1>"]) == coder.target_ids("next_sid", [SIDS[3], "<a_1>"])
     with pytest.raises(InputError, match="does not know the SID token <z_9>"):
         coder.sid_ids([SIDS[0], "<a_1><z_9>"])
 
@@ -227,7 +227,7 @@ def test_the_boundary_between_prompt_and_target_is_checked(tmp_path):
     path.write_text("mine:\n  sid2title: {prompt: '{sid} pre', target: '{title}'}\n")
     coder = Encoder(tokenizer, load_prompts(path))
     coder.check_boundary("sid2title", "<a_1>")  # an added token never merges
-    with pytest.raises(InputError, match="prompt task sid2title: 'word' tokenises differently"):
+    with pytest.raises(InputError, match="prompt task sid2title: 'word' tokenises together with the end of its prompt"):
         coder.check_boundary("sid2title", "word")
     for prompts in ("compact", "worded"):
         encoder(prompts, tokenizer).check_boundary("next_sid", SIDS[0])
@@ -255,7 +255,7 @@ def test_equal_texts_are_tokenised_once():
     tokenizer.texts.clear()
     for _ in range(5):
         texts = rng.choices(words, k=30)
-        assert coder.target_ids(texts) == [
+        assert coder.target_ids("next_sid", texts) == [
             [*TOKENIZER(t, add_special_tokens=False).input_ids, coder.end[-1]] for t in texts
         ]
     assert sorted(tokenizer.texts) == sorted(set(tokenizer.texts)) and len(tokenizer.texts) > 10

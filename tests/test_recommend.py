@@ -47,7 +47,7 @@ def exact(trained):
     def scores(history):
         (prompt,) = encoder.prompt_ids(["".join(history)])
         result = {}
-        for sid, target in zip(sids, encoder.target_ids(sids), strict=True):
+        for sid, target in zip(sids, encoder.target_ids("next_sid", sids), strict=True):
             with torch.no_grad():
                 log_probs = model.eval()(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
             result[sid] = sum(log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(target))

@@ -229,7 +229,7 @@ def test_the_oldest_history_goes_first(task, seed):
     outcomes = Counter()
     for row in inputs.rows:
         shown, said = texts_of(task, row, inputs)
-        target = coder.target_ids([said])[0]
+        target = coder.target_ids(task, [said])[0]
         template = worded.template(task)["prompt"]
         prompts = [template.replace(f"{{{field}}}", ", ".join(shown[first:])) for first in range(len(shown))]
         ids = coder.prompt_ids(prompts)

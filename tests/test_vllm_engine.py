@@ -200,7 +200,7 @@ def test_the_served_logits_processor(larger, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(larger.checkpoint)
     encoder = Encoder(tokenizer, load_checkpoint_prompts(larger.checkpoint))
     sids = read_info(info).sids
-    legal = {tuple(target) for target in encoder.target_ids(sids)}
+    legal = {tuple(target) for target in encoder.target_ids("next_sid", sids)}
     prompts = encoder.prompt_ids(["".join(sids[start % 20 : start % 20 + 3 + start // 20]) for start in range(200)])
     # Their completions end in the next block of the cache, which has no room for that many at once.
     prompts = [prompt for prompt in prompts if 27 <= len(prompt) <= 31][:16]

@@ -20,8 +20,9 @@ from minionerec.evaluation.predict import VLLM_BATCH
 from minionerec.evaluation.recommended_fusion import FusedBaselines, build_fused, check_recommended_fusion
 from minionerec.evaluation.settings import RecommendFlags
 from minionerec.evaluation.setup import load_searched_model
-from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie
+from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie, check_token_rows
 from minionerec.language.examples import shorten_prompts
+from minionerec.language.model_checks import limit_length
 from minionerec.language.prompts import Encoder, load_checkpoint_prompts
 from minionerec.search.beam_search import beam_search
 from minionerec.search.scorer import Engine
@@ -334,8 +335,9 @@ def load_recommender(
     """The model of --base_model on its device or in vLLM, with the catalogue in its tokens."""
     model, tokenizer = load_searched_model(flags)
     prompts = load_checkpoint_prompts(flags.base_model, flags.prompts, flags.category)
-    encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
+    encoder = Encoder(tokenizer, prompts, limit_length(flags.cutoff_len, model))
     encoder.check_boundary("next_sid", prompts.target("next_sid", known.catalogue.sids[0]))
     catalogue_trie = build_catalogue_trie(known.catalogue, encoder, process_state().device)
+    check_token_rows(catalogue_trie, model, flags.base_model, "base_model")
     shape = (flags.num_beams, flags.max_history)
     return Recommender(model, encoder, known, catalogue_trie, *shape, fused=fused, words_of=words_of)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from transformers import PreTrainedModel
 
+from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue
 from minionerec.language.prompts import Encoder
 from minionerec.search.trie import SidTrie
@@ -43,3 +45,19 @@ def build_catalogue_trie(catalogue: Catalogue, encoder: Encoder, device: torch.d
         "".join(encoder.tokenizer.convert_ids_to_tokens(tokens[: len(tokens) - end])) for tokens in trie.sequences()
     ]
     return CatalogueTrie(trie, sids)
+
+
+def check_token_rows(catalogue_trie: CatalogueTrie, model: PreTrainedModel | object, path: str, flag: str) -> None:
+    """Stop at a model without rows for the tokens of the catalogue; engines check that themselves.
+
+    Raises:
+        InputError: its tokenizer was extended, and its weights were not.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return
+    rows, highest = model.get_input_embeddings().weight.shape[0], catalogue_trie.trie.max_token
+    if highest >= rows:
+        raise InputError(
+            f"--{flag} {path}: its tokenizer gives a SID token the number {highest}, but the model has {rows} token "
+            "rows: the tokenizer was extended and the weights were not; train it with sft.py, which adds the rows"
+        )

@@ -216,7 +216,7 @@ def encode_sources(task: str, sources: Sequence[Source | str | None], encoder: E
     targets = [encoder.prompts.target(task, source.target_text) for source in chosen.values()]
     for target in targets[:1]:
         encoder.check_boundary(task, target)
-    target_ids = encoder.target_ids(targets)
+    target_ids = encoder.target_ids(task, targets)
     budgets = [encoder.cutoff_len - len(ids) for ids in target_ids]
     prompts = shorten_prompts(task, [source.prompt_texts for source in chosen.values()], budgets, encoder)
     for (index, source), target, ids, prompt in zip(chosen.items(), targets, target_ids, prompts, strict=True):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -20,9 +22,18 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from minionerec.common.files import InputError, read_json
+from minionerec.common.model_folders import (
+    ADAPTER_CONFIG,
+    TOKENIZER_FILES,
+    check_model_source,
+    is_adapter,
+    translate_errors,
+)
 from minionerec.common.processes import process_state, say
+from minionerec.language.model_checks import check_decoder_only, check_loading_report, check_weights
 from minionerec.language.quantization import keep_layout, quantize_on_loading
 from minionerec.search.attention_check import check_trees
+from minionerec.search.prefix_tree import check_tree_attention
 
 transformers_logging.set_verbosity_error()
 
@@ -96,47 +107,129 @@ def place_for_search(model: PreTrainedModel, device: torch.device, requested: st
 
 
 def load_tokenizer(path: str, flag: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a HF folder or hub name.
+    """The tokenizer of a HF folder, an adapter's folder or a hub name.
 
     Raises:
-        InputError: none there.
+        InputError: none there, or one without words.
     """
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--{flag} {path}: cannot be used as a causal LM with a tokenizer ({str(error).splitlines()[0]})"
-        ) from None
+    source, folder = check_model_source(path, flag, weights=False), Path(path)
+    if is_adapter(path) and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return load_tokenizer(read_adapter_base(path, flag), flag)
+    with translate_errors(path, flag, "a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        if not tokenizer("Item 1", add_special_tokens=False).input_ids:
+            raise InputError(f"--{flag} {path}: its tokenizer makes no tokens of a text; its files are not complete")
+    return tokenizer
 
 
 def load_model(
     path: str, flag: str, attention: str = "sdpa", in_4bit: bool = False, for_training: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (float32 weights) and tokenizer of a HF folder or hub name.
+    """Model (float32 weights) and tokenizer of a HF folder or hub name; an adapter's is merged into its base.
 
     Training keeps float32 master weights and computes in bf16 under autocast on a GPU; loading in the checkpoint's own
     dtype, the library's default, would train in bf16. With `in_4bit` the linear layers of the decoder are quantised,
     and the model is on its device. A search takes any model; prefix trees, on which models are trained, do not.
 
     Raises:
-        InputError: nothing loadable there, or, for training, attention layers that prefix trees cannot use.
+        InputError: nothing loadable there, weights that do not fit the config or are not finite, or, for training,
+            attention layers that prefix trees cannot use.
     """
     tokenizer = load_tokenizer(path, flag)
-    try:
-        with hide_file_progress():
-            options = quantize_on_loading() if in_4bit else {}
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, attn_implementation=attention, **options
-            )
-        if in_4bit:
-            keep_layout(model)
-        if for_training:
-            check_trees(model)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--{flag} {path}: cannot be used as a causal LM with a tokenizer ({str(error).splitlines()[0]})"
-        ) from None
+    with translate_errors(path, flag, "a causal LM"):
+        try:
+            if is_adapter(path):
+                model = _load_adapter(path, flag, attention, in_4bit, len(tokenizer))
+            else:
+                model = _load_weights(path, flag, attention, in_4bit, for_training)
+            check_weights(model)
+            if for_training:
+                check_trees(model)
+        except InputError as error:
+            text = str(error)
+            if text.startswith("--") or path in text:
+                raise
+            raise InputError(f"--{flag} {path}: {text}") from None
     return model, tokenizer
+
+
+def _load_weights(path: str, flag: str, attention: str, in_4bit: bool, for_training: bool = True) -> PreTrainedModel:
+    source = check_model_source(path, flag, tokenizer=False)
+    check_decoder_only(AutoConfig.from_pretrained(path, **source))
+    try:
+        return _read_weights(path, attention, in_4bit, source)
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        if for_training:
+            raise InputError(
+                f"{str(error).split()[0]} has no attention of the kind sdpa, which prefix trees need for their masks; "
+                "take another architecture, such as Qwen, Llama or GPT-2"
+            ) from None
+        return _read_weights(path, "eager", in_4bit, source)  # a search takes any attention
+
+
+def _read_weights(path: str, attention: str, in_4bit: bool, source: dict[str, Any]) -> PreTrainedModel:
+    options = quantize_on_loading() if in_4bit else {}
+    with hide_file_progress():
+        # Shapes that differ are in the report then, by name; without it a table of them is logged.
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+            **source,
+        )
+    check_loading_report(report)
+    if in_4bit:
+        keep_layout(model)
+    return model
+
+
+def read_adapter_base(path: str, flag: str) -> str:
+    """The model that the adapter of a folder was trained on, as its config names it.
+
+    Raises:
+        InputError: it names none.
+    """
+    config = read_json(Path(path) / ADAPTER_CONFIG)
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str) or not base:
+        raise InputError(
+            f"--{flag} {path}: an adapter that does not name the model it belongs to; give the merged model, such as "
+            "the final_checkpoint of its run"
+        )
+    return base
+
+
+def _load_adapter(path: str, flag: str, attention: str, in_4bit: bool, tokens: int) -> PreTrainedModel:
+    """The base of an adapter with the adapter merged into its weights; `tokens` is the size of its vocabulary."""
+    from peft import PeftModel
+
+    if in_4bit:
+        raise InputError("an adapter is not merged into 4-bit weights; leave --load_in_4bit out or name a whole model")
+    base = read_adapter_base(path, flag)
+    model = _load_weights(base, flag, attention, in_4bit)
+    rows = _count_adapter_rows(Path(path)) or max(tokens, model.get_input_embeddings().weight.shape[0])
+    if rows != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    merged = PeftModel.from_pretrained(model, path).merge_and_unload()
+    say(f"[model] {path} is an adapter: merged into its base {base}")
+    return merged
+
+
+def _count_adapter_rows(folder: Path) -> int | None:
+    """Token rows of the embedding that an adapter carries, None where it carries none."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return None
+    with safe_open(file, "pt") as weights:
+        for name in weights.keys():  # noqa: SIM118, it is no dictionary
+            if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight")):
+                return weights.get_slice(name).get_shape()[0]
+    return None
 
 
 def build_model_from_config(
@@ -149,13 +242,17 @@ def build_model_from_config(
             folder, whose config and tokenizer are used without its weights.
     """
     if Path(path).is_file():
-        settings = dict(read_json(path, "base_model"))
+        settings = read_json(path, "base_model")
+        if not isinstance(settings, dict):
+            raise InputError(f"--base_model {path}: expected an object of settings")
         try:
             vocab_size, model_type = int(settings.pop("tokenizer_vocab_size")), settings.pop("model_type")
         except KeyError as error:
             raise InputError(f"--base_model {path}: the config lacks {error.args[0]!r}") from None
+        except (TypeError, ValueError):
+            raise InputError(f"--base_model {path}: tokenizer_vocab_size must be a whole number") from None
         tokenizer = train_tokenizer(texts, vocab_size)
-        try:
+        with translate_errors(path, "base_model", "a config"):
             config = AutoConfig.for_model(
                 model_type,
                 **settings,
@@ -164,23 +261,26 @@ def build_model_from_config(
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        except ValueError as error:
-            raise InputError(f"--base_model {path}: no usable config ({str(error).splitlines()[0][:100]})") from None
     elif path.endswith(".json"):
         raise InputError(f"--base_model {path}: no such file")
     else:
+        tokenizer = load_tokenizer(path, "base_model")
+        source = check_model_source(path, "base_model", weights=False)
+        with translate_errors(path, "base_model", "the config of a causal LM"):
+            config = AutoConfig.from_pretrained(path, **source)
+            if getattr(config, "quantization_config", None) is not None:
+                del config.quantization_config  # of the weights, which are not read
+    with translate_errors(path, "base_model", "the config of a causal LM"):
+        check_decoder_only(config)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
         try:
-            tokenizer, config = AutoTokenizer.from_pretrained(path), AutoConfig.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"--base_model {path}: no config and tokenizer there ({str(error).splitlines()[0]})"
-            ) from None
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
-    try:
-        check_trees(model)
-    except ValueError as error:
-        raise InputError(f"--base_model {path}: {error}") from None
+            if model.device.type != "meta":
+                check_trees(model)
+            else:
+                check_tree_attention(model)
+        except ValueError as error:
+            raise InputError(f"--base_model {path}: {error}") from None
     return model, tokenizer
 
 

@@ -39,13 +39,21 @@ class SidSFTDataset(RowDataset):
     def __init__(self, rows: Sequence[Row], encoder: Encoder, cut_histories: bool = False, seed: int = 42):
         self.cut_histories, self.seed = cut_histories, seed
         if cut_histories:
-            self._prepare_parts(encoder)
+            self._prepare_parts(encoder, rows[0].history_sids if len(rows) else ())
         super().__init__(rows, encoder)
         if cut_histories:
             self._cuts = TimelineCuts(self.rows, self.shown_items, seed)
 
-    def _prepare_parts(self, encoder: Encoder) -> None:
-        """Token ids of the parts of a prompt, so that an epoch's cuts need no tokenizer."""
+    def _prepare_parts(self, encoder: Encoder, history: Sequence[str]) -> None:
+        """Token ids of the parts of a prompt, so that an epoch's cuts need no tokenizer.
+
+        Where parts tokenise otherwise alone, as with SentencePiece, every cut prompt goes to the tokenizer whole.
+
+        Args:
+            encoder: tokenizer and templates.
+            history: SIDs that the parts are tried with.
+        """
+        self._by_parts = False
         head, _, tail = encoder.prompts.template(self.task)["prompt"].partition("{history}")
         if "{history}" in tail:
             raise InputError("--cut_histories: the next_sid prompt must show {history} once")
@@ -54,6 +62,8 @@ class SidSFTDataset(RowDataset):
         encoded = encoder.tokenizer(texts, add_special_tokens=False).input_ids
         self._head, self._tail, self._separator = [*encoder.start, *encoded[0]], encoded[1], encoded[2]
         self._parts: dict[str, list[int]] = {}
+        whole = encoder.prompts.prompt(self.task, [*history, *history])
+        self._by_parts = self._join_parts([*history, *history], encoder) == encoder.prompt_ids([whole])[0]
 
     def encode(self, rows: Sequence[Row], numbers: Sequence[int]) -> dict[str, list]:
         """See `RowDataset.encode`.
@@ -62,20 +72,26 @@ class SidSFTDataset(RowDataset):
             InputError: the parts of a prompt do not add up to what the tokenizer makes of the whole.
         """
         columns = super().encode(rows, numbers)
-        if self.cut_histories:
+        if self.cut_histories and self._by_parts:
             kept = [reason is None for reason in columns["reason"]]
             for row, count, ids in compress(zip(rows, columns["shown"], columns["prompt_ids"], strict=True), kept):
-                if self._join_parts(row.history_sids[-count:]) != ids:
+                if self._join_parts(row.history_sids[-count:], self.encoder) != ids:
                     prompt = self.encoder.prompts.prompt(self.task, row.history_sids[-count:])
                     raise InputError(
                         f"--cut_histories: the parts of the prompt {prompt[:60]!r} tokenise otherwise alone"
                     )
         return columns
 
-    def _join_parts(self, history: Sequence[str]) -> list[int]:
+    def _cut_prompt(self, history: Sequence[str]) -> list[int]:
+        """Token ids of the prompt that shows a history."""
+        if self._by_parts:
+            return self._join_parts(history, self.encoder)
+        return self.encoder.prompt_ids([self.encoder.prompts.prompt(self.task, history)])[0]
+
+    def _join_parts(self, history: Sequence[str], encoder: Encoder) -> list[int]:
         new = [sid for sid in history if sid not in self._parts]
         if new:
-            encoded = self.encoder.tokenizer(new, add_special_tokens=False).input_ids
+            encoded = encoder.tokenizer(new, add_special_tokens=False).input_ids
             self._parts.update(zip(new, encoded, strict=True))
         ids = list(self._head)
         for number, sid in enumerate(history):
@@ -104,7 +120,7 @@ class SidSFTDataset(RowDataset):
         for number, place in enumerate(places):
             shown = int(self._cuts.shown[place])
             if shown < self.shown_items[place]:
-                tokens[number] = (self._join_parts(get_history_sids(self.rows, place)[-shown:]), *tokens[number][1:])
+                tokens[number] = (self._cut_prompt(get_history_sids(self.rows, place)[-shown:]), *tokens[number][1:])
         return tokens
 
     def list_groups(self) -> list[Groups]:
@@ -141,7 +157,7 @@ class SimilarSidDataset(SidSFTDataset):
         self._column = {item: number for number, item in enumerate(catalogue.item_ids)}
         self._find_similar = find_similar
         self._targets = [encoder.prompts.target(self.task, sid) for sid in catalogue.sids]
-        self._target_ids_of = encoder.target_ids(self._targets)
+        self._target_ids_of = encoder.target_ids(self.task, self._targets)
         super().__init__(rows, encoder, cut_histories, seed)
         self.set_epoch(0)
 

@@ -61,6 +61,12 @@ class PromptSet:
         """The target of a task that says `text`."""
         return self.template(task)["target"].format(**{TASK_FIELDS[task][1]: text})
 
+    def ending(self, task: str) -> str:
+        """What all prompts of a task end with, behind what they show."""
+        pieces = list(Formatter().parse(self.template(task)["prompt"]))
+        shown = [number for number, (_, field, _, _) in enumerate(pieces) if field is not None]
+        return "".join(literal for literal, _, _, _ in pieces[shown[-1] + 1 :]) if shown else ""
+
     def template(self, task: str) -> dict[str, str]:
         if task not in self.templates:
             raise InputError(f"this prompt set has no task {task!r}; it has {', '.join(self.templates)}")
@@ -222,18 +228,34 @@ def load_checkpoint_prompts(
     return load_prompts(override or (stored if stored.is_file() else "worded"), category)
 
 
+def find_start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text.
+
+    By where it stands and not by its number: to some (OPT, BioGPT, XGLM) the start token is the end token.
+    """
+    alone, whole = (tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
+    for start in range(len(whole) - len(alone) + 1):
+        if whole[start : start + len(alone)] == alone:
+            return whole[:start]
+    return whole[:1] if whole[:1] == [tokenizer.bos_token_id] else []
+
+
 class Encoder:
     """Turns texts into token ids the same way everywhere: start tokens of the tokenizer, prompt | target, end token.
 
     Texts go to the tokenizer in one batch, which a fast tokenizer spreads over the cores, and equal texts go there
-    once. Targets, a closed list of short texts, are also kept from one task to the next.
+    once. Targets, a closed list of short texts, are also kept from one task to the next. They are encoded where they
+    stand, behind the end of their prompt: a SentencePiece tokenizer puts a blank before a text that stands alone.
 
     Args:
         tokenizer: of the model. prompts: the templates.
         cutoff_len: longest prompt with its target, in tokens; the oldest history is dropped until an example fits.
 
     Attributes:
+        start: the tokens before a prompt.
         end: the tokens after a SID: what the templates put there, and the end token.
+        pad_token_id: fills rows of different length where nothing reads it. The end token, as a padding token that
+            was added to a tokenizer may have no row in the model.
 
     Raises:
         InputError: the tokenizer has no end token.
@@ -243,11 +265,17 @@ class Encoder:
         if tokenizer.eos_token_id is None:
             raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token")
         self.tokenizer, self.prompts, self.cutoff_len = tokenizer, prompts, cutoff_len
-        self._targets: dict[str, list[int]] = {}
-        self.end = self.target_ids([prompts.after_sid])[0]
-        start = tokenizer("").input_ids
-        self.start = start[:-1] if start and start[-1] == tokenizer.eos_token_id else start
-        self.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self._targets: dict[tuple[str, str], list[int]] = {}
+        self.start = find_start_tokens(tokenizer)
+        self.pad_token_id = tokenizer.eos_token_id
+        self.end = [*self._encode_after_sid(prompts.after_sid), tokenizer.eos_token_id]
+
+    def _encode_after_sid(self, text: str) -> list[int]:
+        if not text:
+            return []
+        # Behind the end token, which is what a SID's tokens are to the tokenizer: one that it cuts texts at.
+        ids = self._encode([self.tokenizer.eos_token + text])[0]
+        return ids[1:] if ids[:1] == [self.tokenizer.eos_token_id] else self._encode([text])[0]
 
     def describe(self) -> tuple:
         """Everything that decides which tokens a text becomes, as plain values."""
@@ -268,12 +296,20 @@ class Encoder:
         ids = {text: [*self.start, *tokens] for text, tokens in zip(distinct, self._encode(distinct), strict=True)}
         return [ids[text] for text in texts]
 
-    def target_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of targets with the end token; equal texts share one list."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._targets]
-        for text, tokens in zip(new, self._encode(new), strict=True):
-            self._targets[text] = [*tokens, self.tokenizer.eos_token_id]
-        return [self._targets[text] for text in texts]
+    def target_ids(self, task: str, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of a task's targets behind its prompts, with the end token; equal texts share one list.
+
+        Raises:
+            InputError: a target that runs together with the end of the prompt.
+        """
+        context = self.prompts.ending(task)
+        new = [text for text in dict.fromkeys(texts) if (context, text) not in self._targets]
+        before = self._encode([context])[0] if context else []
+        for text, tokens in zip(new, self._encode([context + text for text in new]), strict=True):
+            if tokens[: len(before)] != before:
+                raise InputError(self._say_boundary(task, text))
+            self._targets[context, text] = [*tokens[len(before) :], self.tokenizer.eos_token_id]
+        return [self._targets[context, text] for text in texts]
 
     def sid_ids(self, sids: Sequence[str]) -> list[list[int]]:
         """Token ids of SIDs with their end: what the trie holds.
@@ -292,15 +328,24 @@ class Encoder:
         return [[*(vocabulary[token] for token in SID_TOKEN.findall(sid)), *self.end] for sid in sids]
 
     def check_boundary(self, task: str, target: str) -> None:
-        """A target must tokenise the same alone and after its prompt, or training and search would see other tokens.
+        """A prompt and its target must tokenise together as apart, or training and search would see other tokens.
 
         Raises:
-            InputError: it does not.
+            InputError: they do not.
         """
         prompt = self.prompts.prompt(task, [target])
-        alone = self._encode([prompt])[0] + self._encode([target])[0]
-        if self._encode([prompt + target])[0] != alone:
-            raise InputError(
-                f"prompt task {task}: {target!r} tokenises differently after the prompt than alone; "
-                "end the prompt otherwise"
-            )
+        ids = self.target_ids(task, [target])[0]
+        if self._encode([prompt + target])[0] != self._encode([prompt])[0] + ids[:-1]:
+            raise InputError(self._say_boundary(task, target))
+        tokens = SID_TOKEN.findall(target)
+        if TASK_FIELDS[task][1] == "sid" and tokens:
+            vocabulary = self.tokenizer.get_vocab()
+            if all(token in vocabulary for token in tokens) and ids != self.sid_ids(["".join(tokens)])[0]:
+                raise InputError(
+                    f"prompt task {task}: {target!r} is not the SID's own tokens in the tokenizer of "
+                    f"{self.tokenizer.name_or_path}"
+                )
+
+    @staticmethod
+    def _say_boundary(task: str, target: str) -> str:
+        return f"prompt task {task}: {target!r} tokenises together with the end of its prompt; end the prompt otherwise"

@@ -30,6 +30,30 @@ def _sid_sort_key(token: str) -> tuple:
     return level, int(number or 0), token
 
 
+def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> set[int]:
+    """Make every SID token one token of the tokenizer, wherever it stands in a text.
+
+    The vocabulary says what is new, and not what adding a token answers: a token that is there already, as in a
+    published checkpoint, counts as added where only its properties differ.
+
+    Returns:
+        The ids of the tokens that the vocabulary did not have.
+    """
+    wanted = sorted(set(tokens), key=_sid_sort_key)
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in wanted if token not in known])
+    # A token of a learned vocabulary may be there and yet never come out whole.
+    vocabulary = tokenizer.get_vocab()
+    torn = [
+        token
+        for token, ids in zip(wanted, tokenizer(wanted, add_special_tokens=False).input_ids, strict=True)
+        if ids != [vocabulary[token]]
+    ]
+    if torn:
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in torn])
+    return {vocabulary[token] for token in wanted if token not in known}
+
+
 def add_sid_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -40,41 +64,49 @@ def add_sid_tokens(
 ) -> int:
     """Give every SID token a row of its own.
 
-    New rows start at the mean of the old ones plus noise of `spread` times their standard deviation. Only rows past the
-    old tokenizer's are touched; a vocabulary padded beyond it is used up first.
+    New rows start at the mean of the old ones plus noise of `spread` times their standard deviation. Rows that a
+    token had before stay as they are. New are the rows of tokens that the vocabulary did not have, of which a
+    vocabulary padded beyond the tokenizer takes some, and those of tokens past the end of the embedding, as where
+    somebody extended the tokenizer and not the weights.
 
     Args:
         model, tokenizer: changed in place.
-        tokens: the SID tokens; those that the tokenizer knows keep their rows.
+        tokens: the SID tokens.
         seed: of the noise.
         spread: of the noise.
         directions: {token: vector [hidden]} of standard deviation 1 over all tokens (`compute_code_directions`), by
             which the noise is then mostly replaced.
 
     Returns:
-        How many tokens were new.
+        How many of the tokens got a new row.
     """
-    old_size = len(tokenizer)
-    added = tokenizer.add_tokens(
-        [AddedToken(token, normalized=False) for token in sorted(set(tokens), key=_sid_sort_key)]
-    )
-    if not added:
-        return 0
+    before = set(tokenizer.get_vocab().values())
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    added = extend_tokenizer(tokenizer, tokens)
+    vocabulary = tokenizer.get_vocab()
+    new = sorted(added | {number for number in vocabulary.values() if number >= rows})
+    if not new:
+        return 0
+    if max(new) >= rows:
+        model.resize_token_embeddings(max(new) + 1, mean_resizing=False)
+    old_ids = [number for number in sorted(before) if number < rows]
+    # Nearly always the first ones: a view then, as the rows may be a gigabyte.
+    old_rows = slice(len(old_ids)) if old_ids == list(range(len(old_ids))) else old_ids
     generator = torch.Generator().manual_seed(seed)
+    names = {number: token for token, number in vocabulary.items()}
+    directed = None
+    if directions:
+        zero = np.zeros_like(next(iter(directions.values())))
+        directed = torch.from_numpy(np.stack([directions.get(names.get(number, ""), zero) for number in new]))
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     for layer in [model.get_input_embeddings()] + ([] if tied else [model.get_output_embeddings()]):
         with torch.no_grad():
-            old = layer.weight[:old_size]
-            noise = torch.randn(added, old.shape[1], generator=generator).to(old)
-            if directions:
-                named = tokenizer.convert_ids_to_tokens(range(old_size, len(tokenizer)))
-                directed = torch.from_numpy(np.stack([directions[token] for token in named])).to(old)
-                noise = DIRECTED_SHARE * directed + (1 - DIRECTED_SHARE**2) ** 0.5 * noise
-            layer.weight[old_size : len(tokenizer)] = old.mean(dim=0) + spread * old.std(dim=0) * noise
-    return added
+            old = layer.weight[old_rows]
+            noise = torch.randn(len(new), old.shape[1], generator=generator).to(old)
+            if directed is not None:
+                noise = DIRECTED_SHARE * directed.to(old) + (1 - DIRECTED_SHARE**2) ** 0.5 * noise
+            layer.weight[new] = old.mean(dim=0) + spread * old.std(dim=0) * noise
+    return sum(number in set(new) for number in {vocabulary[token] for token in tokens})
 
 
 def compute_tfidf_vectors(texts: Sequence[str], width: int, seed: int) -> np.ndarray:

@@ -106,7 +106,8 @@ class TaughtDataset(PromptDataset):
         self.catalogue, self.encoder, self.seed = catalogue, encoder, seed
         targets = [encoder.prompts.target(self.task, sid) for sid in catalogue.sids]
         encoder.check_boundary(self.task, targets[0])
-        self._targets, self._paths = targets, TaughtPaths(encoder.target_ids(targets), teach_end)
+        self._targets = targets
+        self._paths = TaughtPaths(encoder.target_ids(self.task, targets), teach_end)
 
     @property
     def longest_target(self) -> int:

@@ -5,6 +5,7 @@ Several processes share the sequences of every batch and the rows that are ranke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from minionerec.common.files import atomic_write
+from minionerec.common.files import InputError, atomic_write
 from minionerec.common.processes import count_processes, is_main_process
 from minionerec.common.records import Row
 from minionerec.common.sharing import (
@@ -184,10 +185,21 @@ class NetworkTrainer:
             self.optimizer.zero_grad()
             # The gradients of the parts are averaged; the mean over the targets of the batch is wanted.
             (loss * (targets * count_processes() / whole)).backward()
+            value = loss.item()
+            if not math.isfinite(value):
+                self._stop_diverged(f"the loss is not finite ({value})")
             self.optimizer.step()
-            total += loss.item() * targets
+            total += value * targets
             bar.update(whole)
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.network.parameters()):
+            self._stop_diverged("weights are not finite after it")
         return add_up_number(total)
+
+    def _stop_diverged(self, what: str) -> None:
+        raise InputError(
+            f"training diverged in epoch {len(self.epochs) + 1}: {what}, at --learning_rate {self.learning_rate:g}; "
+            "try a tenth of it; nothing is exported"
+        )
 
     def _save_checkpoint(self) -> None:
         if self.checkpoint is None:

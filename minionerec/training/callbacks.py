@@ -7,6 +7,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from minionerec.common.stage import Stage
 from minionerec.language.models import hide_file_progress
+from minionerec.training.divergence import FiniteGuard
 from minionerec.training.optimizers import check_engine_savers
 from minionerec.training.sharded import announce_engine, check_engine, check_resumable, copy_before_sharding
 
@@ -21,7 +22,7 @@ class StageTimer(TrainerCallback):
         self.stage.tick()
 
 
-class LaunchedTrainer:
+class LaunchedTrainer(FiniteGuard):
     """Mixin for a Trainer: the engine is checked and announced, and checkpoints have no bar of their own.
 
     A process drives one device: where it sees several, the trainer would cut batches for them by DataParallel; ours are

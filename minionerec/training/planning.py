@@ -17,15 +17,17 @@ from pathlib import Path
 import psutil
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.common.files import InputError
+from minionerec.common.model_folders import TOKENIZER_FILES, translate_errors
 from minionerec.common.processes import computes_on_cpu, count_processes
 from minionerec.common.records import SID_TOKEN, Catalogue, Row
 from minionerec.language.adapters import count_trainable_parameters, wrap_with_adapters
 from minionerec.language.catalogue_trie import build_catalogue_trie
 from minionerec.language.mixture import TaskMixture
-from minionerec.language.models import build_model_from_config, train_tokenizer
+from minionerec.language.model_checks import check_decoder_only, limit_length
+from minionerec.language.models import build_model_from_config, load_tokenizer, train_tokenizer
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.language.sid_tokens import add_sid_tokens
 from minionerec.search.prefix_tree import check_tree_attention
@@ -52,7 +54,6 @@ from minionerec.training.settings import RLFlags, SFTFlags
 
 GIB = 2**30
 UTILIZATION = 0.4  # of the arithmetic that the machine can do at best
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 STAND_IN_TOKENS = 8000  # of a tokenizer made from the item texts, where the base's own is not there
 LAUNCHES = {"cpu": "one process", "gpu": "one process", "ddp": "DDP", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 LAUNCHES |= {"fsdp2": "FSDP2"}
@@ -197,17 +198,16 @@ def build_base(
         with torch.device("meta"):
             model, tokenizer = build_model_from_config(base, titles, flags.seed)
         return Base(model, tokenizer, add_sid_tokens(model, tokenizer, sid_tokens, flags.seed))
-    try:
+    with translate_errors(base, flag, "a causal LM"):
         with torch.device("meta"):
-            config = AutoConfig.from_pretrained(base)
+            config = AutoConfig.from_pretrained(base, local_files_only=True)
+            check_decoder_only(config)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
         check_tree_attention(model)
-        if any((Path(base) / name).is_file() for name in TOKENIZER_FILES):
-            tokenizer = AutoTokenizer.from_pretrained(base)
-            new = add_sid_tokens(model, tokenizer, sid_tokens, flags.seed) if add_tokens else 0
-            return Base(model, tokenizer, new)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"--{flag} {base}: cannot be used as a causal LM ({str(error).splitlines()[0]})") from None
+    if any((Path(base) / name).is_file() for name in TOKENIZER_FILES):
+        tokenizer = load_tokenizer(base, flag)
+        new = add_sid_tokens(model, tokenizer, sid_tokens, flags.seed) if add_tokens else 0
+        return Base(model, tokenizer, new)
     rows = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(rows + len(sid_tokens), mean_resizing=False)
     tokenizer = train_tokenizer(titles, STAND_IN_TOKENS)
@@ -290,7 +290,7 @@ def pose_problem(
     """
     sid_tokens = list_distinct_tokens(catalogue)
     base = build_base(flags, catalogue.titles, sid_tokens, add_tokens=add_tokens)
-    encoder = Encoder(base.tokenizer, prompts, flags.cutoff_len)
+    encoder = Encoder(base.tokenizer, prompts, limit_length(flags.cutoff_len, base.model))
     if isinstance(flags, RLFlags):
         trie = build_catalogue_trie(catalogue, encoder, "cpu")
         mixture, share = sample_mixture(rows, lambda drawn: build(drawn, encoder), flags.seed, 0)

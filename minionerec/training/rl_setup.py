@@ -28,8 +28,9 @@ from minionerec.engines.remote import RemoteEngine
 from minionerec.engines.settings import check_rollout_flags
 from minionerec.engines.vllm import VllmEngine
 from minionerec.language.adapters import check_adapter_flags, wrap_with_adapters
-from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie
+from minionerec.language.catalogue_trie import CatalogueTrie, build_catalogue_trie, check_token_rows
 from minionerec.language.mixture import TaskMixture
+from minionerec.language.model_checks import limit_length
 from minionerec.language.models import add_dropout, load_model
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.training.checkpoints import export_model
@@ -145,9 +146,10 @@ def build_policy(flags: RLFlags, data: RLData, prompts: PromptSet) -> Policy:
     """The model on its device, wrapped where only a part of it is trained, and the reference of its KL term."""
     set_seed(flags.seed)
     model, tokenizer = load_model(flags.model_path, "model_path", flags.attention, in_4bit=flags.load_in_4bit)
-    encoder = Encoder(tokenizer, prompts, flags.cutoff_len)
+    encoder = Encoder(tokenizer, prompts, limit_length(flags.cutoff_len, model))
     device = process_state().device
     catalogue_trie = build_catalogue_trie(data.catalogue, encoder, device)
+    check_token_rows(catalogue_trie, model, flags.model_path, "model_path")
     model.to(device)
     reference = None
     if flags.ref_model_path:

@@ -16,6 +16,7 @@ from minionerec.common.records import Catalogue, read_index
 from minionerec.common.row_table import RowTable
 from minionerec.language.adapters import check_adapter_flags, wrap_with_adapters
 from minionerec.language.mixture import TaskMixture
+from minionerec.language.model_checks import limit_length
 from minionerec.language.models import add_dropout, build_model_from_config, load_model
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.language.sid_tokens import (
@@ -132,7 +133,8 @@ def build_sft_model(flags: SFTFlags, data: SFTInputs, prompts: PromptSet) -> SFT
     else:
         model, tokenizer = load_model(flags.base_model, "base_model", flags.attention, flags.load_in_4bit)
     directions = None
-    if flags.sid_init != "noise" and not tokenizer.get_vocab().keys() >= set(data.sid_tokens):
+    rows, vocabulary = model.get_input_embeddings().weight.shape[0], tokenizer.get_vocab()
+    if flags.sid_init != "noise" and any(vocabulary.get(token, rows) >= rows for token in data.sid_tokens):
         sids = [data.index[item] for item in data.catalogue.item_ids]
         if flags.sid_init == "text":
             directions = compute_start_directions(model, tokenizer, sids, titles, descriptions, flags.seed, scratch)
@@ -148,7 +150,8 @@ def build_sft_model(flags: SFTFlags, data: SFTInputs, prompts: PromptSet) -> SFT
         setattr(model.config, CONFIG_NAME, True)
     if flags.dropout:  # after the wrapping: its hooks are to stand on the layers that are called
         add_dropout(model, flags.dropout)
-    return SFTModel(model, Encoder(tokenizer, prompts, flags.cutoff_len), parameters, new_tokens)
+    encoder = Encoder(tokenizer, prompts, limit_length(flags.cutoff_len, model))
+    return SFTModel(model, encoder, parameters, new_tokens)
 
 
 def batch_training(

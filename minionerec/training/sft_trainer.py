@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from array import array
 from collections import defaultdict
@@ -210,7 +211,10 @@ class TreeTrainer(LaunchedTrainer, Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Mean loss per label token over the whole evaluation set, whatever its batches."""
         with gather_model(self) as model, torch.no_grad():
-            metrics = {f"{metric_key_prefix}_loss": self._measure_loss(model, eval_dataset)}
+            loss = self._measure_loss(model, eval_dataset)
+            if not math.isfinite(loss):
+                self.stop_diverged(f"the validation loss is not finite ({loss})")
+            metrics = {f"{metric_key_prefix}_loss": loss}
             if self.validate:
                 with self.compute_loss_context_manager():
                     metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.validate(model).items()}

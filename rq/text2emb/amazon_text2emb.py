@@ -23,6 +23,7 @@ from tqdm import tqdm
 from minionerec.common.embeddings import save_embeddings, side_file_path
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_records
+from minionerec.common.model_folders import check_model_source, translate_errors
 from minionerec.common.processes import (
     computes_on_cpu,
     count_processes,
@@ -108,10 +109,14 @@ def embed_by_encoder(
         from rq.index.codebook import pick_device
 
         device = str(pick_device(device))
-    try:
-        model = SentenceTransformer(checkpoint, device=device)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--plm_checkpoint {checkpoint}: cannot be loaded ({str(error).splitlines()[0]})") from None
+    source = check_model_source(checkpoint, "plm_checkpoint")
+    with translate_errors(checkpoint, "plm_checkpoint", "a text encoder"):
+        model = SentenceTransformer(checkpoint, device=device, **source)
+        tokenizer = model.tokenizer
+        if tokenizer.pad_token is None:  # as of Llama; what fills a batch is masked, whichever token it is
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+        if tokenizer.pad_token is None:
+            raise InputError(f"--plm_checkpoint {checkpoint}: its tokenizer has no token that could pad a batch")
     model.max_seq_length = min(max_sent_len, model.max_seq_length or max_sent_len)
     # Texts of like length share a batch. Processes share whole batches, so that no embedding depends on their number.
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
