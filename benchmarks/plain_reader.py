@@ -32,7 +32,7 @@ class PlainSidDataset(Dataset):
             self.encoder.prompts.prompt("next_sid", history),
             self.encoder.prompts.target("next_sid", row.sid),
         )
-        (ids,), (target_ids,) = self.encoder.prompt_ids([prompt]), self.encoder.target_ids(self.task, [target])
+        (ids,), (target_ids,) = self.encoder.prompt_ids([prompt]), self.encoder.target_ids("next_sid", [target])
         return Example(prompt, ids, target_ids, group, row.user_id, row.sid, row.item_id, target, row.history_ids)
 
     def set_epoch(self, epoch: int) -> None:

@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from data_process.amazon_files import Dump, Reviews, read_item_texts, read_reviews, read_titles
+from data_process.cleaning import LeftOut
 from data_process.interactions import bound_window, filter_k_core, list_dataset_files, write_dataset
 from minionerec.common.files import InputError
 from minionerec.common.stage import open_stage
@@ -133,17 +134,16 @@ def process_amazon(flags: AmazonFlags) -> None:
     if not items:
         raise InputError(f"{metadata.path}: none of its {metadata.lines} lines is an item with a valid title")
     reviews = read_reviews(dump, items, *window, flags.min_rating)
-    left_out = {
-        "outside_window": reviews.outside_window,
-        "low_rating": reviews.low_rating,
-        "without_title": reviews.without_title,
-    }
+    left_out = LeftOut(
+        outside_window=reviews.outside_window, low_rating=reviews.low_rating, without_title=reviews.without_title
+    )
+    nothing = f"{dump.path}: none of its {dump.lines} reviews is left ({{}}, malformed {dump.bad_lines})"
     if not len(reviews.table):
-        reasons = ", ".join(f"{name} {count}" for name, count in left_out.items())
-        raise InputError(
-            f"{dump.path}: none of its {dump.lines} reviews is left ({reasons}, malformed {dump.bad_lines})"
-        )
+        raise InputError(nothing.format(left_out.describe()))
     table, left_out["duplicates"] = build_table(reviews, items, flags)
+    left_out["k_core"] = len(reviews.table) - left_out["duplicates"] - len(table)
+    if not len(table):
+        raise InputError(nothing.format(left_out.describe()))
     texts = read_item_texts(metadata, {lines[items[item]]: item for item in table["item"].cat.categories})
     counts = write_dataset(table, texts, flags)
     stage.done(

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import ast
 import gzip
-import html
 import io
 import json
 import math
-import re
 import zlib
 from array import array
 from collections.abc import Iterator
@@ -31,35 +29,17 @@ import orjson
 import pandas as pd
 from tqdm import tqdm
 
+from data_process.cleaning import TimeReader, clean_title, is_id
 from minionerec.common.files import InputError, require_file
 from minionerec.common.processes import is_main_process, say
 from minionerec.common.texts import clean_text
 
 BLOCK = 1 << 20  # bytes read at a time
 SHOWN = 5  # malformed lines of a file that are reported one by one
-YEAR_10000 = 253_402_300_800  # in seconds; a time behind it is in another unit
 
-# Names of user, item, time and rating, and the time's ticks per second.
-FIELDS_2014 = ("reviewerID", "asin", "unixReviewTime", "overall", 1)
-FIELDS_2023 = ("user_id", "parent_asin", "timestamp", "rating", 1000)
-
-_PAGE = re.compile(r"<(?:span|div|script|style|img|table|iframe|input)\b|getTime\(|function\s*\(\)", re.IGNORECASE)
-_OPEN_TAG = re.compile(r"<[/!]?[A-Za-z]")
-
-
-def clean_title(value: object, max_words: int) -> str:
-    """The cleaned title, or "" when the item is to be left out:
-
-    - it is no text, or empty once cleaned;
-    - it is a piece of a web page: it has a page tag (<span, <div, <script, <style, <img, <table, <iframe, <input) or
-      page script (getTime(, function ()), or an unclosed tag is left after cleaning. Formatting such as <b> is just
-      removed;
-    - it has more than `max_words` words.
-    """
-    if not isinstance(value, str) or _PAGE.search(html.unescape(value)):
-        return ""
-    title = clean_text(value)
-    return "" if _OPEN_TAG.search(title) or len(title.split()) > max_words else title
+# Names of user, item, time and rating, and the unit that the time is usually in.
+FIELDS_2014 = ("reviewerID", "asin", "unixReviewTime", "overall", "seconds")
+FIELDS_2023 = ("user_id", "parent_asin", "timestamp", "rating", "milliseconds")
 
 
 def parse_line(line: bytes) -> object:
@@ -163,11 +143,6 @@ class Dump:
             raise InputError(f"{self._first_bad} (no line of the file is good)")
 
 
-def _is_id(value: object) -> bool:
-    """Whether `value` can be an id: a text, not empty, that no white space splits in the files written."""
-    return isinstance(value, str) and value.split() == [value]
-
-
 def read_titles(dump: Dump, max_words: int) -> tuple[dict[str, int], array]:
     """Number the items with a valid title.
 
@@ -178,7 +153,7 @@ def read_titles(dump: Dump, max_words: int) -> tuple[dict[str, int], array]:
     lines = array("q")
     for number, record in dump.iterate_records():
         item = record.get("parent_asin", record.get("asin"))
-        if not _is_id(item):
+        if not is_id(item):
             dump.report_bad_line(
                 number, f"expected an item with a text asin (2014, 2018) or parent_asin (2023), got {str(item)[:40]!r}"
             )
@@ -219,11 +194,12 @@ def read_reviews(
     users: dict[str, int] = {}
     user_column, item_column, time_column = array("i"), array("i"), array("d")
     outside_window = low_rating = without_title = 0
+    readers = {fields: TimeReader(fields[-1]) for fields in (FIELDS_2014, FIELDS_2023)}
     for number, record in dump.iterate_records():
         fields = FIELDS_2023 if "parent_asin" in record else FIELDS_2014
-        user_field, item_field, time_field, rating_field, ticks = fields
+        user_field, item_field, time_field, rating_field, usual = fields
         try:
-            user, item, time = record[user_field], record[item_field], record[time_field] / ticks
+            user, item, time = record[user_field], record[item_field], readers[fields].convert(record[time_field] + 0)
             rated = min_rating is None or record[rating_field] >= min_rating
         except KeyError as error:
             dump.report_bad_line(
@@ -233,8 +209,8 @@ def read_reviews(
         except (TypeError, OverflowError):
             dump.report_bad_line(number, f"expected numbers in {time_field} and {rating_field}")
             continue
-        if type(user) is not str or type(item) is not str or not 0 <= time < YEAR_10000:
-            unit = "seconds" if ticks == 1 else "milliseconds"
+        if type(user) is not str or type(item) is not str or time is None:
+            unit = readers[fields].unit or usual
             dump.report_bad_line(
                 number, f"expected texts in {user_field} and {item_field}, {unit} since 1970 in {time_field}"
             )
@@ -247,13 +223,16 @@ def read_reviews(
         else:
             user_number = users.get(user)
             if user_number is None:
-                if not _is_id(user):
+                if not is_id(user):
                     dump.report_bad_line(number, f"expected {user_field} without white space, got {user[:40]!r}")
                     continue
                 user_number = users[user] = len(users)
             user_column.append(user_number)
             item_column.append(item_number)
             time_column.append(time)
+    for fields, reader in readers.items():
+        if reader.unit not in (None, fields[-1]):
+            say(f"{dump.path}: {fields[2]} in {reader.unit}, told by their size")
     table = pd.DataFrame(
         {
             "user": np.asarray(user_column),

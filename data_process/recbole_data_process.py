@@ -20,9 +20,11 @@ if __name__ == "__main__":
 import numpy as np
 import pandas as pd
 
+from data_process.cleaning import EARLIEST, LeftOut, clean_title, convert_times, is_id, unify_ids
 from data_process.interactions import bound_window, filter_k_core, filter_window, list_dataset_files, write_dataset
 from minionerec.common.files import InputError, require_file
 from minionerec.common.stage import open_stage
+from minionerec.common.texts import MISSING, clean_text
 
 TITLE_FIELDS = ("title", "movie_title", "item_title", "name", "item_name", "product_name")
 CATEGORY_FIELDS = ("categories", "category", "class", "genre", "genres")
@@ -134,11 +136,11 @@ def build_item_records(
     for row in table.to_dict("records"):
         categories, brand, sentences = "", "", []
         for column in columns:
-            text = " ".join(row[column].split())
+            text = clean_text(row[column])
             if not text or text.startswith(("http://", "https://")):
                 continue
             if column == category_field:
-                categories = ", ".join(split_values(text))
+                categories = ", ".join(filter(None, map(clean_text, split_values(text))))
                 label = "Genres" if column in ("class", "genre", "genres") else "Categories"
                 sentences.append(f"{label}: {categories}.")
             elif column in BRAND_FIELDS:
@@ -152,7 +154,7 @@ def build_item_records(
             else:
                 sentences.append(f"{_make_label(column)}: {text}.")
         records[row[item_field]] = {
-            "title": " ".join(row[title_field].split()),
+            "title": clean_title(row[title_field]),
             "description": " ".join(sentences),
             "brand": brand,
             "categories": categories,
@@ -187,6 +189,7 @@ def read_item_table(path: Path, flags: RecboleFlags) -> dict[str, dict[str, str]
             f"{path}: no title column ({', '.join(TITLE_FIELDS)}); its columns are "
             f"{', '.join(table.columns)}; name one with --title_field"
         )
+    table[item_field] = unify_ids(path, item_field, table[item_field])
     twice = table[item_field].duplicated()
     if twice.any():
         row = twice.idxmax()
@@ -195,25 +198,50 @@ def read_item_table(path: Path, flags: RecboleFlags) -> dict[str, dict[str, str]
     return build_item_records(table, kinds, item_field, title_field, category_field)
 
 
-def read_interaction_table(path: Path, flags: RecboleFlags) -> tuple[pd.DataFrame, int]:
-    """(interactions in the time window that are rated high enough, how many the file has).
+def read_interaction_table(
+    path: Path, flags: RecboleFlags, records: dict[str, dict[str, str]], left_out: LeftOut
+) -> tuple[pd.DataFrame, int]:
+    """(interactions in the time window that are rated high enough, of items with a title; how many the file has).
+
+    Args:
+        path: the .inter file.
+        flags: its columns, the window and the least rating.
+        records: the items, see `read_item_table`.
+        left_out: takes the others, each under the first reason that applies.
 
     Raises:
-        InputError: a malformed file, or one that lacks a column.
+        InputError: a malformed file, one that lacks a column, times without a unit, ids written in two ways.
     """
     raw, _ = read_atomic(path)
     rating = [] if flags.min_rating is None else [flags.rating_field]
     require_columns(path, raw, [flags.user_field, flags.item_field, flags.time_field, *rating])
-    table = pd.DataFrame(
-        {
-            "user": raw[flags.user_field],
-            "item": raw[flags.item_field],
-            "timestamp": parse_numbers(path, raw, flags.time_field),
-        }
-    )
+    window = bound_window(flags)
+    times = parse_numbers(path, raw, flags.time_field)
+    times = convert_times(path, flags.time_field, times, needs_unit=any((bound or 0) > EARLIEST for bound in window))
+    users, items = (unify_ids(path, name, raw[name]) for name in (flags.user_field, flags.item_field))
+    table = pd.DataFrame({"user": users, "item": items, "timestamp": times})
+    if len(items) and not items.isin(records.keys()).any():
+        raise InputError(
+            f"{path}: none of its items stands in the .item file: {items.iloc[0]!r} here, "
+            f"{next(iter(records), None)!r} there; both must name items alike"
+        )
+    named = users.map(is_id) & items.map(is_id) & ~users.str.lower().isin(MISSING) & ~items.str.lower().isin(MISSING)
+    in_window = pd.Series(table.index.isin(filter_window(table, *window).index), index=table.index)
+    rated = pd.Series(True, index=table.index)
     if flags.min_rating is not None:
-        table = table[parse_numbers(path, raw, flags.rating_field) >= flags.min_rating]
-    return filter_window(table, *bound_window(flags)), len(raw)
+        rated = parse_numbers(path, raw, flags.rating_field) >= flags.min_rating
+    reasons = {
+        "without_id": ~named,
+        "outside_window": ~in_window,
+        "low_rating": ~rated,
+        "not_in_item_file": ~items.isin(records.keys()),
+        "without_title": ~items.isin({name for name, record in records.items() if record["title"]}),
+    }
+    keep = pd.Series(True, index=table.index)
+    for reason, applies in reasons.items():
+        left_out[reason] = int((keep & applies).sum())
+        keep &= ~applies
+    return table[keep], len(raw)
 
 
 def process_recbole(flags: RecboleFlags) -> None:
@@ -235,11 +263,14 @@ def process_recbole(flags: RecboleFlags) -> None:
     if stage.finished:
         return
     records = read_item_table(item_file, flags)
-    table, raw_count = read_interaction_table(inter_file, flags)
-    has_title = table["item"].isin({name for name, record in records.items() if record["title"]})
-    table = filter_k_core(table[has_title], flags.user_k, flags.item_k)
-    counts = write_dataset(table, records, flags)
-    stage.done(raw_interactions=raw_count, without_title=int((~has_title).sum()), **counts)
+    left_out = LeftOut()
+    table, raw_count = read_interaction_table(inter_file, flags, records, left_out)
+    core = filter_k_core(table, flags.user_k, flags.item_k)
+    left_out["k_core"] = len(table) - len(core)
+    if not len(core):
+        raise InputError(f"{inter_file}: none of its {raw_count} interactions is left ({left_out.describe()})")
+    counts = write_dataset(core, records, flags)
+    stage.done(raw_interactions=raw_count, **left_out, **counts)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ A check takes the `Report` that collects problems and what earlier files say of 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -16,11 +15,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minionerec.common.files import InputError, open_text
+from minionerec.common.files import HALF_PAIR, WHOLE_NUMBER, InputError, open_text, replace_surrogates
 from minionerec.common.processes import is_main_process, say
 from minionerec.common.records import SID_TOKEN
 
-ITEM_ID = re.compile(r"0|[1-9][0-9]{0,17}")
 EMBEDDING_ROWS = 65_536  # checked at a time
 
 
@@ -132,10 +130,20 @@ def parse_json(report: Report, path: Path, pairs_hook: Callable[[list], object] 
     if ("error", "not UTF-8", path) in report.counts:
         return None
     try:
-        return json.loads(text, object_pairs_hook=pairs_hook)
+        value = json.loads(text, object_pairs_hook=pairs_hook)
     except json.JSONDecodeError as error:
         report.error("not JSON", path, f"line {error.lineno}", f"not valid JSON ({error.msg})")
-    return None
+        return None
+    except (RecursionError, ValueError) as error:
+        report.error("not JSON", path, "", f"not usable JSON ({str(error).splitlines()[0]})")
+        return None
+    if not HALF_PAIR.search(text):
+        return value
+    plain = replace_surrogates(value)
+    if plain != value:
+        text = 'a text is cut in the middle of a character (half of a surrogate pair), which is read as "?"'
+        report.warning("cut character", path, "", text)
+    return plain
 
 
 def parse_item_object(report: Report, path: Path) -> dict[int, object]:
@@ -157,9 +165,9 @@ def parse_item_object(report: Report, path: Path) -> dict[int, object]:
         if count > 1:
             report.error("item twice", path, f"item {key}", f"stands there {count} times")
     for key in content:
-        if not ITEM_ID.fullmatch(key):
+        if not WHOLE_NUMBER.fullmatch(key):
             report.error("item id", path, f"item {key}", "expected an item id, a whole number from 0")
-    return {int(key): value for key, value in content.items() if ITEM_ID.fullmatch(key)}
+    return {int(key): value for key, value in content.items() if WHOLE_NUMBER.fullmatch(key)}
 
 
 def check_item_file(report: Report, path: Path, items: Items) -> None:
@@ -249,7 +257,7 @@ def check_info(report: Report, path: Path, items: Items) -> None:
         if not "".join(fields).strip():
             continue
         sid_ok = len(fields) == 3 and fields[0] and "".join(SID_TOKEN.findall(fields[0])) == fields[0]
-        if not sid_ok or not ITEM_ID.fullmatch(fields[2]):
+        if not sid_ok or not WHOLE_NUMBER.fullmatch(fields[2]):
             got = " ".join(fields)[:60]
             report.error("malformed line", path, line, f"expected sid<TAB>title<TAB>item_id, got {got!r}")
             continue
@@ -298,9 +306,9 @@ def check_names(report: Report, path: Path, kind: str, items: Items | None) -> s
             text = f"expected the original and the mapped {kind} id separated by a tab, got {len(fields)} fields"
             report.error("malformed line", path, line, text)
         elif number == 1:
-            if ITEM_ID.fullmatch(fields[1]):
+            if WHOLE_NUMBER.fullmatch(fields[1]):
                 report.error("no header", path, line, f"expected a header line such as original_{kind} {kind}_id")
-        elif not ITEM_ID.fullmatch(fields[1]):
+        elif not WHOLE_NUMBER.fullmatch(fields[1]):
             report.error("malformed line", path, line, f"expected a whole number from 0, got {fields[1][:60]!r}")
         else:
             for name, seen, what in ((fields[0], originals, "original id"), (fields[1], numbers, "mapped id")):

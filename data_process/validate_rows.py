@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from data_process.validate_items import Items, Report, check_texts, iterate_fields, iterate_lines
-from minionerec.common.files import InputError
+from minionerec.common.files import InputError, parse_item_id
 from minionerec.common.interactions import INTER_COLUMNS
 from minionerec.common.records import parse_list_cell
-from minionerec.common.row_files import CSV_COLUMNS
+from minionerec.common.row_files import CSV_COLUMNS, iterate_csv
 
 
 @dataclass
@@ -76,7 +75,7 @@ def read_inter_rows(report: Report, path: Path, items: Items, users: set[str] | 
             report.error("malformed line", path, line, text)
         else:
             try:
-                window = [int(text) for text in (*fields[1].split(), fields[2])]
+                window = [parse_item_id(text) for text in (*fields[1].split(), fields[2])]
             except ValueError:
                 text = f"item ids must be whole numbers, got {' '.join(fields)[:60]!r}"
                 report.error("malformed line", path, line, text)
@@ -89,12 +88,11 @@ def read_inter_rows(report: Report, path: Path, items: Items, users: set[str] | 
 def read_table_rows(report: Report, path: Path, items: Items, users: set[str] | None) -> Rows:
     """The rows of a CSV split, its titles and SIDs held against those of other files; what is wrong is reported."""
     rows, begin = Rows(path), 1
-    reader = csv.reader(iterate_lines(report, path))
     header: list[str] = []
     try:
-        for cells in reader:
+        for last, cells in iterate_csv(iterate_lines(report, path), path):
             # A quoted title may hold line ends: a row is named by its first line.
-            number, begin = begin, reader.line_num + 1
+            number, begin = begin, last + 1
             line = f"line {number}"
             if not header:
                 header = cells
@@ -104,8 +102,6 @@ def read_table_rows(report: Report, path: Path, items: Items, users: set[str] | 
                     report.error("columns", path, line, text)
                     return rows
                 continue
-            if not cells:
-                continue
             window: list[int] = []
             row = dict(zip(header, cells, strict=False))  # a line with another number of fields is reported below
             if len(cells) != len(header):
@@ -113,8 +109,9 @@ def read_table_rows(report: Report, path: Path, items: Items, users: set[str] | 
             else:
                 window = _table_window(report, path, line, row, items, users)
             rows.add(row.get("user_id", ""), tuple(window), number)
-    except csv.Error as error:
-        report.error("not CSV", path, f"line {begin}", f"{error}; the file was not read to its end")
+    except InputError as error:
+        text = str(error).partition(": ")[2]
+        report.error("not CSV", path, f"line {begin}", f"{text}; the file was not read to its end")
     return finish_rows(report, rows)
 
 
@@ -132,8 +129,7 @@ def _table_window(
         return []
     ids, titles, sids = lists
     try:
-        # By way of text: int(2.7) would be 2.
-        window = [int(str(item)) for item in (*ids, row["item_id"])]
+        window = [parse_item_id(item) for item in (*ids, row["item_id"])]
     except ValueError:
         report.error("item ids", path, line, f"item ids must be whole numbers, got {[*ids, row['item_id']]}")
         return []

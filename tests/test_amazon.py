@@ -284,7 +284,7 @@ def test_longer_titles_can_be_allowed(tmp_path):
         ({"metadata_file": "none.json"}, "--metadata_file: none.json: no such file"),
         ({"st_year": 2020}, "none of its 54 reviews is left (outside_window 54, low_rating 0, without_title 0"),
         ({"min_rating": 9}, "is left (outside_window 0, low_rating 54"),
-        ({"user_k": 100}, "no interaction is left after"),
+        ({"user_k": 100}, "duplicates 0, k_core 54"),
         ({**ALL, "split": "leave_one_out", "duplicates": "user_item", "max_title_words": 1}, "with a valid title"),
     ],
 )

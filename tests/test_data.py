@@ -355,7 +355,7 @@ def test_targets_travel_in_the_row():
     for kind in (SidSFTDataset, SidDataset, EvalSidDataset):
         examples = list(kind(rows, encoder()))
         assert [(e.user_id, e.item_id, e.sid) for e in examples] == [(r.user_id, r.item_id, r.sid) for r in rows]
-        assert [e.target_ids for e in examples] == encoder().target_ids([r.sid for r in rows])
+        assert [e.target_ids for e in examples] == encoder().target_ids("next_sid", [r.sid for r in rows])
 
 
 # ------------------------------------------------------------------------------------------------------------- datasets

@@ -200,7 +200,7 @@ HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
         (HEADER + "u1\tm1\t1\t5\n\nu1\tm1\t1\tsoon\n", "line 4, column timestamp: expected a number, got 'soon'"),
         (HEADER + "u1\tm1\t1\tnan\n", "line 2, column timestamp"),
         ("", "the file is empty"),
-        (HEADER + "u1\tm1\t1\t5\nu2\tm1\t1\t6\n", "no interaction is left"),
+        (HEADER + "u1\tm1\t1\t5\nu2\tm1\t1\t6\n", "none of its 2 interactions is left (without_id 0, "),
         (HEADER + "u1\tm1\t1\t5\nu1\tm1\t1\t6\nu1\tm1\t1\t6\n", "split is empty"),
     ],
 )
@@ -260,7 +260,7 @@ def test_files_do_not_depend_on_the_time_zone(tmp_path):
         ("0\t1 x\t2", "line 2: item ids must be integers"),
         ("0\t\t2", "line 2: the history is empty"),
         ("0\t1 7\t2", "line 2: item 7 is not among the 3 items"),
-        ("0\t1\t-1", "line 2: item -1 is not among"),
+        ("0\t1\t-1", "line 2: item ids must be integers"),
     ],
 )
 def test_bad_inter_lines(tmp_path, line, message):

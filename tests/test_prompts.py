@@ -62,7 +62,7 @@ def test_prompt_sets_are_found_by_name_file_and_file_with_set(tmp_path):
     with pytest.raises(InputError, match="--prompts: .*missing.yaml: no such file"):
         load_prompts(tmp_path / "missing.yaml")
     path.write_text("a: [")
-    with pytest.raises(InputError, match="mine.yaml: not valid YAML"):
+    with pytest.raises(InputError, match="mine.yaml, line 1: not valid YAML"):
         load_prompts(path)
     assert set(first.templates) == {"next_sid", "similar_sid"} and {"next_sid", "title2sid", "sid2title"} <= set(
         second.templates

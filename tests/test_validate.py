@@ -245,7 +245,7 @@ ERRORS = [
     (TRAIN, line(3, "1\t0"), "line 3: expected user, history and target separated by tabs, got 2 fields"),
     (TRAIN, line(3, "1\t0 x\t1"), "line 3: item ids must be whole numbers"),
     (TRAIN, line(3, "1\t0 6\t1"), "line 3: item 6 is not in DIR/toy.item.json"),
-    (TRAIN, line(3, "1\t0 -1\t1"), "line 3: item -1 is not in DIR/toy.item.json"),
+    (TRAIN, line(3, "1\t0 -1\t1"), "line 3: item ids must be whole numbers"),
     (TRAIN, line(3, "1\t\t1"), "line 3: the history is empty"),
     (TRAIN, line(3, "7\t0\t1"), "line 3: user 7 is not in the user2id file"),
     (TRAIN, line(3, "\t0\t1"), "line 3: the user id is empty"),

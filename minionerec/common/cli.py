@@ -27,7 +27,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from minionerec.common.files import InputError, open_text
+from minionerec.common.files import InputError, read_yaml
 from minionerec.common.processes import (
     count_processes,
     leave_others,
@@ -262,15 +262,7 @@ def read_config(path: str, flags_class: type) -> dict[str, str]:
     Raises:
         InputError: not a mapping of flags to single values or lists, or a flag that the command does not have.
     """
-    import yaml  # only here, so that a command without --config does not wait for it
-
-    with open_text(path, "config") as file:
-        try:
-            content = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f", line {mark.line + 1}" if mark else ""
-            raise InputError(f"{path}{place}: not valid YAML ({str(error).splitlines()[0]})") from None
+    content = read_yaml(path, "config")
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected flags and their values, such as learning_rate: 1e-3")
     texts = {}

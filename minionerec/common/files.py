@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,12 +76,80 @@ def open_text(path: str | os.PathLike, flag: str | None = None) -> Iterator[Text
             ) from None
 
 
-def read_json(path: str | os.PathLike, flag: str | None = None) -> Any:
+def read_json(path: str | os.PathLike, flag: str | None = None, *, pairs: bool = False, hint: str = "") -> Any:
+    """What a JSON file holds. Half of a surrogate pair, which JSON can name and no UTF-8 file can hold, becomes "?".
+
+    Args:
+        path: the file. flag: the flag that named it.
+        pairs: give every object as a tuple of (key, value) pairs, so that a key that stands there twice is seen.
+        hint: what else the file may be, for the error.
+
+    Raises:
+        InputError: no such file, or no JSON; with the line.
+    """
+    with open_text(path, flag) as file:
+        text = file.read()
+    try:
+        value = json.loads(text, object_pairs_hook=tuple if pairs else None)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}){hint}") from None
+    except (RecursionError, ValueError) as error:  # too deep; a number of thousands of digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise InputError(f"{path}: not usable JSON ({reason})") from None
+    return replace_surrogates(value) if HALF_PAIR.search(text) else value
+
+
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def replace_surrogates(value: Any) -> Any:
+    """A value of JSON with "?" for every half of a surrogate pair in its texts."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, list | tuple):
+        return type(value)(map(replace_surrogates, value))
+    if isinstance(value, dict):
+        return {replace_surrogates(key): replace_surrogates(part) for key, part in value.items()}
+    return value
+
+
+def read_yaml(path: str | os.PathLike, flag: str | None = None) -> Any:
+    """What a YAML file holds, plain values only.
+
+    Raises:
+        InputError: no such file, or no YAML; with the line where it is known.
+    """
+    import yaml  # only here, so that a command without YAML does not wait for it
+
     with open_text(path, flag) as file:
         try:
-            return json.load(file)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+            return yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f", line {mark.line + 1}" if mark else ""
+            raise InputError(f"{path}{place}: not valid YAML ({str(error).splitlines()[0]})") from None
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            # Of the values: a date that is none, a key that cannot be one, lists in lists without an end.
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise InputError(f"{path}: a value is not valid YAML ({lines[0]})") from None
+
+
+WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
+def parse_item_id(value: object) -> int:
+    """An item id, a whole number from 0 as JSON and this project write it.
+
+    Raises:
+        ValueError: it is none: 1.0, 01, +1, 1_0 and True are not.
+    """
+    if type(value) is int and 0 <= value < 10**18:
+        return value
+    if not WHOLE_NUMBER.fullmatch(str(value)):
+        raise ValueError(f"{str(value)[:40]!r} is not a whole number from 0")
+    return int(str(value))
 
 
 def read_lines(path: str | os.PathLike, flag: str | None = None) -> Iterator[tuple[int, str]]:
@@ -103,4 +172,4 @@ def parse_list(text: str, where: str) -> list:
             continue
     if not isinstance(value, list):
         raise InputError(f"{where}: expected a list literal such as ['a', 'b'], got {str(text)[:60]!r}")
-    return value
+    return replace_surrogates(value) if HALF_PAIR.search(text) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minionerec.common.files import InputError, read_lines
+from minionerec.common.files import InputError, parse_item_id, read_lines
 
 INTER_COLUMNS = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 
@@ -30,7 +30,7 @@ def read_inter(path: str | Path, n_items: int, flag: str | None = None) -> tuple
                 raise InputError(f"{path}, line 1: expected a header line such as {' '.join(INTER_COLUMNS)}")
             continue
         try:
-            *history, target = (int(text) for text in (*fields[1].split(), fields[2]))
+            *history, target = (parse_item_id(text) for text in (*fields[1].split(), fields[2]))
         except ValueError:
             raise InputError(f"{path}, line {number}: item ids must be integers, got {line[:60]!r}") from None
         if not history:

@@ -7,10 +7,9 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from minionerec.common.files import InputError, open_text, read_json, read_lines
-from minionerec.common.records import (
-    Catalogue,
-)
+from minionerec.common.files import InputError, parse_item_id, read_json, read_lines, replace_surrogates
+from minionerec.common.records import Catalogue
+from minionerec.common.texts import clean_text
 
 
 def read_item_ids(path: str, item_ids: Container[int]) -> list[int]:
@@ -23,9 +22,13 @@ def read_item_ids(path: str, item_ids: Container[int]) -> list[int]:
     for number, line in read_lines(path, "only_items"):
         if not line.strip():
             continue
-        if not line.strip().isdecimal() or int(line) not in item_ids:
+        try:
+            item = parse_item_id(line.strip())
+        except ValueError:
+            item = -1
+        if item not in item_ids:
             raise InputError(f"{path}, line {number}: expected the id of an item of the info file, got {line[:40]!r}")
-        chosen.append(int(line))
+        chosen.append(item)
     if not chosen:
         raise InputError(f"{path}: no item id")
     return chosen
@@ -38,12 +41,50 @@ def read_catalogue(path: str, index: dict[int, tuple[str, ...]], index_path: str
         InputError: an item of the index that the item.json lacks.
     """
     items = read_items(path, index, index_path)
-    titles = [str(items[item].get("title") or "") for item in items]
-    descriptions = {item: str(record.get("description") or "") for item, record in items.items()}
+    titles = [record["title"] for record in items.values()]
+    descriptions = {item: record.get("description", "") for item, record in items.items()}
     return Catalogue(["".join(index[item]) for item in items], titles, list(items)), descriptions
 
 
-def read_items(path: str | Path, item_ids: Iterable[int], source: str, flag: str = "item_meta_path") -> dict[int, dict]:
+def _read_item_object(path: str | Path, flag: str | None) -> dict[int, dict[str, str]]:
+    """{item id: its texts} of an item.json, checked; lists of texts, as Amazon writes descriptions, become one text.
+
+    Raises:
+        InputError: no object of items with whole numbers as ids and a text "title" each, or an item that stands there
+            twice.
+    """
+    shape = '{"0": {"title": ...}, ...}'
+    content = read_json(path, flag, pairs=True)
+    if not isinstance(content, tuple) or not content:
+        found = "a list" if isinstance(content, list) else "nothing" if content == () else str(content)[:40]
+        raise InputError(f"{path}: expected an object of items, {shape}, got {found}")
+    items: dict[int, dict[str, str]] = {}
+    for key, record in content:
+        try:
+            item = parse_item_id(key)
+        except ValueError:
+            raise InputError(
+                f"{path}: item {key!r}: items are named by their numbers 0, 1, ..., as in the index; NAME.item2id of "
+                "data_process says which number an original id has"
+            ) from None
+        if item in items:
+            raise InputError(f"{path}: item {item} stands there twice")
+        if not isinstance(record, tuple) or not isinstance(dict(record).get("title"), str):
+            got = f", got {str(record)[:40]!r}" if isinstance(record, str) else ""
+            raise InputError(f'{path}, item {item}: expected an object with a text "title"{got}')
+        items[item] = {str(name): _join_text(value) for name, value in record}
+    return items
+
+
+def _join_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return clean_text([part for part in value if not isinstance(part, tuple)] if isinstance(value, list) else value)
+
+
+def read_items(
+    path: str | Path, item_ids: Iterable[int], source: str, flag: str = "item_meta_path"
+) -> dict[int, dict[str, str]]:
     """{item id: {"title", "description", ...}} of an item.json, in the order of the ids.
 
     Args:
@@ -51,17 +92,13 @@ def read_items(path: str | Path, item_ids: Iterable[int], source: str, flag: str
         item_ids: the items that must stand there, as the file `source` names them.
 
     Raises:
-        InputError: no object of objects, or an item that is missing.
+        InputError: what `_read_item_object` finds, or an item that is missing.
     """
-    content = read_json(path, flag)
-    if not isinstance(content, dict):
-        raise InputError(f'{path}: expected an object of items, {{"0": {{"title": ...}}, ...}}')
-    items = {}
-    for item in sorted(item_ids):
-        if not isinstance(content.get(str(item)), dict):
-            raise InputError(f"{path}: item {item} of {source} is missing")
-        items[item] = content[str(item)]
-    return items
+    content = _read_item_object(path, flag)
+    missing = next((item for item in sorted(item_ids) if item not in content), None)
+    if missing is not None:
+        raise InputError(f"{path}: item {missing} of {source} is missing")
+    return {item: content[item] for item in sorted(item_ids)}
 
 
 def read_preferences(path: str | Path, flag: str = "preference_file") -> dict[str, str]:
@@ -80,22 +117,16 @@ def read_preferences(path: str | Path, flag: str = "preference_file") -> dict[st
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except ValueError:
+                record = replace_surrogates(json.loads(line))
+            except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict) or set(record) != {"user_id", "preference"}:
                 raise InputError(f'{where}: expected {{"user_id": "...", "preference": "..."}}, got {line[:60]!r}')
             pairs.append((where, record["user_id"], record["preference"]))
     else:
-        with open_text(path, flag) as file:
-            try:
-                # Pairs, because a dictionary would hide a user who stands there twice.
-                content = json.load(file, object_pairs_hook=lambda pairs: pairs)
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{path}, line {error.lineno}: not valid JSON ({error.msg}); a file of JSON lines is named .jsonl"
-                ) from None
-        if not isinstance(content, list) or not all(isinstance(pair, tuple) for pair in content):
+        # Pairs, because a dictionary would hide a user who stands there twice.
+        content = read_json(path, flag, pairs=True, hint="; a file of JSON lines is named .jsonl")
+        if not isinstance(content, tuple):
             raise InputError(f'{path}: expected one object such as {{"user id": "text"}}')
         pairs = [(f"{path}, user {user!r}", user, text) for user, text in content]
     preferences: dict[str, str] = {}
@@ -112,18 +143,13 @@ def read_preferences(path: str | Path, flag: str = "preference_file") -> dict[st
 
 def read_descriptions(path: str | Path, item_ids: Iterable[int], source: str) -> dict[int, str]:
     """{item id: description} of an item.json, see `read_items`."""
-    return {item: str(record.get("description") or "") for item, record in read_items(path, item_ids, source).items()}
+    return {item: record.get("description", "") for item, record in read_items(path, item_ids, source).items()}
 
 
 def read_item_records(path: str | Path, flag: str | None = None) -> dict[str, dict[str, str]]:
     """`{ds}.item.json`, checked: ids are the texts 0..N-1 and every item is an object with a `title`."""
-    items = read_json(path, flag)
-    if not isinstance(items, dict) or not items:
-        raise InputError(f'{path}: expected an object of items, {{"0": {{"title": ...}}, ...}}')
-    if set(items) != {str(i) for i in range(len(items))}:
-        stray = sorted(set(items) - {str(i) for i in range(len(items))})[:1]
-        raise InputError(f"{path}: item ids must be 0..{len(items) - 1}, found {stray[0]!r}")
-    for item_id, item in items.items():
-        if not isinstance(item, dict) or not isinstance(item.get("title"), str):
-            raise InputError(f'{path}, item {item_id}: expected an object with a text "title"')
-    return {str(i): items[str(i)] for i in range(len(items))}
+    items = _read_item_object(path, flag)
+    stray = next((item for item in sorted(items) if item >= len(items)), None)
+    if stray is not None:
+        raise InputError(f"{path}: item ids must be 0..{len(items) - 1}, found '{stray}'")
+    return {str(item): items[item] for item in range(len(items))}

@@ -116,9 +116,7 @@ def _check_whole(file: Path) -> None:
             pass
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{file}: cut off or damaged ({size:,} bytes; {reason}); copy or download it again"
-        ) from None
+        raise InputError(f"{file}: cut off or damaged ({size:,} bytes; {reason}); copy or download it again") from None
 
 
 def _check_weight_files(folder: Path, where: str) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minionerec.common.files import InputError, parse_list, read_json, read_lines
+from minionerec.common.files import WHOLE_NUMBER, InputError, parse_item_id, parse_list, read_json, read_lines
 from minionerec.common.row_files import is_csv, iterate_records
 
 SID_TOKEN = re.compile(r"<[^<>\s]+>")
@@ -63,7 +63,7 @@ def parse_row(record: dict[str, Any], where: str) -> Row:
     if not sids:
         raise InputError(f"{where}: the history is empty")
     try:
-        item_ids = [int(str(value)) for value in (*ids, record["item_id"])]  # int(2.7) would be 2
+        item_ids = [parse_item_id(value) for value in (*ids, record["item_id"])]
     except ValueError:
         raise InputError(f"{where}: item ids must be whole numbers") from None
     return Row(
@@ -102,11 +102,11 @@ def read_index(path: str | Path, flag: str | None = None) -> dict[int, tuple[str
     Raises:
         InputError: not an object of lists of `<...>` tokens.
     """
-    content = read_json(path, flag)
-    index = {}
-    if not isinstance(content, dict) or not content:
+    content = read_json(path, flag, pairs=True)
+    index: dict[int, tuple[str, ...]] = {}
+    if not isinstance(content, tuple) or not content:
         raise InputError(f'{path}: expected an object such as {{"0": ["<a_1>", "<b_2>"]}}')
-    for key, tokens in content.items():
+    for key, tokens in content:
         if (
             not isinstance(tokens, list)
             or not tokens
@@ -116,9 +116,12 @@ def read_index(path: str | Path, flag: str | None = None) -> dict[int, tuple[str
                 f'{path}, item {key}: expected a list of tokens such as ["<a_1>", "<b_2>"], got {str(tokens)[:60]}'
             )
         try:
-            index[int(key)] = tuple(tokens)
+            item = parse_item_id(key)
         except ValueError:
             raise InputError(f"{path}: item id {key!r} is not a whole number") from None
+        if item in index:
+            raise InputError(f"{path}: item {item} stands there twice")
+        index[item] = tuple(tokens)
     return index
 
 
@@ -224,7 +227,7 @@ def read_info(path: str | Path, shared_sids: bool = False, flag: str = "info_fil
             len(fields) != 3
             or "".join(SID_TOKEN.findall(fields[0])) != fields[0]
             or not fields[0]
-            or not fields[2].isdecimal()
+            or not WHOLE_NUMBER.fullmatch(fields[2])
         ):
             raise InputError(f"{path}, line {number}: expected sid<TAB>title<TAB>item_id, got {line[:60]!r}")
         sid, title, item = fields[0], fields[1], int(fields[2])

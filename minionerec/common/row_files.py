@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minionerec.common.files import InputError, open_text, read_lines, require_file
+from minionerec.common.files import InputError, open_text, read_lines, replace_surrogates, require_file
 
 CSV_COLUMNS = (
     "user_id",
@@ -20,6 +21,7 @@ CSV_COLUMNS = (
     "item_sid",
 )
 PARQUET_ROWS = 1000  # read at once
+RETURN = "\ufdd0"  # stands for a carriage return while a line is cut into fields; Unicode keeps it free for such use
 
 # Where a record stands, for an error, and its fields.
 Records = Iterator[tuple[str, dict[str, Any]]]
@@ -51,13 +53,46 @@ def _check_columns(path: str | Path, found: list[str]) -> None:
 
 def _iterate_csv(path: str | Path, flag: str | None) -> Records:
     with open_text(path, flag) as file:
-        reader = csv.DictReader(file)
-        _check_columns(path, list(reader.fieldnames or ()))
-        for record in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in record.values() or None in record:
-                raise InputError(f"{where}: expected {len(reader.fieldnames)} fields")
-            yield where, record
+        lines = iterate_csv(file, path)
+        header = next(lines, (1, []))[1]
+        _check_columns(path, header)
+        for number, cells in lines:
+            where = f"{path}, line {number}"
+            if len(cells) != len(header):
+                raise InputError(f"{where}: expected {len(header)} fields, got {len(cells)}")
+            yield where, dict(zip(header, cells, strict=True))
+
+
+def iterate_csv(lines: Iterable[str], path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, fields) of every line of a CSV that is not empty; of any length.
+
+    A carriage return inside a field is part of it, quoted or not: some versions of Python write it without quotes,
+    which the reader of none accepts.
+
+    Raises:
+        InputError: what is no CSV, with the line.
+    """
+    csv.field_size_limit(sys.maxsize)  # else it is 131,072 characters, which the writer does not know
+    hidden = False
+
+    def hide_returns() -> Iterator[str]:
+        nonlocal hidden
+        for line in lines:
+            if "\r" in line:
+                end = "\n" if line.endswith("\n") else ""
+                text = line.removesuffix("\n").removesuffix("\r")
+                if "\r" in text:
+                    hidden = True
+                line = text.replace("\r", RETURN) + end
+            yield line
+
+    reader = csv.reader(hide_returns())
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, [cell.replace(RETURN, "\r") for cell in cells] if hidden else cells
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
 
 
 def _iterate_json_lines(path: str | Path, flag: str | None) -> Records:
@@ -66,8 +101,8 @@ def _iterate_json_lines(path: str | Path, flag: str | None) -> Records:
             continue
         where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = replace_surrogates(json.loads(line))
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
             raise InputError(f"{where}: expected a JSON object with {', '.join(CSV_COLUMNS)}")

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 SHOWN_CHARACTERS = 60  # of a title that stands beside others in a line
 MAX_CHARACTERS = 400  # of a description, where texts of items are compared
 
+# Ways in which tables write that there is no value; str() of what pandas and JSON have for it, too.
+MISSING = frozenset(("nan", "none", "null", "<na>", "nat", "n/a"))
+
 _UNSEEN = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 
@@ -34,7 +37,8 @@ def clean_text(value: object) -> str:
     """One line of plain text.
 
     Amazon writes descriptions as a list, or as the text of a list literal, with HTML. Entities are decoded once; tags
-    go, scripts, styles and comments go with what they enclose.
+    go, scripts, styles and comments go with what they enclose. A word that stands for a missing value is no text, and
+    half of a surrogate pair, which no UTF-8 file can hold, becomes "?".
     """
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
         try:
@@ -44,6 +48,9 @@ def clean_text(value: object) -> str:
     if isinstance(value, list):
         value = " ".join(clean_text(part) for part in value)
     text = html.unescape(str(value or ""))
-    if "<" in text:
+    if "<" in text and text.strip().lower() not in MISSING:
         text = _TAG.sub(" ", _UNSEEN.sub(" ", text))
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    if text.lower() in MISSING:
+        return ""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from minionerec.common.files import InputError, open_text
+from minionerec.common.files import InputError, read_yaml
 from minionerec.common.processes import say
 from minionerec.common.records import SID_TOKEN
 
@@ -118,11 +118,7 @@ def load_prompts(name_or_file: str | Path, category: str | None = None) -> Promp
             not given.
     """
     path, name = resolve_prompts_file(name_or_file)
-    try:
-        with open_text(path, "prompts") as file:
-            content = yaml.safe_load(file)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    content = read_yaml(path, "prompts")
     if not isinstance(content, dict) or (not name and len(content) != 1) or (name and name not in content):
         raise InputError(
             f"{path}: expected {f'the prompt set {name!r}' if name else 'exactly one prompt set, or FILE:SET'}"
