@@ -198,10 +198,24 @@ class Trainer:
         for path in [*self._checkpoints(), *(self.folder / name for name in (BEST_LOSS, BEST_COLLISION, FINAL))]:
             path.unlink(missing_ok=True)
 
+    def _load_newest(self) -> dict[str, Any]:
+        """The newest checkpoint that is whole, {} where none is; a broken one is removed and named."""
+        for path in reversed(self._checkpoints()):
+            try:
+                state = load_checkpoint(path)
+                if "optimizer" in state and "random" in state:
+                    return state
+                fault = f"{path}: no optimizer or random state in it"
+            except InputError as error:
+                fault = str(error)
+            say(f"  {fault}; going on from the checkpoint before it")
+            if is_main_process():
+                path.unlink(missing_ok=True)
+        return {}
+
     def resume(self) -> bool:
         """Go on from the newest checkpoint of the same settings and model; False and a clean folder if none is."""
-        path = next(reversed(self._checkpoints()), None)
-        state = load_checkpoint(path) if path else {}
+        state = self._load_newest()
         same = state.get("settings") == self._recorded_settings() and state["config"] == self.model.config
         if not broadcast_value(same):
             self.clear()

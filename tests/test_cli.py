@@ -352,10 +352,13 @@ def test_the_settings_are_written_as_a_file_that_config_reads(work):
     assert again == NewerFlags(rate=1e-5, layers=[3], extra=4)
 
 
-def test_an_input_of_equal_size_with_another_time_is_another_input(work):
+def test_an_input_of_another_time_is_the_same_input_and_one_of_equal_size_may_not_be(work):
     folder, stage, finish = work
     finish(stage())
     os.utime(folder / "in.txt", (1, 1))
+    assert stage().finished
+    content = (folder / "in.txt").read_text()
+    (folder / "in.txt").write_text("x" * len(content))
     assert not stage().finished
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +26,14 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    # The machine stands in the name, since processes of several machines may have the same number.
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    temporary = path.with_name(f"{path.name}.tmp-{owner}")
     try:
         yield temporary
         if temporary.is_dir() and path.is_dir():
             # A folder cannot be renamed onto one with content, so the old one steps aside first.
-            aside = path.with_name(f"{path.name}.tmp-old-{os.getpid()}")
+            aside = path.with_name(f"{path.name}.tmp-old-{owner}")
             os.rename(path, aside)
             os.rename(temporary, path)
             shutil.rmtree(aside)
@@ -41,6 +44,21 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(temporary)
         elif temporary.exists():
             temporary.unlink()
+
+
+# The names that `atomic_write` gives: of a file, of the folder that steps aside, the machine and the process.
+TEMPORARY = r"(?P<name>.+)\.tmp-(?P<aside>old-)?(?:(?P<host>.+)-)?(?P<process>\d+)"
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine runs a process of that number."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from minionerec.common.files import InputError, require_file
+from minionerec.common.files import InputError, is_running, require_file
 from minionerec.common.processes import is_first_of_machine, is_main_process
 from minionerec.common.records import Catalogue, Row, check_rows, iterate_rows
 from minionerec.common.settings import StreamFlags
@@ -64,7 +64,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
     # The machine stands in the name, since processes of several machines may have the same number.
     ours = f"{folder.name}.tmp-{socket.gethostname()}-"
     for left in folder.parent.glob(f"{ours}*"):  # of builds that were killed
-        if not _is_running(left.name.removeprefix(ours)):
+        process = left.name.removeprefix(ours)
+        if not (process.isdecimal() and is_running(int(process))):
             shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f"{ours}{os.getpid()}")
     temporary.mkdir()
@@ -74,16 +75,6 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
             os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_running(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def open_arrow_files(folder: Path) -> pa.Table:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+import re
 import resource
 import sys
 import time
@@ -13,21 +15,47 @@ from pathlib import Path
 from typing import Any
 
 from minionerec.common.cli import get_default, recorded_settings
-from minionerec.common.files import InputError, read_json, write_json, write_text
+from minionerec.common.files import TEMPORARY, InputError, read_json, write_json, write_text
 from minionerec.common.processes import count_processes, is_main_process, process_state, say
+from minionerec.common.run_lock import release_lock, remove_stale_files, take_lock
 from minionerec.common.sharing import broadcast_value
 
 UNREAD = ("README.md",)  # of a folder: a model card says more after each evaluation, and no stage reads it
-RECORD_SUFFIX, SETTINGS_SUFFIX = ".stage.json", ".settings.yaml"
+RECORD_SUFFIX, SETTINGS_SUFFIX, LOCK_SUFFIX = ".stage.json", ".settings.yaml", ".lock"
 
 
 def _fingerprint(path: Path) -> list:
-    """What tells that an input changed: size and modification time of a file, or of a folder's files."""
+    """What tells that an input changed: size and content of a file, or of a folder's files; never their times.
+
+    A copied, unpacked or cloned file has another time and is the same.
+    """
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in UNREAD)
-        return [[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+        files = [p for p in files if not re.fullmatch(TEMPORARY, p.name)]
+        return [[str(p.relative_to(path)), p.stat().st_size, _hash_content(p)] for p in files]
+    return [path.stat().st_size, _hash_content(path)]
+
+
+def _hash_content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _is_same_input(before: Any, now: list) -> bool:
+    """Whether a fingerprint of a record is that of now; records of earlier versions hold sizes and times."""
+    if not isinstance(before, list) or len(before) != len(now):
+        return False
+    if now and isinstance(now[0], list):
+        return all(
+            isinstance(old, list) and len(old) == 3 and old[0] == new[0] and _is_same_input(old[1:], new[1:])
+            for old, new in zip(before, now, strict=True)
+        )
+    return before[:1] == now[:1] and (not now or isinstance(before[1], int) or before[1] == now[1])
+
+
+def _resolve(path: str, before: dict[str, Any]) -> str:
+    """An old path as an absolute one, from the folder that its run worked in."""
+    return os.path.normpath(os.path.join(str(before.get("working_folder", "")), path))
 
 
 def _peak_memory_mb() -> int:
@@ -97,18 +125,25 @@ class Stage:
         for path in paths:
             if not path.exists():
                 raise InputError(f"{path}: no such file or folder (an input of {name})")
-        self._inputs = {str(path): _fingerprint(path) for path in paths}
+        # The main process decides, see `open_stage`; reading all inputs on every one would take long.
+        self._inputs = {str(path): _fingerprint(path) for path in paths} if is_main_process() else {}
         self._started = time.time()
         self._seconds_before = self._cpu_before = 0.0
-        before = read_json(self.record) if self.record.is_file() else {}
-        changed = self._changed_settings(before.get("settings", {}), flags)
-        same = not changed and before.get("inputs") == self._inputs and not force
+        before = self._read_record()
+        self._place = str(self.record.parent.absolute())
+        changed = self._changed_settings(before, flags)
+        same_inputs = self._has_same_inputs(before.get("inputs"))
+        same = bool(before) and not changed and same_inputs and not force
         complete = before.get("status") == "done" and all(Path(path).exists() for path in self.outputs)
-        self.finished = bool(before) and same and complete
+        self.finished = same and complete
         self.resuming = same and before.get("status") == "running"
         if self.finished:
             say(f"[{name}] already done ({self.record}); --force True does it again")
             return
+        if is_main_process():
+            take_lock(self._lock, str(self.record.parent))
+            for path in remove_stale_files(self.record.parent, [self.record, *map(Path, self.outputs)]):
+                say(f"[{name}] removed {path}, which a run that was cut off left")
         if before and not same and not force:
             what = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in changed.items())
             say(f"[{name}] doing it again, changed: {what or 'its input files'}")
@@ -119,11 +154,63 @@ class Stage:
         self._write("running")
         self._write_settings()
 
+    @property
+    def _lock(self) -> Path:
+        return self.record.with_name(self.record.name.removesuffix(RECORD_SUFFIX) + LOCK_SUFFIX)
+
+    def _read_record(self) -> dict[str, Any]:
+        """The record of an earlier run; one that is cut off counts as none."""
+        if not self.record.is_file():
+            return {}
+        try:
+            before = read_json(self.record)
+        except InputError:
+            before = None
+        if isinstance(before, dict) and isinstance(before.get("settings"), dict):
+            return before
+        say(f"[{self.name}] {self.record} is cut off or damaged: the stage counts as not finished")
+        return {}
+
+    def _has_same_inputs(self, before: Any) -> bool:
+        """Whether the inputs of a record are those of now, in their order; their folder may be another one."""
+        if not isinstance(before, dict) or len(before) != len(self._inputs):
+            return False
+        return all(map(_is_same_input, before.values(), self._inputs.values()))
+
     def _changed_settings(self, before: dict[str, Any], flags: Any) -> dict[str, tuple[Any, Any]]:
-        """{flag: (value before, value now)} where they differ; a flag that is newer than the record had its default."""
+        """{flag: (value before, value now)} where they differ; a flag that is newer than the record had its default.
+
+        A path that only moved is no change: that of an input whose content is the same, or of the folder that the
+        record stands in.
+        """
+        if not before:
+            return {}
         defaults = {field.name: get_default(field) for field in dataclasses.fields(flags)}
-        old = {name: before.get(name, defaults[name]) for name in self.settings}
-        return {name: (old[name], value) for name, value in self.settings.items() if old[name] != value}
+        old = {name: before["settings"].get(name, defaults[name]) for name in self.settings}
+        moved = set()
+        if isinstance(before.get("inputs"), dict) and len(before["inputs"]) == len(self._inputs):
+            pairs = zip(before["inputs"].items(), self._inputs.items(), strict=True)
+            moved = {(path, new) for (path, print_before), (new, now) in pairs if _is_same_input(print_before, now)}
+        changed = {}
+        for name, value in self.settings.items():
+            if (
+                old[name] != value
+                and (old[name], value) not in moved
+                and not self._moved_with(old[name], value, before)
+            ):
+                changed[name] = (old[name], value)
+        return changed
+
+    def _moved_with(self, old: Any, new: Any, before: dict[str, Any]) -> bool:
+        """Whether a path changed as the folder of the record did."""
+        place = before.get("place")
+        if not (isinstance(old, str) and isinstance(new, str) and isinstance(place, str)):
+            return False
+        there, here = (
+            os.path.relpath(os.path.abspath(new), self._place),
+            os.path.relpath(_resolve(old, before), place),
+        )
+        return there == here
 
     def _write(self, status: str, results: dict[str, Any] | None = None) -> None:
         if not is_main_process():
@@ -141,6 +228,8 @@ class Stage:
                 "results": results or {},
                 "outputs": self.outputs,
                 "inputs": self._inputs,
+                "place": self._place,
+                "working_folder": os.getcwd(),
             },
         )
 
@@ -158,6 +247,8 @@ class Stage:
     def done(self, **results: Any) -> None:
         """Record success and print what was made."""
         self._write("done", results)
+        if is_main_process():
+            release_lock(self._lock)
         say(f"[{self.name}] done in {time.time() - self._started:.1f} s")
         for key, value in results.items():
             say(f"  {key:<28} {value}")

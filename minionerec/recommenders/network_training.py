@@ -6,6 +6,7 @@ Several processes share the sequences of every batch and the rows that are ranke
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from minionerec.common.files import InputError, atomic_write
-from minionerec.common.processes import count_processes, is_main_process
+from minionerec.common.processes import count_processes, is_main_process, say
 from minionerec.common.records import Row
 from minionerec.common.sharing import (
     add_up_number,
@@ -224,7 +225,14 @@ class NetworkTrainer:
         """Go on from the checkpoint; False where there is none."""
         if self.checkpoint is None or not broadcast_value(self.checkpoint.is_file()):
             return False
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            whole = isinstance(state, dict) and state.keys() >= {"weights", "optimizer", "random", "epochs"}
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+            whole = False
+        if not whole:
+            say(f"[resume] {self.checkpoint}: cut off or damaged; training begins anew")
+            return False
         self.network.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         device = self.network.embedding.weight.device

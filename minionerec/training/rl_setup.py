@@ -44,6 +44,7 @@ from minionerec.training.settings import RLFlags
 from minionerec.training.setup import build_arguments, check_loading_flags, read_splits
 
 PROMPTS_PER_STEP = 64
+SFT_WEIGHTS = "the SFT weights, which no checkpoint of RL beat"
 
 
 @dataclass
@@ -245,7 +246,7 @@ def build_config(flags: RLFlags, schedule: Schedule) -> RLConfig:
         per_device_eval_batch_size=flags.num_generations,
         save_strategy="steps",
         save_steps=schedule.interval,
-        save_total_limit=1,
+        save_total_limit=2,  # the one before the newest, for a newest that is cut off
         load_best_model_at_end=validating,
         metric_for_best_model=flags.best_by if validating else None,
         greater_is_better=True if validating else None,
@@ -288,6 +289,8 @@ def train_and_export(
             say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
             unchanged, validation = flags.model_path, start
             note = "No step of it was better on the validation rows, so that these are the weights it began with."
+
+        results["kept_sft_weights"] = unchanged is not None
 
     def complete(folder: Path) -> None:
         complete_rl_folder(folder, flags, data, validation, note)
