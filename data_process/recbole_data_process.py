@@ -22,7 +22,7 @@ import pandas as pd
 
 from data_process.cleaning import EARLIEST, LeftOut, clean_title, convert_times, is_id, unify_ids
 from data_process.interactions import bound_window, filter_k_core, filter_window, list_dataset_files, write_dataset
-from minionerec.common.files import InputError, require_file
+from minionerec.common.files import InputError, first_line, require_file
 from minionerec.common.stage import open_stage
 from minionerec.common.texts import MISSING, clean_text
 
@@ -70,7 +70,7 @@ def read_atomic(path: str | Path) -> tuple[pd.DataFrame, dict[str, str]]:
         line = next(number for number, text in lines if text.decode("utf-8", "replace").encode() != text)
         raise InputError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path}: {first_line(error)}") from None
     columns = [name.partition(":") for name in table.columns]
     for name, colon, _ in columns:
         if not colon:

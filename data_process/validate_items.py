@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minionerec.common.files import HALF_PAIR, WHOLE_NUMBER, InputError, open_text, replace_surrogates
+from minionerec.common.files import HALF_PAIR, WHOLE_NUMBER, InputError, first_line, open_text, replace_surrogates
 from minionerec.common.processes import is_main_process, say
 from minionerec.common.records import SID_TOKEN
 
@@ -135,7 +135,7 @@ def parse_json(report: Report, path: Path, pairs_hook: Callable[[list], object] 
         report.error("not JSON", path, f"line {error.lineno}", f"not valid JSON ({error.msg})")
         return None
     except (RecursionError, ValueError) as error:
-        report.error("not JSON", path, "", f"not usable JSON ({str(error).splitlines()[0]})")
+        report.error("not JSON", path, "", f"not usable JSON ({first_line(error)})")
         return None
     if not HALF_PAIR.search(text):
         return value
@@ -329,7 +329,7 @@ def check_embeddings(report: Report, path: Path, items: Items) -> None:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        report.error("not an array", path, "", f"not a .npy array ({str(error).splitlines()[0]})")
+        report.error("not an array", path, "", f"not a .npy array ({first_line(error)})")
         return
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
         report.error("not an array", path, "", "expected a 2-D array of numbers [items, dim]")

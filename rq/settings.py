@@ -259,6 +259,9 @@ class EmbedFlags(SeedFlags, DeviceFlags, StageFlags):
     plm_checkpoint: str | None = flag(None, "sentence-transformers or Hugging Face folder, or hub name")
     text_fields: list[str] | None = flag(None, "item fields that make up the text", default_text="title,description")
     dim: int = flag(256, "SVD components of tfidf, at most")
+    refit: bool = flag(
+        False, "fit tfidf anew where items were only added; else the fit beside the embeddings is used again for them"
+    )
     max_sent_len: int = flag(2048, "tokens that the encoder reads of a text, at most")
     batch_size: int = flag(64, "texts that the encoder reads at a time")
     word_drop_ratio: float = flag(-1.0, "share of the words of every text that are left out at random; 0 or less: none")

@@ -10,9 +10,16 @@ from minionerec.common.embeddings import load_embeddings, save_embeddings, side_
 from minionerec.common.files import InputError
 from minionerec.common.texts import clean_text
 from rq.settings import EmbedFlags
-from rq.text2emb.amazon_text2emb import drop_words, embed_by_tfidf, embed_items, join_fields
+from rq.text2emb.amazon_text2emb import drop_words, embed_items, join_fields
+from rq.text2emb.tfidf_fit import fit_tfidf
 
 WORDS = "red blue green small large steel wood glass saw drill screw nail".split()
+
+
+def embed(texts, dim, seed):
+    """TF-IDF embeddings of texts."""
+    return fit_tfidf([str(number) for number in range(len(texts))], texts, dim, seed)[1]
+
 
 
 def items(n=40):
@@ -79,7 +86,7 @@ def test_tfidf_is_the_plain_latent_semantic_analysis():
     kept = min(matrix.shape) - 1
     reduced = left[:, :kept] * values[:kept]
     reduced /= np.linalg.norm(reduced, axis=1, keepdims=True)
-    fast = embed_by_tfidf(texts, 99, seed=0)
+    fast = embed(texts, 99, seed=0)
     assert fast.shape == (7, kept)
     np.testing.assert_allclose(fast @ fast.T, reduced @ reduced.T, atol=1e-5)
     np.testing.assert_allclose(fast[0], fast[6], atol=1e-6)
@@ -92,13 +99,13 @@ def grams(text):
 
 def test_tfidf_is_deterministic_and_capped():
     texts = join_fields(items(), ["title", "description"])
-    one, two = embed_by_tfidf(texts, 8, 42), embed_by_tfidf(texts, 8, 42)
+    one, two = embed(texts, 8, 42), embed(texts, 8, 42)
     assert one.shape == (40, 8) and one.dtype == np.float32 and np.array_equal(one, two)
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
-    assert embed_by_tfidf(["red saw", "blue drill"], 64, 0).shape == (2, 1)
+    assert embed(["red saw", "blue drill"], 64, 0).shape == (2, 1)
     for texts in (["", ""], ["red"], ["!"]):
         with pytest.raises(InputError):
-            embed_by_tfidf(texts, 4, 0)
+            embed(texts, 4, 0)
 
 
 def test_command_writes_embeddings_with_their_ids_once(tmp_path, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minionerec.common.files import InputError, atomic_write, read_json, require_file, write_json
+from minionerec.common.files import InputError, atomic_write, first_line, read_json, require_file, write_json
 
 
 def side_file_path(path: str | Path) -> Path:
@@ -14,7 +14,9 @@ def side_file_path(path: str | Path) -> Path:
     return Path(path).with_suffix(".json")
 
 
-def save_embeddings(path: str | Path, array: np.ndarray, item_ids: list[str], encoder: str, fields: list[str]) -> None:
+def save_embeddings(
+    path: str | Path, array: np.ndarray, item_ids: list[str], encoder: str, fields: list[str], fit: str | None = None
+) -> None:
     """Write an embedding file and its side file.
 
     Args:
@@ -22,12 +24,10 @@ def save_embeddings(path: str | Path, array: np.ndarray, item_ids: list[str], en
         array: [N, dim], written as float32.
         item_ids: the item of every row.
         encoder, fields: what the embeddings were made with and from.
+        fit: name of the fit that made them, of an encoder that is fitted to the items.
     """
-    write_json(
-        side_file_path(path),
-        {"encoder": encoder, "text_fields": fields, "shape": list(array.shape), "item_ids": item_ids},
-        indent=None,
-    )
+    described = {"encoder": encoder, "text_fields": fields, "shape": list(array.shape), "item_ids": item_ids}
+    write_json(side_file_path(path), described | ({"fit": fit} if fit else {}), indent=None)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, array.astype(np.float32))
 
@@ -49,8 +49,9 @@ def load_embeddings(path: str | Path, flag: str | None = None) -> tuple[np.ndarr
     path = require_file(path, flag)
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a .npy array ({str(error).splitlines()[0]})") from None
+    except (ValueError, EOFError, OSError, SyntaxError, MemoryError, OverflowError) as error:
+        # numpy parses the header as a Python literal, and believes the shape that it finds there.
+        raise InputError(f"{path}: not a .npy array, or one that is cut off ({first_line(error)})") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
         raise InputError(f"{path}: expected a 2-D array of numbers [items, dim]")
     array = array.astype(np.float32)

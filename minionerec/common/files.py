@@ -18,6 +18,11 @@ class InputError(Exception):
     """The user's input is wrong. The message is one line: which file, which line or flag, what was expected."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says, the kind of its error where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the name of `path`, on failure it is removed.
@@ -112,7 +117,7 @@ def read_json(path: str | os.PathLike, flag: str | None = None, *, pairs: bool =
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}){hint}") from None
     except (RecursionError, ValueError) as error:  # too deep; a number of thousands of digits
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        reason = "nested too deeply" if isinstance(error, RecursionError) else first_line(error)
         raise InputError(f"{path}: not usable JSON ({reason})") from None
     return replace_surrogates(value) if HALF_PAIR.search(text) else value
 
@@ -145,7 +150,7 @@ def read_yaml(path: str | os.PathLike, flag: str | None = None) -> Any:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = f", line {mark.line + 1}" if mark else ""
-            raise InputError(f"{path}{place}: not valid YAML ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{path}{place}: not valid YAML ({first_line(error)})") from None
         except UnicodeDecodeError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from minionerec.common.files import InputError, read_json
+from minionerec.common.files import InputError, first_line, read_json
 
 LFS_POINTER = b"version https://git-lfs"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
@@ -115,7 +115,7 @@ def _check_whole(file: Path) -> None:
         with safe_open(file, "pt"):
             pass
     except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{file}: cut off or damaged ({size:,} bytes; {reason}); copy or download it again") from None
 
 

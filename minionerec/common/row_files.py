@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minionerec.common.files import InputError, open_text, read_lines, replace_surrogates, require_file
+from minionerec.common.files import InputError, first_line, open_text, read_lines, replace_surrogates, require_file
 
 CSV_COLUMNS = (
     "user_id",
@@ -128,4 +128,4 @@ def _iterate_parquet(path: str | Path, flag: str | None) -> Records:
                         raise InputError(f"{path}, row {number}: no {', '.join(missing)}")
                     yield f"{path}, row {number}", record
     except (ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: not a Parquet file ({first_line(error)})") from None

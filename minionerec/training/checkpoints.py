@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from minionerec.common.files import InputError, atomic_write
+from minionerec.common.files import InputError, atomic_write, first_line
 from minionerec.common.processes import is_main_process, say
 from minionerec.language.adapters import merge_adapters
 from minionerec.language.models import hide_file_progress, load_model
@@ -100,7 +100,7 @@ def check_checkpoint_folder(folder: str | Path) -> None:
         names = sorted({str(name) for key in ("missing_keys", "unexpected_keys") for name in report[key]})
         wrong = f"its weights are not those of its config: {', '.join(names[:3])}" if names else ""
     except (OSError, ValueError, RuntimeError) as error:
-        wrong += f" ({str(error).splitlines()[0]})"
+        wrong += f" ({first_line(error)})"
     if not wrong:
         broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
         wrong = f"weights that are not finite: {', '.join(broken[:3])}" if broken else ""

@@ -8,8 +8,8 @@ Two kinds of file: a checkpoint (`.pth`: RQ-VAE or RQ-KMeans+, of this trainer o
 from __future__ import annotations
 
 import argparse
-import pickle
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from minionerec.common.embeddings import load_embeddings
-from minionerec.common.files import InputError, atomic_write, require_file
+from minionerec.common.files import InputError, atomic_write, first_line, require_file
 from minionerec.common.processes import computes_on_cpu, count_processes, process_state
 from rq.models.rqkmeans import RQKMeans, RQKMeansPlus
 from rq.models.rqvae import RQVAE
@@ -43,7 +43,7 @@ def pick_device(device: str | None) -> torch.device:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: cannot be used here ({str(error).splitlines()[0]})") from None
+        raise InputError(f"--device {device}: cannot be used here ({first_line(error)})") from None
     return torch.device(device)
 
 
@@ -72,8 +72,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         # Published checkpoints hold their command line as a Namespace: plain data, and not used here.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(f"{path}: not a checkpoint of this trainer ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # torch and its unpickler raise of every kind over bytes that are no checkpoint
+        raise InputError(f"{path}: not a checkpoint of this trainer ({first_line(error)})") from None
     if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
         raise InputError(f"{path}: not a checkpoint of this trainer (no weights in it)")
     return state
@@ -113,8 +113,8 @@ def load_codebooks(path: str | Path, flag: str | None = None) -> list[torch.Tens
         for level in range(len(content.files)):
             try:
                 codes = content[f"codebook_{level}"]
-            except (KeyError, ValueError) as error:
-                raise InputError(f"{path}: codebook_{level} cannot be read ({str(error).splitlines()[0]})") from None
+            except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise InputError(f"{path}: codebook_{level} cannot be read ({first_line(error)})") from None
             fits = codes.ndim == 2 and codes.size and codes.dtype.kind == "f" and np.isfinite(codes).all()
             if not fits or codebooks and codes.shape[1] != codebooks[0].shape[1]:
                 raise InputError(
@@ -145,8 +145,8 @@ def load_frozen_model(path: str | Path, flag: str | None = None) -> Model:
         config = state.get("config") or _config_of_weights(weights)
         model = (RQKMeansPlus if "encoder.mlp.mlp_layers.1.weight" in weights else RQVAE)(**config)
         model.load_state_dict(weights)
-    except (IndexError, AttributeError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: not a checkpoint of this trainer ({str(error).splitlines()[0]})") from None
+    except (IndexError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: not a checkpoint of this trainer ({first_line(error)})") from None
     return model.eval()
 
 

@@ -59,6 +59,11 @@ def finish_index(stage: Stage, results: dict[str, Any], output_file: str | Path)
     say("\n" + format_quality({Path(output_file).name: report}))
 
 
+# Old items that tell whether embeddings are those that an index was made from: how many are looked at, with how few
+# nothing can be said, and the share whose first code must be the same.
+COMPARED_ITEMS, FEWEST_COMPARED, LEAST_KEPT = 2000, 10, 0.9
+
+
 def _write_files(
     model: Model,
     codes: np.ndarray,
@@ -106,6 +111,30 @@ def write_index(
     return {"items": len(sids), **counts, **figures}
 
 
+def _check_same_embeddings(
+    model: Model, array: np.ndarray, item_ids: list[str], parsed: dict[int, tuple], flags: IndexFlags
+) -> None:
+    """Refuse embeddings of another fit than the index was made from, by the old items that are among them.
+
+    The first of several codes is the nearest one whatever happens to collisions, up to those that moved to a free path.
+
+    Raises:
+        InputError: the old items have other first codes now.
+    """
+    rows = np.array([row for row, item in enumerate(item_ids) if int(item) in parsed], dtype=np.int64)
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), COMPARED_ITEMS)).astype(np.int64)] if len(rows) else rows
+    if len(rows) < FEWEST_COMPARED or len(model.config["num_emb_list"]) < 2:
+        return
+    first = quantise(model, array[rows], flags.batch_size)[:, 0]
+    kept = float(np.mean([code == parsed[int(item_ids[row])][0][0] for row, code in zip(rows, first, strict=True)]))
+    if kept < LEAST_KEPT:
+        raise InputError(
+            f"--append_to {flags.append_to}: only {kept:.1%} of its items keep their first code with "
+            f"{flags.data_path}: embeddings of another fit or encoder than the index was made from; embed old and new items with the same "
+            "(tfidf does where the .fit.npz of the old embeddings lies beside them)"
+        )
+
+
 def append_to_index(model: Model, array: np.ndarray, item_ids: list[str], flags: IndexFlags) -> dict[str, Any]:
     """Write the index flags.append_to with SIDs for those of item_ids that it lacks; its own SIDs stay as they are.
 
@@ -137,6 +166,7 @@ def append_to_index(model: Model, array: np.ndarray, item_ids: list[str], flags:
         raise InputError(
             f"--append_to {flags.append_to}: all {len(item_ids)} items of the embeddings are in it already"
         )
+    _check_same_embeddings(model, array, item_ids, parsed, flags)
     nearest = quantise(model, array[new], flags.batch_size)
     new_codes, extra, moved = append_items(model, array[new], nearest, parsed, flags.collisions[0])
     new_sids = make_sid_tokens(new_codes, extra)

@@ -6,6 +6,7 @@ python -m rq.text2emb.amazon_text2emb --dataset NAME --root DIR --plm_name qwen 
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from minionerec.common.embeddings import save_embeddings, side_file_path
+from minionerec.common.embeddings import load_embeddings, save_embeddings, side_file_path
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_records
 from minionerec.common.model_folders import check_model_source, translate_errors
@@ -30,10 +31,12 @@ from minionerec.common.processes import (
     get_rank,
     is_main_process,
     leave_others,
+    say,
 )
 from minionerec.common.sharing import gather_on_main
 from minionerec.common.stage import open_stage
 from minionerec.common.texts import clean_text
+from rq.text2emb.tfidf_fit import TfidfFit, fit_tfidf, load_fit
 
 TEXT_FIELDS = ["title", "description"]
 
@@ -51,36 +54,43 @@ def drop_words(texts: list[str], ratio: float, seed: int) -> list[str]:
     return [" ".join(word for word in text.split(" ") if draws.random() > ratio) for text in texts]
 
 
-def embed_by_tfidf(texts: list[str], dim: int, seed: int) -> np.ndarray:
-    """TF-IDF over words and word pairs with sublinear counts, then truncated SVD.
+def embed_by_tfidf(
+    item_ids: list[str], texts: list[str], flags: EmbedFlags, output: Path, fields: list[str]
+) -> tuple[np.ndarray, TfidfFit]:
+    """Embeddings by TF-IDF and truncated SVD, and the fit that gave them.
 
-    Latent semantic analysis (Deerwester et al. 1990). Terms of a single item say nothing about its neighbours and are
-    left out, unless all terms are such.
+    Where the items only grew since the fit that lies beside `output`, that fit is used again: old items keep their
+    rows to the last bit, so that an index made from them can take in the new ones.
 
     Returns:
-        float32 [N, min(dim, what the matrix allows)], rows of length 1 (0 for a text without any shared word).
-
-    Raises:
-        InputError: no words, or too few for an embedding.
+        float32 [N, dim], rows of length 1 (0 for a text without any known word).
     """
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.preprocessing import normalize
+    settings = json.dumps([flags.dim, flags.seed, fields, flags.word_drop_ratio])
+    fit = None if flags.refit else load_fit(name_fit(output))
+    if fit is None or not fit.covers(item_ids, texts, settings):
+        if fit is not None:
+            say(
+                "[text2emb] texts or settings changed: TF-IDF is fitted anew, for which the index must be made anew too"
+            )
+        fit, array = fit_tfidf(item_ids, texts, flags.dim, flags.seed, settings)
+        return array, fit
+    array = fit.embed(texts)
+    try:
+        rows, ids = load_embeddings(output)
+        old = dict(zip(ids, rows, strict=True)) if rows.shape[1] == array.shape[1] else {}
+    except InputError:
+        old = {}
+    for row, item in enumerate(item_ids):
+        if item in fit.texts and item in old:
+            array[row] = old[item]
+    new = sum(item not in fit.texts for item in item_ids)
+    say(f"[text2emb] {new} items are new: embedded with the fit of the others ({name_fit(output).name}; --refit True)")
+    return array, fit
 
-    for min_df in (2, 1):
-        try:
-            matrix = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df).fit_transform(texts)
-            break
-        except ValueError:
-            continue
-    else:
-        raise InputError("the item texts hold no words")
-    # The solver takes at most one component fewer than either side of the matrix.
-    most = min(matrix.shape) - 1
-    if most < 1:
-        raise InputError(f"{matrix.shape[0]} items x {matrix.shape[1]} terms are too few for a TF-IDF embedding")
-    reduced = TruncatedSVD(n_components=min(dim, most), random_state=seed).fit_transform(matrix)
-    return normalize(reduced).astype(np.float32)
+
+def name_fit(output: Path) -> Path:
+    """The file of the TF-IDF fit that belongs to an embedding file."""
+    return output.with_suffix(".fit.npz")
 
 
 def embed_by_encoder(
@@ -177,21 +187,24 @@ def embed_items(flags: EmbedFlags) -> None:
         "text2emb",
         flags,
         inputs=[item_file],
-        outputs=[output, side_file_path(output)],
+        outputs=[output, side_file_path(output), *([name_fit(output)] if flags.plm_name == "tfidf" else [])],
         record=output.with_suffix(".stage.json"),
     )
     if stage.finished:
         return
     item_ids, texts = read_texts(flags, item_file, fields)
+    fit = None
     if flags.plm_name == "tfidf":
-        array = embed_by_tfidf(texts, flags.dim, flags.seed)
+        array, fit = embed_by_tfidf(item_ids, texts, flags, output, fields)
     else:
         array = embed_by_encoder(texts, flags.plm_checkpoint, flags.max_sent_len, flags.batch_size, flags.device)
     if array is None:
         return
     if not np.isfinite(array).all():
         raise InputError(f"{flags.plm_checkpoint}: the encoder gave values that are not finite")
-    save_embeddings(output, array, item_ids, flags.plm_checkpoint or flags.plm_name, fields)
+    save_embeddings(output, array, item_ids, flags.plm_checkpoint or flags.plm_name, fields, fit.name if fit else None)
+    if fit:  # last: a fit without the embeddings that it gave would give others in the last bits
+        fit.save(name_fit(output))
     stage.done(items=len(array), dim=array.shape[1], items_without_text=sum(not text for text in texts))
 
 
