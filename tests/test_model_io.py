@@ -2,12 +2,13 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import make_dataset, tiny_model, write_config
 from transformers import AutoModelForCausalLM
 
 from minionerec.common.files import InputError
 from minionerec.language.models import load_model, train_tokenizer
-from minionerec.training.checkpoints import find_last_checkpoint
+from minionerec.training.checkpoints import choose_resume_checkpoint, find_last_checkpoint
 
 
 def test_a_bf16_checkpoint_trains_in_float32(tmp_path):
@@ -33,18 +34,40 @@ def test_a_sliding_window_model_is_refused_for_training_alone(tmp_path):
     assert model.config.sliding_window == 4
 
 
-def test_half_written_checkpoints_are_not_resumed(tmp_path):
-    for step, state in (
-        (5, json.dumps({"global_step": 5})),
-        (12, json.dumps({"global_step": 12})),
-        (20, '{"global'),
-        (30, None),
-    ):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
+def write_checkpoint(folder, step):
+    """A checkpoint-N folder with all that a run needs to go on."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    save_file({"weight": torch.zeros(64)}, path / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"state": torch.zeros(64)}, path / name)
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return path
+
+
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [None, 0, 0.5, 0.99])
+def test_the_checkpoint_before_a_broken_one_is_resumed_and_that_is_said(tmp_path, capsys, name, share):
+    """Any of its files missing, empty or cut off anywhere."""
+    for step in (5, 12, 20):
+        broken = write_checkpoint(tmp_path, step) / name
+    content = broken.read_bytes()
+    broken.unlink() if share is None else broken.write_bytes(content[: int(share * len(content))])
     assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+    with pytest.raises(InputError, match=f"checkpoint-20: .*{name.split('.')[0]}"):
+        choose_resume_checkpoint(tmp_path, str(tmp_path / "checkpoint-20"), True)
+    assert choose_resume_checkpoint(tmp_path, None, True) == str(tmp_path / "checkpoint-12")
+    assert "going on from the checkpoint before it" in capsys.readouterr().out
+    assert not broken.parent.exists()  # or the files of two runs would mix in it
+
+
+def test_without_a_whole_checkpoint_training_begins_anew(tmp_path, capsys):
+    (write_checkpoint(tmp_path, 3) / "optimizer.pt").unlink()
+    assert choose_resume_checkpoint(tmp_path, None, True) is None
+    assert "training begins anew" in capsys.readouterr().out
     assert find_last_checkpoint(tmp_path / "nowhere") is None
 
 

@@ -199,7 +199,7 @@ def test_words_are_dropped_at_random(tmp_path):
 def test_an_encoder_without_a_name_is_qwen(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="no model folder"):
         embed_items(EmbedFlags(**write_items(tmp_path), plm_checkpoint=str(tmp_path / "empty")))
     assert (tmp_path / "toy.emb-qwen-td.stage.json").is_file()
 
@@ -208,7 +208,7 @@ def test_a_missing_encoder_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="^[^\n]*cannot be loaded[^\n]*$"):
+    with pytest.raises(InputError, match="^[^\n]*no model folder[^\n]*$"):
         embed_items(EmbedFlags(**write_items(tmp_path), plm_name="x", plm_checkpoint=str(empty)))
 
 

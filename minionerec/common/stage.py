@@ -187,18 +187,16 @@ class Stage:
             return {}
         defaults = {field.name: get_default(field) for field in dataclasses.fields(flags)}
         old = {name: before["settings"].get(name, defaults[name]) for name in self.settings}
-        moved = set()
+        moved: list[tuple[str, str]] = []
         if isinstance(before.get("inputs"), dict) and len(before["inputs"]) == len(self._inputs):
             pairs = zip(before["inputs"].items(), self._inputs.items(), strict=True)
-            moved = {(path, new) for (path, print_before), (new, now) in pairs if _is_same_input(print_before, now)}
+            moved = [(path, new) for (path, print_before), (new, now) in pairs if _is_same_input(print_before, now)]
         changed = {}
         for name, value in self.settings.items():
-            if (
-                old[name] != value
-                and (old[name], value) not in moved
-                and not self._moved_with(old[name], value, before)
-            ):
-                changed[name] = (old[name], value)
+            pair = (old[name], value)
+            same_place = isinstance(value, str) and (pair in moved or self._moved_with(*pair, before))
+            if old[name] != value and not same_place:
+                changed[name] = pair
         return changed
 
     def _moved_with(self, old: Any, new: Any, before: dict[str, Any]) -> bool:

@@ -130,8 +130,8 @@ def _check_same_embeddings(
     if kept < LEAST_KEPT:
         raise InputError(
             f"--append_to {flags.append_to}: only {kept:.1%} of its items keep their first code with "
-            f"{flags.data_path}: embeddings of another fit or encoder than the index was made from; embed old and new items with the same "
-            "(tfidf does where the .fit.npz of the old embeddings lies beside them)"
+            f"{flags.data_path}: embeddings of another fit or encoder than the index was made from; embed old and new "
+            "items with the same (tfidf does where the .fit.npz of the old embeddings lies beside them)"
         )
 
 
