@@ -28,7 +28,7 @@ from minionerec.common.files import InputError, write_json
 from minionerec.common.plugins import load_plugins
 from minionerec.common.processes import process_state, say
 from minionerec.common.records import Row
-from minionerec.common.stage import open_stage
+from minionerec.common.stage import open_stage, read_results
 from minionerec.evaluation.fusion import Fusion, read_baseline_inputs
 from minionerec.evaluation.metrics import format_metrics
 from minionerec.evaluation.plot import draw_metrics
@@ -105,6 +105,9 @@ def evaluate(flags: EvaluateFlags) -> None:
 
     prompts = examples.iterate_prompts()
     metrics = write_sid_predictions(files.predictions, data.test_rows, prompts, results, data.catalogue, flags.K)
+    if read_results(Path(flags.base_model).parent / "rl.stage.json").get("kept_sft_weights"):
+        metrics["kept_weights"] = True
+        say(f"[evaluate] {flags.base_model}: RL kept the SFT weights, since no checkpoint of it was better")
     write_json(files.metrics, metrics)
     columns = {flags.base_model: metrics, **fusion.write(data.test_rows, results, files)}
     say(format_metrics(columns))

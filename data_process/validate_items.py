@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minionerec.common.files import HALF_PAIR, WHOLE_NUMBER, InputError, first_line, open_text, replace_surrogates
+from minionerec.common.embeddings import open_array
+from minionerec.common.files import HALF_PAIR, WHOLE_NUMBER, InputError, open_text, replace_surrogates
 from minionerec.common.processes import is_main_process, say
 from minionerec.common.records import SID_TOKEN
 
@@ -52,6 +53,7 @@ class Report:
         key = (level, kind, path)
         self.counts[key] += 1
         if self.counts[key] <= self.limit:
+            text = " ".join(text.splitlines())
             self.texts[key].append(f"{level}: {path}, {where}: {text}" if where else f"{level}: {path}: {text}")
 
     def count(self, level: str) -> int:
@@ -135,7 +137,7 @@ def parse_json(report: Report, path: Path, pairs_hook: Callable[[list], object] 
         report.error("not JSON", path, f"line {error.lineno}", f"not valid JSON ({error.msg})")
         return None
     except (RecursionError, ValueError) as error:
-        report.error("not JSON", path, "", f"not usable JSON ({first_line(error)})")
+        report.error("not JSON", path, "", f"not usable JSON ({type(error).__name__})")
         return None
     if not HALF_PAIR.search(text):
         return value
@@ -327,12 +329,9 @@ def check_names(report: Report, path: Path, kind: str, items: Items | None) -> s
 def check_embeddings(report: Report, path: Path, items: Items) -> None:
     """Shape and values of an embedding file, and the item ids of its side file."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        report.error("not an array", path, "", f"not a .npy array ({first_line(error)})")
-        return
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
-        report.error("not an array", path, "", "expected a 2-D array of numbers [items, dim]")
+        array = open_array(path, mapped=True)
+    except InputError as error:
+        report.error("not an array", path, "", str(error).removeprefix(f"{path}: "))
         return
     for start in range(0, len(array), EMBEDDING_ROWS):
         for row in np.flatnonzero(~np.isfinite(array[start : start + EMBEDDING_ROWS]).all(axis=1)) + start:

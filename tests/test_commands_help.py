@@ -70,7 +70,7 @@ def test_the_commands_are_these():
         *(f"data_process.{name}" for name in ("amazon18_data_process", "join_data_process", "published_data_process")),
         *("data_process.recbole_data_process", "data_process.validate"),
         *(f"scripts.{name}" for name in ("benchmark_table", "compare", "demo", "model_card", "plan", "recipe")),
-        *(f"scripts.{name}" for name in ("report", "serve_vllm", "sid_table", "summary")),
+        *(f"scripts.{name}" for name in ("fault_runs", "fuzz_readers", "report", "serve_vllm", "sid_table", "summary")),
         *(f"benchmarks.bench_{name}" for name in ("balanced_kmeans", "data", "decode", "dtype", "grpo", "plan")),
         *(f"benchmarks.bench_{name}" for name in ("demo", "evaluation", "sft", "stream", "trie", "vllm")),
         "benchmarks.gpu_check",

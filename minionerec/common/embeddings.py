@@ -32,6 +32,21 @@ def save_embeddings(
         np.save(file, array.astype(np.float32))
 
 
+def open_array(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """The numbers [items, dim] of a .npy file, read or mapped from disk.
+
+    Raises:
+        InputError: a file that is no 2-D array of numbers.
+    """
+    try:
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except Exception as error:  # numpy parses the header as Python, and raises of every kind where that fails
+        raise InputError(f"{path}: not a .npy array, or one that is cut off ({first_line(error)})") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
+        raise InputError(f"{path}: expected a 2-D array of numbers [items, dim]")
+    return array
+
+
 def load_embeddings(path: str | Path, flag: str | None = None) -> tuple[np.ndarray, list[str]]:
     """Read an embedding file and the item of every row, which its side file says and nothing assumes.
 
@@ -47,13 +62,7 @@ def load_embeddings(path: str | Path, flag: str | None = None) -> tuple[np.ndarr
             do not match the rows one to one.
     """
     path = require_file(path, flag)
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError, MemoryError, OverflowError) as error:
-        # numpy parses the header as a Python literal, and believes the shape that it finds there.
-        raise InputError(f"{path}: not a .npy array, or one that is cut off ({first_line(error)})") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
-        raise InputError(f"{path}: expected a 2-D array of numbers [items, dim]")
+    array = open_array(path)
     array = array.astype(np.float32)
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():

@@ -17,6 +17,10 @@ from typing import Any, TextIO
 class InputError(Exception):
     """The user's input is wrong. The message is one line: which file, which line or flag, what was expected."""
 
+    def __init__(self, message: str):
+        # What it quotes of a file may hold line ends of its own.
+        super().__init__(" ".join(message.splitlines()))
+
 
 def first_line(error: BaseException) -> str:
     """The first line of what a library says, the kind of its error where it says nothing."""

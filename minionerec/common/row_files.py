@@ -48,7 +48,7 @@ def _check_columns(path: str | Path, found: list[str]) -> None:
     missing = [name for name in CSV_COLUMNS if name not in found]
     if missing:
         where = f"{path}, line 1" if Path(path).suffix != ".parquet" else path
-        raise InputError(f"{where}: missing column {', '.join(missing)}; found {', '.join(found)}")
+        raise InputError(f"{where}: missing column {', '.join(missing)}; found {', '.join(found)[:200]}")
 
 
 def _iterate_csv(path: str | Path, flag: str | None) -> Records:

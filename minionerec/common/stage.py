@@ -70,6 +70,16 @@ def _measure_cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+def read_results(record: str | os.PathLike) -> dict[str, Any]:
+    """The results that a finished stage recorded; {} where there is no whole record of one."""
+    try:
+        content = read_json(record)
+    except InputError:
+        return {}
+    results = content.get("results") if isinstance(content, dict) else None
+    return results if isinstance(results, dict) else {}
+
+
 def open_stage(
     name: str,
     flags: Any,

@@ -281,11 +281,15 @@ def _measure_buckets(
     return buckets
 
 
+KEPT_WEIGHTS = "RL kept the SFT weights"
+
+
 def format_metrics(columns: dict[str, dict]) -> str:
     """A text table, one line per model: item-level metrics, and the number of illegal recommendations.
 
     `+- HR@10` is half the width of its 95 % interval. The last two columns are those of the lists without the history's
-    items (`item_unseen`). A dash stands for what the lists are too short for.
+    items (`item_unseen`). A dash stands for what the lists are too short for. A model that RL left as it was is named
+    so.
     """
     unseen = ("HR@10", "NDCG@10")
     lines = [["item level", *TABLE_METRICS, "+- HR@10", "illegal", *(f"{key} unseen" for key in unseen)]]
@@ -298,6 +302,7 @@ def format_metrics(columns: dict[str, dict]) -> str:
             [f"{value:.4f}" if value is not None else "-" for value in values]
             for values in (seen_values, unseen_values)
         )
+        name = f"{name} ({KEPT_WEIGHTS})" if result.get("kept_weights") else name
         lines.append([name, *seen_cells, f"{result['illegal']}", *unseen_cells])
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return "\n".join(

@@ -44,7 +44,6 @@ from minionerec.training.settings import RLFlags
 from minionerec.training.setup import build_arguments, check_loading_flags, read_splits
 
 PROMPTS_PER_STEP = 64
-SFT_WEIGHTS = "the SFT weights, which no checkpoint of RL beat"
 
 
 @dataclass
@@ -289,7 +288,6 @@ def train_and_export(
             say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
             unchanged, validation = flags.model_path, start
             note = "No step of it was better on the validation rows, so that these are the weights it began with."
-
         results["kept_sft_weights"] = unchanged is not None
 
     def complete(folder: Path) -> None:

@@ -1,0 +1,469 @@
+"""Mutated files for every reader: each must be read to the right value or be refused in one line.
+
+python -m scripts.fuzz_readers --files 10000
+
+A file that is whole is mutated one to four times (bytes flipped, pieces cut out, doubled or moved, odd texts put in,
+other encodings) and given to its reader. What the reader accepts is held against a second, plain reading of the same
+bytes. The last line sums it up; the exit status is 1 where anything else than an `InputError` of one line was raised,
+or a value was wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minionerec.common.cli import Flags, flag, parse_flags, run_command
+
+
+@dataclass
+class FuzzFlags(Flags):
+    """Mutations."""
+
+    files: int = flag(10_000, "mutated files in all, shared out over the readers")
+    seed: int = flag(0, "of the mutations")
+    readers: list[str] | None = flag(None, "names of the readers to try", default_text="all")
+
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: --help and a wrong flag answer at once.
+    FLAGS = parse_flags(FuzzFlags)
+
+import ast
+import contextlib
+import csv
+import io
+import json
+import random
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from data_process.amazon_files import Dump, read_reviews, read_titles
+from data_process.cleaning import LeftOut
+from data_process.interactions import read_inter
+from data_process.recbole_data_process import read_interaction_table, read_item_table
+from data_process.settings import ConvertFlags, RecboleFlags
+from data_process.validate_items import Items, Report, check_index, check_info, check_item_file, check_names
+from data_process.validate_rows import read_inter_rows, read_table_rows
+from minionerec.common.cli import read_config
+from minionerec.common.embeddings import load_embeddings, side_file_path
+from minionerec.common.files import InputError
+from minionerec.common.items import read_item_records, read_preferences
+from minionerec.common.processes import say
+from minionerec.common.records import read_index, read_info, read_rows
+from minionerec.evaluation.predictions import read_predictions
+from minionerec.evaluation.shards import read_finished
+from minionerec.language.prompts import load_prompts
+
+ITEMS = 12
+ODD = (
+    *(
+        "\x00",
+        "\r",
+        "\r\n",
+        "\n",
+        "\t",
+        '"',
+        "'",
+        "\\",
+        ",",
+        "[",
+        "]",
+        "{",
+        "}",
+        ":",
+        "- ",
+        "&x *x",
+        "!!int x",
+        "%",
+        "﻿",
+    ),
+    *(
+        "nan",
+        "None",
+        "null",
+        "true",
+        "1e309",
+        "-1",
+        "01",
+        "1_0",
+        "3.0",
+        "٣",
+        "9" * 25,
+        "9" * 5000,
+        "NaN",
+        "Infinity",
+        "2001-99-99",
+    ),
+    *(
+        "\\ud83d",
+        "\\u0000",
+        "🛠",
+        "é",
+        "​",
+        "[" * 3000,
+        "<a_1>",
+        "<z_9>",
+        "<script>",
+        "&amp;",
+        "{" * 50,
+        "? [a]: b\n",
+        "<<: x\n",
+    ),
+)
+
+
+# ------------------------------------------------------------------------------------------------------------ mutations
+def mutate(content: bytes, draws: random.Random) -> bytes:
+    """The content after one mutation."""
+    size = len(content)
+    place, end = sorted((draws.randint(0, size), draws.randint(0, size)))
+    end = min(end, place + draws.choice((1, 3, 20, 500)))
+    piece = content[place:end]
+    odd = draws.choice(ODD).encode("utf-8", "replace")
+    lines = content.split(b"\n")
+    one, two = draws.randrange(len(lines)), draws.randrange(len(lines))
+    kind = draws.randrange(14)
+    if kind == 0 and size:
+        changed = bytearray(content)
+        changed[min(place, size - 1)] = draws.randrange(256)
+        return bytes(changed)
+    if kind == 1:
+        return content[:place] + content[end:]
+    if kind == 2:
+        return content[:end] + piece + content[end:]
+    if kind == 3:
+        return content[:place]
+    if kind in (4, 5, 6):
+        return content[:place] + odd + content[place if kind < 6 else end :]
+    if kind == 7:
+        lines[one], lines[two] = lines[two], lines[one]
+    if kind == 8:
+        lines.insert(one, lines[two])
+    if kind == 9:
+        del lines[one]
+    if kind in (7, 8, 9):
+        return b"\n".join(lines)
+    if kind == 10:
+        digits = [number for number, byte in enumerate(content) if 48 <= byte <= 57] or [0]
+        at = draws.choice(digits)
+        return content[:at] + str(draws.choice((-1, 0, 7, 99, 10**20))).encode() + content[at + 1 :]
+    if kind == 11:
+        return content.replace(b"\n", draws.choice((b"\r\n", b"\r", b"\n\n", b" ")))
+    if kind == 12:
+        return draws.choice(
+            (b"", b"\n", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", content[::-1])
+        )
+    return content.decode("utf-8", "replace").encode(draws.choice(("utf-16", "utf-8-sig", "latin-1")), "replace")
+
+
+# --------------------------------------------------------------------------------------------------- whole files, twins
+def sid(item: int) -> list[str]:
+    """The SID tokens of an item."""
+    return [f"<a_{item % 3}>", f"<b_{item // 3}>", f"<c_{item % 2}>"]
+
+
+TITLES = [f"Item {item}, \"n\" 'q' é" for item in range(ITEMS)]
+ROWS = [(f"u{row % 4}", [row % ITEMS, (row * 5) % ITEMS], (row * 7) % ITEMS) for row in range(12)]
+
+
+def write_table() -> bytes:
+    """A CSV split."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    names = "user_id,history_item_title,item_title,history_item_id,item_id,history_item_sid,item_sid"
+    writer.writerow(names.split(","))
+    for user, history, target in ROWS:
+        sids = ["".join(sid(item)) for item in history]
+        titles = [TITLES[item] for item in history]
+        writer.writerow((user, titles, TITLES[target], history, target, sids, "".join(sid(target))))
+    return text.getvalue().encode()
+
+
+def write_json_rows() -> bytes:
+    """The same as JSON lines."""
+    header, *rows = csv.reader(io.StringIO(write_table().decode()))
+    records = [dict(zip(header, row, strict=True)) for row in rows]
+    for record in records:
+        for name in ("history_item_title", "history_item_id", "history_item_sid"):
+            record[name] = ast.literal_eval(record[name])
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+def decode(content: bytes) -> str:
+    """The text of a UTF-8 file."""
+    return content.decode("utf-8-sig")
+
+
+def replace_halves(value: Any) -> Any:
+    """Texts of a JSON value with "?" for halves of surrogate pairs."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def read_literal(text: str) -> list:
+    """A list literal, JSON first."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return ast.literal_eval(text)
+
+
+def twin_rows(content: bytes) -> list[tuple]:
+    """[(user, history ids, target)] of a CSV, read by the csv module from lines without stray carriage returns."""
+    text = decode(content).replace("\r\n", "\n").replace("\r", "¤")
+    csv.field_size_limit(sys.maxsize)
+    header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    found = []
+    for row in rows:
+        record = dict(zip(header, row, strict=True))
+        history = [int(item) for item in read_literal(record["history_item_id"].replace("¤", "\r"))]
+        found.append((record["user_id"].replace("¤", "\r"), tuple(history), int(record["item_id"].replace("¤", "\r"))))
+    return found
+
+
+def twin_json_rows(content: bytes) -> list[tuple]:
+    """[(user, history ids, target)] of JSON lines."""
+    found = []
+    for line in decode(content).split("\n"):
+        if line.strip():
+            record = replace_halves(json.loads(line))
+            history = record["history_item_id"]
+            history = read_literal(history) if isinstance(history, str) else history
+            found.append((str(record["user_id"]), tuple(int(item) for item in history), int(record["item_id"])))
+    return found
+
+
+def twin_info(content: bytes) -> list[tuple]:
+    """[(SID, title, item)] of an info file."""
+    lines = [line.rstrip("\r") for line in decode(content).split("\n")]
+    return [(s, title, int(item)) for s, title, item in (line.split("\t") for line in lines if line.strip())]
+
+
+def twin_inter(content: bytes) -> list[tuple]:
+    """[(user, history, target)] of an .inter file."""
+    _, *rows = (line.rstrip("\r").split("\t") for line in decode(content).removesuffix("\n").split("\n"))
+    return [(user, [int(item) for item in history.split()], int(target)) for user, history, target in rows]
+
+
+def convert_rows(rows: list) -> list[tuple]:
+    """The parts of `Row`s that twins read too."""
+    return [(row.user_id, row.history_ids, row.item_id) for row in rows]
+
+
+# -------------------------------------------------------------------------------------------------------------- readers
+@dataclass(frozen=True)
+class Reader:
+    """One reader of one kind of file.
+
+    Attributes:
+        name: of the file that it is given. content: a whole one.
+        read: gives what is compared, or raises `InputError`. twin: the same, read plainly from the bytes.
+    """
+
+    name: str
+    content: bytes
+    read: Callable[[Path], Any]
+    twin: Callable[[bytes], Any] | None = None
+
+
+def validate(check: Callable[[Report, Path], Any]) -> Callable[[Path], None]:
+    """A check of the validator, which must report and never raise."""
+
+    def read(path: Path) -> None:
+        report = Report(3)
+        check(report, path)
+        if report.count("error"):
+            raise InputError(next(texts[0] for key, texts in report.texts.items() if key[0] == "error"))
+
+    return read
+
+
+def build_readers() -> dict[str, Reader]:
+    """All readers by name."""
+    index = json.dumps({str(item): sid(item) for item in range(ITEMS)}, indent=1).encode()
+    records = {
+        str(item): {"title": title, "description": "d", "brand": "b", "categories": "c"}
+        for item, title in enumerate(TITLES)
+    }
+    items = json.dumps(records, indent=1, ensure_ascii=False).encode()
+    info = "".join(f"{''.join(sid(item))}\t{title}\t{item}\n" for item, title in enumerate(TITLES)).encode()
+    inter = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    inter = (
+        inter + "".join(f"{user}\t{' '.join(map(str, history))}\t{target}\n" for user, history, target in ROWS)
+    ).encode()
+    names = ("original_item\titem_id\n" + "".join(f"B{item}\t{item}\n" for item in range(ITEMS))).encode()
+    log = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    log = (log + "".join(f"u{n % 4}\t{n % ITEMS}\t5.0\t{1_500_000_000 + n}\n" for n in range(40))).encode()
+    item_table = (
+        "item_id:token\ttitle:token_seq\tbrand:token\n"
+        + "".join(f"{n}\t{title}\tb\n" for n, title in enumerate(TITLES))
+    ).encode()
+    meta = "".join(json.dumps({"asin": f"B{n}", "title": title}) + "\n" for n, title in enumerate(TITLES)).encode()
+    reviews = "".join(
+        json.dumps(
+            {"reviewerID": f"u{n % 4}", "asin": f"B{n % ITEMS}", "overall": 5, "unixReviewTime": 1_500_000_000 + n}
+        )
+        + "\n"
+        for n in range(30)
+    ).encode()
+    predictions = json.dumps(
+        [
+            {"user_id": user, "item_id": target, "input": "x", "output": "".join(sid(target)), "predict": ["<a_1>"]}
+            for user, _, target in ROWS
+        ],
+        indent=1,
+    ).encode()
+    prompts = yaml.safe_dump(
+        {"mine": {"separator": ", ", "next_sid": {"prompt": "{history}\n", "target": "{sid}"}}}
+    ).encode()
+    settings = b"dataset_name: toy\ndata_dir: data\noutput_dir: out\nmax_test_samples: 5\nshared_sids: true\n"
+    preferences = json.dumps({f"u{n}": f"likes {n}" for n in range(5)}, indent=1).encode()
+    shard = "".join(json.dumps({"rows": [n], "results": [{"predict": ["<a_1>"]}]}) + "\n" for n in range(5)).encode()
+    array = io.BytesIO()
+    np.save(array, np.arange(24, dtype=np.float32).reshape(6, 4))
+
+    def read_log(path: Path) -> None:
+        flags = RecboleFlags(dataset="x", output_path="x", input_dir="x", min_rating=1.0)
+        read_interaction_table(path, flags, {str(n): {"title": "t"} for n in range(ITEMS)}, LeftOut())
+
+    def read_array(path: Path) -> None:
+        side_file_path(path).write_text(json.dumps({"item_ids": [str(n) for n in range(6)]}))
+        load_embeddings(path)
+
+    recbole = RecboleFlags(dataset="x", output_path="x", input_dir="x")
+    plain_json = lambda content: replace_halves(json.loads(decode(content)))  # noqa: E731
+    return {
+        "CSV": Reader("x.csv", write_table(), lambda path: convert_rows(read_rows(path)), twin_rows),
+        "JSON lines": Reader("x.jsonl", write_json_rows(), lambda path: convert_rows(read_rows(path)), twin_json_rows),
+        "index": Reader(
+            "x.index.json",
+            index,
+            lambda path: {str(item): list(tokens) for item, tokens in read_index(path).items()},
+            plain_json,
+        ),
+        "items": Reader(
+            "x.item.json",
+            items,
+            lambda path: {item: record["title"] for item, record in read_item_records(path).items()},
+            lambda content: {item: record["title"] for item, record in plain_json(content).items()},
+        ),
+        "info": Reader(
+            "x.txt",
+            info,
+            lambda path: [
+                *zip(*((c := read_info(path, True)).sids, c.titles, c.item_ids), strict=True),
+            ],
+            twin_info,
+        ),
+        ".inter": Reader(
+            "x.train.inter", inter, lambda path: list(zip(*read_inter(path, ITEMS), strict=True)), twin_inter
+        ),
+        "RecBole log": Reader("x.inter", log, read_log),
+        "RecBole items": Reader("x.item", item_table, lambda path: read_item_table(path, recbole)),
+        "Amazon items": Reader("meta.json", meta, lambda path: read_titles(Dump(path, "metadata_file", 3), 20)),
+        "Amazon reviews": Reader(
+            "reviews.json",
+            reviews,
+            lambda path: read_reviews(
+                Dump(path, "reviews_file", 3), {f"B{n}": n for n in range(ITEMS)}, None, None, 1.0
+            ),
+        ),
+        "predictions": Reader("test.json", predictions, lambda path: read_predictions(path, "fuse"), plain_json),
+        "prompts": Reader("mine.yaml", prompts, load_prompts),
+        "settings": Reader("settings.yaml", settings, lambda path: read_config(str(path), ConvertFlags)),
+        "preferences": Reader(
+            "p.json",
+            preferences,
+            read_preferences,
+            lambda content: {user: " ".join(text.split()) for user, text in plain_json(content).items()},
+        ),
+        "partial results": Reader("rank0.jsonl", shard, lambda path: read_finished(path)),
+        "embeddings": Reader("x.emb-y-td.npy", array.getvalue(), read_array),
+        "validator, items": Reader(
+            "x.item.json", items, validate(lambda report, path: check_item_file(report, path, Items()))
+        ),
+        "validator, index": Reader(
+            "x.index.json", index, validate(lambda report, path: check_index(report, path, Items()))
+        ),
+        "validator, info": Reader("x.txt", info, validate(lambda report, path: check_info(report, path, Items()))),
+        "validator, names": Reader(
+            "x.item2id", names, validate(lambda report, path: check_names(report, path, "item", Items()))
+        ),
+        "validator, .inter": Reader(
+            "x.train.inter", inter, validate(lambda report, path: read_inter_rows(report, path, Items(), None))
+        ),
+        "validator, CSV": Reader(
+            "x.csv", write_table(), validate(lambda report, path: read_table_rows(report, path, Items(), None))
+        ),
+    }
+
+
+def try_reader(reader: Reader, content: bytes, folder: Path) -> tuple[str, str]:
+    """("read" | "refused" | "traceback" | "wrong", what was wrong) of one file."""
+    path = folder / reader.name
+    path.write_bytes(content)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            value = reader.read(path)
+    except InputError as error:
+        text = str(error)
+        return ("refused", "") if text and len(text.splitlines()) == 1 else ("wrong", f"not one line: {text!r}")
+    except Exception:
+        return "traceback", traceback.format_exc(limit=-3)
+    if reader.twin is None:
+        return "read", ""
+    try:
+        expected = reader.twin(content)
+    except Exception as error:
+        return "wrong", f"accepted, but a plain reading fails: {error!r}"
+    same = value == expected
+    return ("read", "") if same else ("wrong", f"read {str(value)[:300]}, expected {str(expected)[:300]}")
+
+
+def fuzz_readers(flags: FuzzFlags) -> None:
+    """Mutate and read; print what went wrong, a table, and one line.
+
+    Raises:
+        InputError: a reader that there is not.
+    """
+    readers = build_readers()
+    for name in flags.readers or ():
+        if name not in readers:
+            raise InputError(f"--readers {name}: expected one of {', '.join(readers)}")
+    chosen = {name: reader for name, reader in readers.items() if not flags.readers or name in flags.readers}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in chosen}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, reader in chosen.items():
+            outcome, what = try_reader(reader, reader.content, Path(folder))
+            if outcome != "read":
+                raise InputError(f"{name}: its own whole file is not read: {what}")
+        for number in range(flags.files):
+            name = list(chosen)[number % len(chosen)]
+            draws = random.Random(f"{flags.seed}-{number}")
+            content = chosen[name].content
+            for _ in range(draws.choice((1, 1, 1, 2, 4))):
+                content = mutate(content, draws)
+            outcome, what = try_reader(chosen[name], content, Path(folder))
+            counts[name][outcome] += 1
+            if what and sum(counts[name][kind] for kind in ("traceback", "wrong")) <= 3:
+                say(f"[fuzz] {name}, file {number}: {outcome}: {what.strip()}\n  {content[:300]!r}")
+    for name, count in counts.items():
+        say(f"  {name:<20}" + "".join(f"{count[kind]:>8} {kind}" for kind in ("read", "refused", "traceback", "wrong")))
+    total = sum(counts.values(), Counter())
+    say(
+        f"fuzz: {flags.files} mutated files for {len(chosen)} readers: {total['read']} read to the right value, "
+        f"{total['refused']} refused in one line, {total['traceback']} tracebacks, {total['wrong']} wrong"
+    )
+    if total["traceback"] or total["wrong"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_command(fuzz_readers, FLAGS)
