@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from minionerec.common.files import InputError, read_json
-from minionerec.common.model_folders import (
+from minionerec.common.model_sources import (
     ADAPTER_CONFIG,
     TOKENIZER_FILES,
     check_model_source,

@@ -20,7 +20,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.common.files import InputError
-from minionerec.common.model_folders import TOKENIZER_FILES, translate_errors
+from minionerec.common.model_sources import TOKENIZER_FILES, translate_errors
 from minionerec.common.processes import computes_on_cpu, count_processes
 from minionerec.common.records import SID_TOKEN, Catalogue, Row
 from minionerec.language.adapters import count_trainable_parameters, wrap_with_adapters

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from minionerec.common.embeddings import load_embeddings, save_embeddings, side_file_path
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_records
-from minionerec.common.model_folders import check_model_source, translate_errors
+from minionerec.common.model_sources import check_model_source, translate_errors
 from minionerec.common.processes import (
     computes_on_cpu,
     count_processes,
