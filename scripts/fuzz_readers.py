@@ -38,7 +38,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ from minionerec.common.items import read_item_records, read_preferences
 from minionerec.common.processes import say
 from minionerec.common.records import read_index, read_info, read_rows
 from minionerec.evaluation.predictions import read_predictions
-from minionerec.evaluation.shards import read_finished
+from minionerec.evaluation.shards import find_batches, format_batch
+from minionerec.evaluation.user_files import read_users
 from minionerec.language.prompts import load_prompts
 
 ITEMS = 12
@@ -273,136 +274,156 @@ class Reader:
     twin: Callable[[bytes], Any] | None = None
 
 
-def validate(check: Callable[[Report, Path], Any]) -> Callable[[Path], None]:
+def read_plain_json(content: bytes) -> Any:
+    """A JSON file, as a twin."""
+    return replace_halves(json.loads(decode(content)))
+
+
+def write_json_lines(records: Iterable[dict]) -> bytes:
+    """One object a line."""
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+INDEX = json.dumps({str(item): sid(item) for item in range(ITEMS)}, indent=1).encode()
+RECORDS = {str(item): {"title": title, "description": "d", "brand": "b"} for item, title in enumerate(TITLES)}
+RECORDS_FILE = json.dumps(RECORDS, indent=1, ensure_ascii=False).encode()
+INFO = "".join(f"{''.join(sid(item))}\t{title}\t{item}\n" for item, title in enumerate(TITLES)).encode()
+INTER = "user_id:token\titem_id_list:token_seq\titem_id:token\n" + "".join(
+    f"{user}\t{' '.join(map(str, history))}\t{target}\n" for user, history, target in ROWS
+)
+
+
+def read_catalogue_lines(path: Path) -> list[tuple]:
+    """[(SID, title, item)] of `read_info`."""
+    catalogue = read_info(path, True)
+    return list(zip(catalogue.sids, catalogue.titles, catalogue.item_ids, strict=True))
+
+
+def build_file_readers() -> dict[str, Reader]:
+    """Readers of the files that pass between stages."""
+    predictions = [
+        {"user_id": user, "item_id": target, "input": "x", "output": "".join(sid(target)), "predict": ["<a_1>"]}
+        for user, _, target in ROWS
+    ]
+    preferences = json.dumps({f"u{n}": f"likes {n}" for n in range(5)}, indent=1).encode()
+    return {
+        "CSV": Reader("x.csv", write_table(), lambda path: convert_rows(read_rows(path)), twin_rows),
+        "JSON lines": Reader("x.jsonl", write_json_rows(), lambda path: convert_rows(read_rows(path)), twin_json_rows),
+        "index": Reader(
+            "x.index.json",
+            INDEX,
+            lambda path: {str(item): list(tokens) for item, tokens in read_index(path).items()},
+            read_plain_json,
+        ),
+        "items": Reader(
+            "x.item.json",
+            RECORDS_FILE,
+            lambda path: {item: record["title"] for item, record in read_item_records(path).items()},
+            lambda content: {item: record["title"] for item, record in read_plain_json(content).items()},
+        ),
+        "info": Reader("x.txt", INFO, read_catalogue_lines, twin_info),
+        ".inter": Reader(
+            "x.train.inter",
+            INTER.encode(),
+            lambda path: list(zip(*read_inter(path, ITEMS), strict=True)),
+            twin_inter,
+        ),
+        "predictions": Reader(
+            "test.json",
+            json.dumps(predictions, indent=1).encode(),
+            lambda path: list(read_predictions(str(path), "fuse")),
+            read_plain_json,
+        ),
+        "preferences": Reader(
+            "p.json",
+            preferences,
+            read_preferences,
+            lambda content: {user: " ".join(text.split()) for user, text in read_plain_json(content).items()},
+        ),
+    }
+
+
+def build_other_readers() -> dict[str, Reader]:
+    """Readers of settings, of what a run keeps, and of files of users."""
+    prompt = {"prompt": "{history}\n", "target": "{sid}"}
+    prompts = yaml.safe_dump({"mine": {"separator": ", ", "next_sid": prompt}}).encode()
+    settings = b"dataset_name: toy\ndata_dir: data\noutput_dir: out\nmax_test_samples: 5\nshared_sids: true\n"
+    shard = b"".join(format_batch([n], [{"predict": ["<a_1>"]}]) for n in range(5))
+    users = "user_id,history\n" + "".join(f"u{n},\"['Item 1', 'Item {n}']\"\n" for n in range(8))
+    user_lines = write_json_lines({"user_id": f"u{n}", "history": ["Item 1", n]} for n in range(8))
+    array = io.BytesIO()
+    np.save(array, np.arange(24, dtype=np.float32).reshape(6, 4))
+
+    def read_array(path: Path) -> None:
+        side_file_path(path).write_text(json.dumps({"item_ids": [str(n) for n in range(6)]}))
+        load_embeddings(path)
+
+    return {
+        "prompts": Reader("mine.yaml", prompts, load_prompts),
+        "settings": Reader("settings.yaml", settings, lambda path: read_config(str(path), ConvertFlags)),
+        "partial results": Reader("rank0.jsonl", shard, lambda path: list(find_batches(path))),
+        "users, CSV": Reader("users.csv", users.encode(), lambda path: list(read_users(str(path)))),
+        "users, JSON lines": Reader("users.jsonl", user_lines, lambda path: list(read_users(str(path)))),
+        "embeddings": Reader("x.emb-y-td.npy", array.getvalue(), read_array),
+    }
+
+
+def build_log_readers() -> dict[str, Reader]:
+    """Readers of raw logs."""
+    log = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    log += "".join(f"u{n % 4}\t{n % ITEMS}\t5.0\t{1_500_000_000 + n}\n" for n in range(40))
+    table = "item_id:token\ttitle:token_seq\tbrand:token\n"
+    table += "".join(f"{n}\t{title}\tb\n" for n, title in enumerate(TITLES))
+    meta = write_json_lines({"asin": f"B{n}", "title": title} for n, title in enumerate(TITLES))
+    reviews = write_json_lines(
+        {"reviewerID": f"u{n % 4}", "asin": f"B{n % ITEMS}", "overall": 5, "unixReviewTime": 1_500_000_000 + n}
+        for n in range(30)
+    )
+    flags = RecboleFlags(dataset="x", output_path="x", input_dir="x", min_rating=1.0)
+    titled = {str(n): {"title": "t"} for n in range(ITEMS)}
+    numbers = {f"B{n}": n for n in range(ITEMS)}
+
+    def read_dump(path: Path) -> None:
+        read_reviews(Dump(path, "reviews_file", 3), numbers, None, None, 1.0)
+
+    return {
+        "RecBole log": Reader(
+            "x.inter", log.encode(), lambda path: read_interaction_table(path, flags, titled, LeftOut())
+        ),
+        "RecBole items": Reader("x.item", table.encode(), lambda path: read_item_table(path, flags)),
+        "Amazon items": Reader("meta.json", meta, lambda path: read_titles(Dump(path, "metadata_file", 3), 20)),
+        "Amazon reviews": Reader("reviews.json", reviews, read_dump),
+    }
+
+
+def validate(check: Callable[..., Any], *arguments: Any) -> Callable[[Path], None]:
     """A check of the validator, which must report and never raise."""
 
     def read(path: Path) -> None:
         report = Report(3)
-        check(report, path)
+        check(report, path, *arguments, Items(), *([None] if check in (read_inter_rows, read_table_rows) else []))
         if report.count("error"):
             raise InputError(next(texts[0] for key, texts in report.texts.items() if key[0] == "error"))
 
     return read
 
 
+def build_validators() -> dict[str, Reader]:
+    """The validator's own readers."""
+    names = "original_item\titem_id\n" + "".join(f"B{item}\t{item}\n" for item in range(ITEMS))
+    return {
+        "validator, items": Reader("x.item.json", RECORDS_FILE, validate(check_item_file)),
+        "validator, index": Reader("x.index.json", INDEX, validate(check_index)),
+        "validator, info": Reader("x.txt", INFO, validate(check_info)),
+        "validator, names": Reader("x.item2id", names.encode(), validate(check_names, "item")),
+        "validator, .inter": Reader("x.train.inter", INTER.encode(), validate(read_inter_rows)),
+        "validator, CSV": Reader("x.csv", write_table(), validate(read_table_rows)),
+    }
+
+
 def build_readers() -> dict[str, Reader]:
     """All readers by name."""
-    index = json.dumps({str(item): sid(item) for item in range(ITEMS)}, indent=1).encode()
-    records = {
-        str(item): {"title": title, "description": "d", "brand": "b", "categories": "c"}
-        for item, title in enumerate(TITLES)
-    }
-    items = json.dumps(records, indent=1, ensure_ascii=False).encode()
-    info = "".join(f"{''.join(sid(item))}\t{title}\t{item}\n" for item, title in enumerate(TITLES)).encode()
-    inter = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
-    inter = (
-        inter + "".join(f"{user}\t{' '.join(map(str, history))}\t{target}\n" for user, history, target in ROWS)
-    ).encode()
-    names = ("original_item\titem_id\n" + "".join(f"B{item}\t{item}\n" for item in range(ITEMS))).encode()
-    log = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
-    log = (log + "".join(f"u{n % 4}\t{n % ITEMS}\t5.0\t{1_500_000_000 + n}\n" for n in range(40))).encode()
-    item_table = (
-        "item_id:token\ttitle:token_seq\tbrand:token\n"
-        + "".join(f"{n}\t{title}\tb\n" for n, title in enumerate(TITLES))
-    ).encode()
-    meta = "".join(json.dumps({"asin": f"B{n}", "title": title}) + "\n" for n, title in enumerate(TITLES)).encode()
-    reviews = "".join(
-        json.dumps(
-            {"reviewerID": f"u{n % 4}", "asin": f"B{n % ITEMS}", "overall": 5, "unixReviewTime": 1_500_000_000 + n}
-        )
-        + "\n"
-        for n in range(30)
-    ).encode()
-    predictions = json.dumps(
-        [
-            {"user_id": user, "item_id": target, "input": "x", "output": "".join(sid(target)), "predict": ["<a_1>"]}
-            for user, _, target in ROWS
-        ],
-        indent=1,
-    ).encode()
-    prompts = yaml.safe_dump(
-        {"mine": {"separator": ", ", "next_sid": {"prompt": "{history}\n", "target": "{sid}"}}}
-    ).encode()
-    settings = b"dataset_name: toy\ndata_dir: data\noutput_dir: out\nmax_test_samples: 5\nshared_sids: true\n"
-    preferences = json.dumps({f"u{n}": f"likes {n}" for n in range(5)}, indent=1).encode()
-    shard = "".join(json.dumps({"rows": [n], "results": [{"predict": ["<a_1>"]}]}) + "\n" for n in range(5)).encode()
-    array = io.BytesIO()
-    np.save(array, np.arange(24, dtype=np.float32).reshape(6, 4))
-
-    def read_log(path: Path) -> None:
-        flags = RecboleFlags(dataset="x", output_path="x", input_dir="x", min_rating=1.0)
-        read_interaction_table(path, flags, {str(n): {"title": "t"} for n in range(ITEMS)}, LeftOut())
-
-    def read_array(path: Path) -> None:
-        side_file_path(path).write_text(json.dumps({"item_ids": [str(n) for n in range(6)]}))
-        load_embeddings(path)
-
-    recbole = RecboleFlags(dataset="x", output_path="x", input_dir="x")
-    plain_json = lambda content: replace_halves(json.loads(decode(content)))  # noqa: E731
-    return {
-        "CSV": Reader("x.csv", write_table(), lambda path: convert_rows(read_rows(path)), twin_rows),
-        "JSON lines": Reader("x.jsonl", write_json_rows(), lambda path: convert_rows(read_rows(path)), twin_json_rows),
-        "index": Reader(
-            "x.index.json",
-            index,
-            lambda path: {str(item): list(tokens) for item, tokens in read_index(path).items()},
-            plain_json,
-        ),
-        "items": Reader(
-            "x.item.json",
-            items,
-            lambda path: {item: record["title"] for item, record in read_item_records(path).items()},
-            lambda content: {item: record["title"] for item, record in plain_json(content).items()},
-        ),
-        "info": Reader(
-            "x.txt",
-            info,
-            lambda path: [
-                *zip(*((c := read_info(path, True)).sids, c.titles, c.item_ids), strict=True),
-            ],
-            twin_info,
-        ),
-        ".inter": Reader(
-            "x.train.inter", inter, lambda path: list(zip(*read_inter(path, ITEMS), strict=True)), twin_inter
-        ),
-        "RecBole log": Reader("x.inter", log, read_log),
-        "RecBole items": Reader("x.item", item_table, lambda path: read_item_table(path, recbole)),
-        "Amazon items": Reader("meta.json", meta, lambda path: read_titles(Dump(path, "metadata_file", 3), 20)),
-        "Amazon reviews": Reader(
-            "reviews.json",
-            reviews,
-            lambda path: read_reviews(
-                Dump(path, "reviews_file", 3), {f"B{n}": n for n in range(ITEMS)}, None, None, 1.0
-            ),
-        ),
-        "predictions": Reader("test.json", predictions, lambda path: read_predictions(path, "fuse"), plain_json),
-        "prompts": Reader("mine.yaml", prompts, load_prompts),
-        "settings": Reader("settings.yaml", settings, lambda path: read_config(str(path), ConvertFlags)),
-        "preferences": Reader(
-            "p.json",
-            preferences,
-            read_preferences,
-            lambda content: {user: " ".join(text.split()) for user, text in plain_json(content).items()},
-        ),
-        "partial results": Reader("rank0.jsonl", shard, lambda path: read_finished(path)),
-        "embeddings": Reader("x.emb-y-td.npy", array.getvalue(), read_array),
-        "validator, items": Reader(
-            "x.item.json", items, validate(lambda report, path: check_item_file(report, path, Items()))
-        ),
-        "validator, index": Reader(
-            "x.index.json", index, validate(lambda report, path: check_index(report, path, Items()))
-        ),
-        "validator, info": Reader("x.txt", info, validate(lambda report, path: check_info(report, path, Items()))),
-        "validator, names": Reader(
-            "x.item2id", names, validate(lambda report, path: check_names(report, path, "item", Items()))
-        ),
-        "validator, .inter": Reader(
-            "x.train.inter", inter, validate(lambda report, path: read_inter_rows(report, path, Items(), None))
-        ),
-        "validator, CSV": Reader(
-            "x.csv", write_table(), validate(lambda report, path: read_table_rows(report, path, Items(), None))
-        ),
-    }
+    return build_file_readers() | build_other_readers() | build_log_readers() | build_validators()
 
 
 def try_reader(reader: Reader, content: bytes, folder: Path) -> tuple[str, str]:

@@ -21,7 +21,6 @@ def embed(texts, dim, seed):
     return fit_tfidf([str(number) for number in range(len(texts))], texts, dim, seed)[1]
 
 
-
 def items(n=40):
     random = np.random.default_rng(0)
     return {

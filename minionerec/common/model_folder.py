@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from minionerec.common.files import InputError, open_text, read_json, write_json, write_text
+from minionerec.common.files import InputError, read_json, read_yaml, write_json, write_text
 from minionerec.common.records import SID_TOKEN, Catalogue, Row, read_info
 
 CATALOGUE_FOLDER = "catalogue"
@@ -154,11 +154,7 @@ def read_model_catalogue(model: str | Path, flag: str = "model") -> ModelCatalog
 
 
 def _read_settings(path: Path) -> dict[str, int | bool]:
-    with open_text(path) as file:
-        try:
-            content = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    content = read_yaml(path)
     expected = {"max_history": int, "cutoff_len": int, "shared_sids": bool}
     kinds = {name: type(value) for name, value in content.items()} if isinstance(content, dict) else None
     if kinds != expected:

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minionerec.common.files import InputError, atomic_write, open_text, read_lines, require_file
+from minionerec.common.files import (
+    InputError,
+    atomic_write,
+    first_line,
+    open_text,
+    read_lines,
+    replace_surrogates,
+    require_file,
+)
+from minionerec.common.row_files import iterate_csv
 from minionerec.evaluation.histories import split_titles
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -107,12 +116,13 @@ Record = tuple[dict[str, Any] | None, str]  # a row by column, or None and what 
 
 def _read_csv(path: str, flag: str) -> Iterator[Record]:
     with open_text(path, flag) as file:
-        reader = csv.DictReader(file)
-        if not reader.fieldnames:
+        lines = iterate_csv(file, path)
+        header = next(lines, (1, []))[1]
+        if not header:
             raise InputError(f"--{flag} {path}: expected a header line")
-        for record in reader:
-            whole = None not in record and None not in record.values()
-            yield (record, "") if whole else (None, f"expected {len(reader.fieldnames)} fields")
+        for _, cells in lines:
+            whole = len(cells) == len(header)
+            yield (dict(zip(header, cells, strict=True)), "") if whole else (None, f"expected {len(header)} fields")
 
 
 def _read_json_lines(path: str, flag: str) -> Iterator[Record]:
@@ -120,9 +130,9 @@ def _read_json_lines(path: str, flag: str) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            yield None, f"not valid JSON ({error})"
+            record = replace_surrogates(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            yield None, f"not valid JSON ({first_line(error)})"
             continue
         yield (record, "") if isinstance(record, dict) else (None, "expected an object")
 
@@ -136,8 +146,8 @@ def _read_parquet(path: str, flag: str) -> Iterator[Record]:
             for batch in file.iter_batches():
                 for record in batch.to_pylist():
                     yield record, ""
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"--{flag} {path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"--{flag} {path}: not a whole Parquet file ({first_line(error)})") from None
 
 
 def write_lists(path: str, lists: Iterable[dict[str, Any]]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from minionerec.common.files import InputError
+from minionerec.common.files import InputError, first_line
 from minionerec.common.processes import say
 from minionerec.common.settings import HubFlags
 
@@ -43,7 +43,7 @@ def push_model_folder(folder: str | Path, flags: HubFlags) -> None:
         api.upload_folder(repo_id=repo.repo_id, folder_path=str(folder), commit_message="Add a MiniOneRec model")
     except Exception as error:  # of the hub, of its client, of the network: each has errors of its own
         raise InputError(
-            f"--hub_model_id {flags.hub_model_id}: not sent ({str(error).splitlines()[0]}); {folder} is complete, and "
+            f"--hub_model_id {flags.hub_model_id}: not sent ({first_line(error)}); {folder} is complete, and "
             f"`python -m scripts.model_card --model {folder} --push_to_hub True --hub_model_id {flags.hub_model_id}` "
             "tries again"
         ) from None
