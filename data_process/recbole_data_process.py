@@ -215,6 +215,8 @@ def read_interaction_table(
     raw, _ = read_atomic(path)
     rating = [] if flags.min_rating is None else [flags.rating_field]
     require_columns(path, raw, [flags.user_field, flags.item_field, flags.time_field, *rating])
+    if not len(raw):
+        raise InputError(f"{path}: no interactions below the header line")
     window = bound_window(flags)
     times = parse_numbers(path, raw, flags.time_field)
     times = convert_times(path, flags.time_field, times, needs_unit=any((bound or 0) > EARLIEST for bound in window))
