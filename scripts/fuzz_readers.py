@@ -48,7 +48,7 @@ import yaml
 from data_process.amazon_files import Dump, read_reviews, read_titles
 from data_process.cleaning import LeftOut
 from data_process.interactions import read_inter
-from data_process.recbole_data_process import read_interaction_table, read_item_table
+from data_process.recbole_files import read_interaction_table, read_item_table
 from data_process.settings import ConvertFlags, RecboleFlags
 from data_process.validate_items import Items, Report, check_index, check_info, check_item_file, check_names
 from data_process.validate_rows import read_inter_rows, read_table_rows
@@ -175,7 +175,7 @@ TITLES = [f"Item {item}, \"n\" 'q' é" for item in range(ITEMS)]
 ROWS = [(f"u{row % 4}", [row % ITEMS, (row * 5) % ITEMS], (row * 7) % ITEMS) for row in range(12)]
 
 
-def write_table() -> bytes:
+def make_split() -> bytes:
     """A CSV split."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -188,9 +188,9 @@ def write_table() -> bytes:
     return text.getvalue().encode()
 
 
-def write_json_rows() -> bytes:
+def make_json_split() -> bytes:
     """The same as JSON lines."""
-    header, *rows = csv.reader(io.StringIO(write_table().decode()))
+    header, *rows = csv.reader(io.StringIO(make_split().decode()))
     records = [dict(zip(header, row, strict=True)) for row in rows]
     for record in records:
         for name in ("history_item_title", "history_item_id", "history_item_sid"):
@@ -279,7 +279,7 @@ def read_plain_json(content: bytes) -> Any:
     return replace_halves(json.loads(decode(content)))
 
 
-def write_json_lines(records: Iterable[dict]) -> bytes:
+def format_objects(records: Iterable[dict]) -> bytes:
     """One object a line."""
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
@@ -307,8 +307,8 @@ def build_file_readers() -> dict[str, Reader]:
     ]
     preferences = json.dumps({f"u{n}": f"likes {n}" for n in range(5)}, indent=1).encode()
     return {
-        "CSV": Reader("x.csv", write_table(), lambda path: convert_rows(read_rows(path)), twin_rows),
-        "JSON lines": Reader("x.jsonl", write_json_rows(), lambda path: convert_rows(read_rows(path)), twin_json_rows),
+        "CSV": Reader("x.csv", make_split(), lambda path: convert_rows(read_rows(path)), twin_rows),
+        "JSON lines": Reader("x.jsonl", make_json_split(), lambda path: convert_rows(read_rows(path)), twin_json_rows),
         "index": Reader(
             "x.index.json",
             INDEX,
@@ -350,7 +350,7 @@ def build_other_readers() -> dict[str, Reader]:
     settings = b"dataset_name: toy\ndata_dir: data\noutput_dir: out\nmax_test_samples: 5\nshared_sids: true\n"
     shard = b"".join(format_batch([n], [{"predict": ["<a_1>"]}]) for n in range(5))
     users = "user_id,history\n" + "".join(f"u{n},\"['Item 1', 'Item {n}']\"\n" for n in range(8))
-    user_lines = write_json_lines({"user_id": f"u{n}", "history": ["Item 1", n]} for n in range(8))
+    user_lines = format_objects({"user_id": f"u{n}", "history": ["Item 1", n]} for n in range(8))
     array = io.BytesIO()
     np.save(array, np.arange(24, dtype=np.float32).reshape(6, 4))
 
@@ -374,8 +374,8 @@ def build_log_readers() -> dict[str, Reader]:
     log += "".join(f"u{n % 4}\t{n % ITEMS}\t5.0\t{1_500_000_000 + n}\n" for n in range(40))
     table = "item_id:token\ttitle:token_seq\tbrand:token\n"
     table += "".join(f"{n}\t{title}\tb\n" for n, title in enumerate(TITLES))
-    meta = write_json_lines({"asin": f"B{n}", "title": title} for n, title in enumerate(TITLES))
-    reviews = write_json_lines(
+    meta = format_objects({"asin": f"B{n}", "title": title} for n, title in enumerate(TITLES))
+    reviews = format_objects(
         {"reviewerID": f"u{n % 4}", "asin": f"B{n % ITEMS}", "overall": 5, "unixReviewTime": 1_500_000_000 + n}
         for n in range(30)
     )
@@ -417,7 +417,7 @@ def build_validators() -> dict[str, Reader]:
         "validator, info": Reader("x.txt", INFO, validate(check_info)),
         "validator, names": Reader("x.item2id", names.encode(), validate(check_names, "item")),
         "validator, .inter": Reader("x.train.inter", INTER.encode(), validate(read_inter_rows)),
-        "validator, CSV": Reader("x.csv", write_table(), validate(read_table_rows)),
+        "validator, CSV": Reader("x.csv", make_split(), validate(read_table_rows)),
     }
 
 
