@@ -12,7 +12,7 @@ import pandas as pd
 
 from minionerec.common.files import InputError
 from minionerec.common.processes import say
-from minionerec.common.texts import clean_text
+from minionerec.common.texts import MISSING, clean_text
 
 # Times between these seconds since 1970 (1971 to 2100) tell their unit by their size; the units' ranges do not meet.
 EARLIEST, LATEST = 31_536_000, 4_102_444_800
@@ -64,10 +64,10 @@ def unify_ids(path: str | Path, column: str, ids: pd.Series) -> pd.Series:
             f"{path}, column {column}: {both[0]} on line {lines[0]} and {whole[both[0]]} on line {lines[1]}; write "
             "every id in one way"
         )
-    if len(floats) < len(distinct):
+    if any(name.strip().lower() not in ("", *MISSING) for name in distinct.difference(floats)):
         return ids
     say(f"{path}, column {column}: ids such as {floats[0]} are read as {whole[floats[0]]}")
-    return ids.map(whole)
+    return ids.map(lambda name: whole.get(name, name))
 
 
 def find_time_unit(value: float) -> str | None:

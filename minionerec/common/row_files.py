@@ -78,11 +78,11 @@ def iterate_csv(lines: Iterable[str], path: str | Path) -> Iterator[tuple[int, l
     def hide_returns() -> Iterator[str]:
         nonlocal hidden
         for line in lines:
-            if "\r" in line:
-                end = "\n" if line.endswith("\n") else ""
-                text = line.removesuffix("\n").removesuffix("\r")
-                if "\r" in text:
-                    hidden = True
+            # One before the line's end is part of that; in quotes it stays what it is.
+            end = "\r\n" if line.endswith("\r\n") else "\n" if line.endswith("\n") else ""
+            text = line.removesuffix(end)
+            if "\r" in text:
+                hidden = True
                 line = text.replace("\r", RETURN) + end
             yield line
 
