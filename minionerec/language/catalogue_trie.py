@@ -39,7 +39,10 @@ def build_catalogue_trie(catalogue: Catalogue, encoder: Encoder, device: torch.d
     Raises:
         InputError: a SID whose tokens are not single tokens of the encoder's tokenizer.
     """
-    trie = SidTrie(encoder.sid_ids(catalogue.sids), device)
+    try:
+        trie = SidTrie(encoder.sid_ids(catalogue.sids), device)
+    except ValueError as error:
+        raise InputError(f"the SIDs of the catalogue make no trie: {error}") from None
     end = len(encoder.end)
     sids = [
         "".join(encoder.tokenizer.convert_ids_to_tokens(tokens[: len(tokens) - end])) for tokens in trie.sequences()
