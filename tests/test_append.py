@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minionerec.common.embeddings import save_embeddings
+from minionerec.common.embeddings import load_embeddings, save_embeddings
 from minionerec.common.files import InputError, read_json, write_json
 from rq.generate_indices import generate_indices
 from rq.index.append import append_items, parse_sids
@@ -139,6 +139,7 @@ def test_command_refuses_what_cannot_be_appended(tmp_path):
         generate_indices(IndexFlags(**new))
 
 
+<<<<<<< HEAD
 def test_own_tokens_go_on_where_the_old_ones_end():
     random = np.random.default_rng(5)
     model, array = random_model(random, [4]), random.standard_normal((12, 3)).astype(np.float32)
@@ -147,3 +148,15 @@ def test_own_tokens_go_on_where_the_old_ones_end():
     nearest = quantise(model, array[8:], 100)
     codes, extra, moved = append_items(model, array[8:], nearest, parse_sids(index, [4], "index"), "own_token")
     assert codes.tolist() == nearest.tolist() and extra.tolist() == [8, 9, 10, 11] and moved == 0
+=======
+def test_embeddings_of_another_fit_are_refused(tmp_path):
+    """The old items among them would get other codes: here those of a rotated space."""
+    flags, old, _ = make(tmp_path)
+    array, ids = load_embeddings(tmp_path / "all.npy")
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))
+    save_embeddings(tmp_path / "other.npy", (array @ -rotation).astype(np.float32), ids, "x", ["title"])
+    flags |= {"data_path": str(tmp_path / "other.npy"), "output_file": str(tmp_path / "more.index.json")}
+    with pytest.raises(InputError, match="of its items keep their first code .*: embeddings of another fit or encoder"):
+        generate_indices(IndexFlags(**flags, append_to=old))
+    assert not (tmp_path / "more.index.json").exists()
+>>>>>>> 4b81489 (Tests: items appended with the fit of the old ones, embeddings of another fit refused; docs)

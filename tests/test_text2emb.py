@@ -11,7 +11,7 @@ from minionerec.common.files import InputError
 from minionerec.common.texts import clean_text
 from rq.settings import EmbedFlags
 from rq.text2emb.amazon_text2emb import drop_words, embed_items, join_fields
-from rq.text2emb.tfidf_fit import fit_tfidf
+from rq.text2emb.tfidf_fit import fit_tfidf, load_fit
 
 WORDS = "red blue green small large steel wood glass saw drill screw nail".split()
 
@@ -247,3 +247,46 @@ def test_bad_embedding_files(tmp_path):
     np.save(path, np.array([{"a": 1}]), allow_pickle=True)
     check(path, "not a .npy array")
     check(tmp_path / "none.npy", "no such file")
+
+
+def test_added_items_are_embedded_with_the_fit_of_the_old_ones(tmp_path, capsys):
+    flags = write_items(tmp_path, 40)
+    embed_items(EmbedFlags(**flags, dim=8))
+    path = tmp_path / "toy.emb-tfidf-td.npy"
+    old, described = np.load(path), json.loads(path.with_suffix(".json").read_text())
+    fit = load_fit(path.with_suffix(".fit.npz"))
+    assert described["fit"] == fit.name and len(fit.texts) == 40
+    texts = join_fields(items(40), ["title", "description"])
+    np.testing.assert_allclose(fit.embed(texts), old, atol=1e-5)
+
+    write_items(tmp_path, 60)
+    embed_items(EmbedFlags(**flags, dim=8))
+    grown = np.load(path)
+    assert "20 items are new: embedded with the fit of the others" in capsys.readouterr().out
+    assert grown.shape == (60, 8) and np.array_equal(grown[:40], old)
+    new = fit.embed(join_fields(items(60), ["title", "description"]))[40:]
+    assert np.array_equal(grown[40:], new) and np.abs(np.linalg.norm(new, axis=1) - 1).max() < 1e-5
+    assert json.loads(path.with_suffix(".json").read_text())["fit"] == fit.name
+    anew = fit_tfidf(["x"] * 60, join_fields(items(60), ["title", "description"]), 8, 42)[1]
+    assert not np.allclose(anew[:40], old, atol=0.05)  # what fitting again would have done to the old items
+
+    for changes in ({"refit": True, "force": True}, {"dim": 6}):
+        embed_items(EmbedFlags(**{**flags, "dim": 8, **changes}))
+        assert json.loads(path.with_suffix(".json").read_text())["fit"] != fit.name
+    changed = items(60)
+    changed["3"]["title"] = "another saw"
+    (tmp_path / "toy.item.json").write_text(json.dumps(changed))
+    embed_items(EmbedFlags(**flags, dim=6))
+    assert "TF-IDF is fitted anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"no archive"])
+def test_a_fit_that_is_cut_off_is_made_again(tmp_path, content):
+    flags = write_items(tmp_path, 40)
+    embed_items(EmbedFlags(**flags, dim=8))
+    path = tmp_path / "toy.emb-tfidf-td.fit.npz"
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    assert load_fit(path) is None
+    embed_items(EmbedFlags(**flags, dim=8, force=True))
+    assert path.read_bytes() == whole
