@@ -139,7 +139,6 @@ def test_command_refuses_what_cannot_be_appended(tmp_path):
         generate_indices(IndexFlags(**new))
 
 
-<<<<<<< HEAD
 def test_own_tokens_go_on_where_the_old_ones_end():
     random = np.random.default_rng(5)
     model, array = random_model(random, [4]), random.standard_normal((12, 3)).astype(np.float32)
@@ -148,7 +147,8 @@ def test_own_tokens_go_on_where_the_old_ones_end():
     nearest = quantise(model, array[8:], 100)
     codes, extra, moved = append_items(model, array[8:], nearest, parse_sids(index, [4], "index"), "own_token")
     assert codes.tolist() == nearest.tolist() and extra.tolist() == [8, 9, 10, 11] and moved == 0
-=======
+
+
 def test_embeddings_of_another_fit_are_refused(tmp_path):
     """The old items among them would get other codes: here those of a rotated space."""
     flags, old, _ = make(tmp_path)
@@ -159,4 +159,3 @@ def test_embeddings_of_another_fit_are_refused(tmp_path):
     with pytest.raises(InputError, match="of its items keep their first code .*: embeddings of another fit or encoder"):
         generate_indices(IndexFlags(**flags, append_to=old))
     assert not (tmp_path / "more.index.json").exists()
->>>>>>> 4b81489 (Tests: items appended with the fit of the old ones, embeddings of another fit refused; docs)
