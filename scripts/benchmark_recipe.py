@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from minionerec.common.files import InputError, open_text
+from minionerec.common.files import InputError, read_yaml
 
 # Stages of pipeline.sh, whose sections hold flags of their commands.
 STAGES = ("data", "text2emb", "behaviour", "sids", "convert", "baselines", "network", "likeness", "sft", "rl", "eval")
@@ -22,11 +20,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: not such a file.
     """
-    with open_text(path, "recipe") as file:
-        try:
-            recipe = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    recipe = read_yaml(path, "recipe")
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: expected the keys {', '.join(KEYS)}")
     unknown = [key for key in recipe if key not in KEYS]

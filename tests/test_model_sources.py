@@ -12,10 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue
 from minionerec.language.catalogue_trie import build_catalogue_trie, check_token_rows
-from minionerec.language.model_checks import check_attention_kind, limit_length, probe_tree_attention
+from minionerec.language.model_checks import limit_length
 from minionerec.language.models import load_model, load_tokenizer, train_tokenizer
 from minionerec.language.prompts import TASK_FIELDS, Encoder, load_prompts
 from minionerec.language.sid_tokens import add_sid_tokens, extend_tokenizer
+from minionerec.search.attention_check import check_trees
 
 SIDS = [f"<a_{n % 4}><b_{n // 4}>" for n in range(12)]
 TOKENS = sorted({token for sid in SIDS for token in sid.replace("><", "> <").split()})
@@ -168,12 +169,10 @@ GPT = {"vocab_size": 100, "n_embd": 32, "n_layer": 1, "n_head": 2}
 def test_a_model_is_asked_whether_it_follows_prefix_trees(kind, settings, message):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings), attn_implementation="sdpa")
     if message is None:
-        check_attention_kind(model)
-        probe_tree_attention(model)
+        check_trees(model)
         return
-    with pytest.raises(InputError, match=message):
-        check_attention_kind(model)
-        probe_tree_attention(model)
+    with pytest.raises(ValueError, match=message):
+        check_trees(model)
 
 
 @pytest.mark.parametrize(
