@@ -47,7 +47,6 @@ import yaml
 
 from data_process.amazon_files import Dump, read_reviews, read_titles
 from data_process.cleaning import LeftOut
-from data_process.interactions import read_inter
 from data_process.recbole_files import read_interaction_table, read_item_table
 from data_process.settings import ConvertFlags, RecboleFlags
 from data_process.validate_items import Items, Report, check_index, check_info, check_item_file, check_names
@@ -55,6 +54,7 @@ from data_process.validate_rows import read_inter_rows, read_table_rows
 from minionerec.common.cli import read_config
 from minionerec.common.embeddings import load_embeddings, side_file_path
 from minionerec.common.files import InputError
+from minionerec.common.interactions import read_inter
 from minionerec.common.items import read_item_records, read_preferences
 from minionerec.common.processes import say
 from minionerec.common.records import read_index, read_info, read_rows

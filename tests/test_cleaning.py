@@ -10,12 +10,12 @@ from amazon_dump import GOOD, GOOD_2023, START
 from convert_dataset import write_table
 from data_process.amazon_files import Dump, read_reviews, read_titles
 from data_process.cleaning import LeftOut, clean_title, convert_times, unify_ids
-from data_process.interactions import read_inter
 from data_process.recbole_files import read_interaction_table, read_item_table
 from data_process.settings import RecboleFlags
 from data_process.validate_items import Items, Report, check_item_file
 from data_process.validate_rows import read_table_rows
 from minionerec.common.files import InputError
+from minionerec.common.interactions import read_inter
 from minionerec.common.items import read_item_records, read_items
 from minionerec.common.records import read_index, read_rows
 
