@@ -19,7 +19,6 @@ from peft import PeftModel
 from safetensors.torch import load_model, save_model
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_callback import ProgressCallback
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from minionerec.common.files import InputError
@@ -33,7 +32,7 @@ from minionerec.search.modes import evaluation_mode
 from minionerec.search.prefix_tree import compute_label_logits
 from minionerec.search.shared_prompts import SharedPrompts
 from minionerec.search.tree_scorer import choose_batch_size
-from minionerec.training.callbacks import LaunchedTrainer, TrainingTable
+from minionerec.training.callbacks import RL_COLUMNS, LaunchedTrainer
 from minionerec.training.groups import GroupBatch, GroupBatcher, StepSampler
 from minionerec.training.grpo_loss import (
     LOSSES,
@@ -78,6 +77,8 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         InputError: settings that do not fit together, a target outside the trie, a reference of another vocabulary.
     """
 
+    columns = RL_COLUMNS
+
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
@@ -121,8 +122,6 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         self._logged_step: int | None = None
         if rollout_engine is not None and is_sharding(self.accelerator):
             raise InputError("--use_vllm True: not where the weights are in parts; launch with ddp.yaml or zero2.yaml")
-        self.remove_callback(ProgressCallback)
-        self.add_callback(TrainingTable())
         if args.sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=reference, accelerator=self.accelerator))
 

@@ -27,6 +27,7 @@ from minionerec.common.plugins import load_plugins
 from minionerec.common.processes import is_main_process, process_state, say
 from minionerec.common.records import Row
 from minionerec.common.stage import Stage, open_stage
+from minionerec.common.step_log import prepare_loggers
 from minionerec.evaluation.ranking import measure_validation
 from minionerec.language.adapters import (
     check_adapter_checkpoint,
@@ -169,6 +170,7 @@ def sft(flags: SFTFlags) -> None:
         return
     # Now, not when training begins: a run cut off before that must not leave another run's checkpoints to be resumed.
     checkpoint = choose_resume_checkpoint(output, flags.resume_from_checkpoint, stage.resuming)
+    prepare_loggers(flags, output, resuming=checkpoint is not None)
     check_adapter_checkpoint(checkpoint, flags.freeze_LLM, flags.lora)
 
     data = read_sft_data(flags)

@@ -27,11 +27,11 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pandas as pd
-from tqdm import tqdm
 
 from data_process.cleaning import TimeReader, clean_title, is_id
+from minionerec.common.console import ProgressBar
 from minionerec.common.files import InputError, require_file
-from minionerec.common.processes import is_main_process, say
+from minionerec.common.processes import say
 from minionerec.common.texts import clean_text
 
 BLOCK = 1 << 20  # bytes read at a time
@@ -97,12 +97,11 @@ class Dump:
         Raises:
             InputError: a gzip file that is cut off or damaged.
         """
-        bar = tqdm(
+        bar = ProgressBar(
             total=self.path.stat().st_size,
             desc=self.path.name,
             unit="B",
             unit_scale=True,
-            disable=not is_main_process(),
         )
         with self.path.open("rb", buffering=BLOCK) as file, bar:
             packed = file.peek(2)[:2] == b"\x1f\x8b"

@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from minionerec.common.console import ProgressBar
 from minionerec.common.embeddings import open_array
 from minionerec.common.files import HALF_PAIR, WHOLE_NUMBER, InputError, open_text, replace_surrogates
-from minionerec.common.processes import is_main_process, say
+from minionerec.common.processes import say
 from minionerec.common.records import SID_TOKEN
 
 EMBEDDING_ROWS = 65_536  # checked at a time
@@ -112,8 +112,7 @@ def iterate_lines(report: Report, path: Path) -> Iterator[str]:
     """The lines of a text file as they are; bytes that are not UTF-8 are reported and end it."""
     try:
         with open_text(path) as file:
-            shown = is_main_process()
-            yield from tqdm(file, desc=path.name, unit=" lines", leave=False, delay=2, mininterval=1, disable=not shown)
+            yield from ProgressBar(file, desc=path.name, unit=" lines", leave=False, delay=2, mininterval=1)
     except InputError:
         with path.open("rb") as file:
             line = next(number for number, raw in enumerate(file, 1) if raw.decode("utf-8", "replace").encode() != raw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minionerec.common.cli import flag
-from minionerec.common.settings import SeedFlags, StageFlags
+from minionerec.common.settings import LoggingFlags, SeedFlags, StageFlags
 
 HIDDEN_WIDTHS = [2048, 1024, 512, 256, 128, 64]
 STEP_NAMES = ("none", "sinkhorn", "nearest_free", "extra_token", "own_token")
@@ -163,7 +163,7 @@ class TrainerFlags(SeedFlags):
 
 
 @dataclass
-class AutoencoderFlags(EmbeddingFlags, TrainerFlags, DeviceFlags, StageFlags):
+class AutoencoderFlags(EmbeddingFlags, TrainerFlags, LoggingFlags, DeviceFlags, StageFlags):
     """Autoencoder."""
 
     layers: list[int] = flag(HIDDEN_WIDTHS, "hidden widths of the encoder; the decoder has them the other way round")

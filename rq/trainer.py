@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from minionerec.common.console import ProgressBar
 from minionerec.common.embeddings import side_file_path
 from minionerec.common.files import InputError, atomic_write
 from minionerec.common.processes import count_processes, is_main_process, say
@@ -28,6 +28,7 @@ from minionerec.common.sharing import (
     wrap_model,
 )
 from minionerec.common.stage import open_stage
+from minionerec.common.step_log import TrainingLog
 from rq.index.codebook import load_checkpoint, load_items, pick_device
 from rq.models.rqvae import RQVAE
 from rq.settings import AutoencoderFlags, TrainerFlags
@@ -69,6 +70,9 @@ class Trainer:
         settings: how to train it; a command's flags, of which those of TrainerFlags count.
         on_checkpoint: called whenever a checkpoint is written.
 
+    Attributes:
+        on_epoch: called with the number of an epoch and what was measured after it, unless it is None.
+
     Raises:
         InputError: a setting outside its range.
     """
@@ -80,6 +84,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.folder = Path(settings.ckpt_dir)
         self.on_checkpoint = on_checkpoint
+        self.on_epoch: Callable[[int, dict[str, float]], None] | None = None
         self.optimizer = LEARNERS[settings.learner.lower()](
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
@@ -230,6 +235,10 @@ class Trainer:
             torch.cuda.set_rng_state(state["random_device"], self.device)
         return True
 
+    def _report_epoch(self, measured: dict[str, float]) -> None:
+        if self.on_epoch:
+            self.on_epoch(self.epoch, measured)
+
     def fit(self, data: torch.Tensor) -> tuple[float, float]:
         """Train to the end.
 
@@ -244,23 +253,25 @@ class Trainer:
             The best loss and the best collision rate.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        progress = tqdm(
+        progress = ProgressBar(
             total=self.settings.epochs,
             initial=self.epoch,
             desc="rqvae",
-            unit="epoch",
+            unit="epochs",
             mininterval=1.0,
-            disable=not is_main_process(),
         )
         while self.epoch < self.settings.epochs:
             loss, reconstruction = self._train_epoch(data)
             self.epoch += 1
+            measured = {"loss": loss, "reconstruction_loss": reconstruction}
             progress.update()
             if self.settings.revive_every and self.epoch % self.settings.revive_every == 0:
                 self._revive(data)
             if self.epoch % self.settings.eval_step and self.epoch < self.settings.epochs:
+                self._report_epoch(measured)
                 continue
             collision = self._valid_epoch(data)
+            self._report_epoch(measured | {"collision_rate": collision})
             progress.set_postfix_str(f"loss {loss:.5f}, reconstruction {reconstruction:.5f}, collision {collision:.4f}")
             if loss < self.best_loss:
                 self.best_loss = loss
@@ -343,5 +354,8 @@ def train_autoencoder(
         say(f"  from epoch {trainer.epoch}")
     elif not stage.resuming:
         trainer.clear()
+    log = TrainingLog(folder, flags, stage.settings, trainer.epoch)
+    trainer.on_epoch = log.add
     best_loss, best_collision = trainer.fit(torch.from_numpy(array).to(device))
+    log.close()
     stage.done(items=len(array), best_loss=round(best_loss, 6), best_collision_rate=round(best_collision, 6))

@@ -25,3 +25,8 @@ else
     fi
     PYTHON="$PWD/.venv/bin/python"
 fi
+# Once, and not again by the scripts that this one calls. Not on the standard output, which some scripts read.
+if [ -z "${MINIONEREC_ENV_SHOWN:-}" ]; then
+    "$PYTHON" -c 'import sys; print("[env] Python {}.{}.{} of {}".format(*sys.version_info[:3], sys.prefix))' >&2
+    export MINIONEREC_ENV_SHOWN=1
+fi

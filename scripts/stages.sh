@@ -12,7 +12,8 @@ split_flags() {
     done < <("$PYTHON" -c 'import shlex, sys; [print(w, end="\0") for w in shlex.split(sys.argv[1])]' "$2")
 }
 
-# run_stage NAME COMMAND...: the next stage; what it prints also goes to OUT/logs/NN_NAME.log, behind earlier runs.
+# run_stage NAME COMMAND...: the next stage; what it prints also goes to OUT/logs/NN_NAME.log and OUT/log.txt, behind
+# earlier runs.
 # While flags are checked (MINIONEREC_CHECK_FLAGS) the command ends once it has read them, and nothing is written.
 run_stage() {
     local name="$1" log status=0 last
@@ -24,9 +25,9 @@ run_stage() {
         return 0
     fi
     mkdir -p "$OUT/logs"
-    echo "[pipeline] $name, log: $log"
-    echo "# $(date -u +%FT%TZ) $*" >> "$log"
-    "$@" 2>&1 | tee -a "$log" || status=$?
+    echo "[pipeline] $name, log: $log" | tee -a "$OUT/log.txt"
+    echo "# $(date -u +%FT%TZ) $*" | tee -a "$OUT/log.txt" >> "$log"
+    "$@" 2>&1 | tee -a "$log" "$OUT/log.txt" || status=$?
     [ "$status" -ne 0 ] || return 0
     last=$(tail -c 4000 "$log" | tr '\r' '\n' | grep -v '^[ =-]*$' | tail -n 1)
     fail "stage $name ended with status $status ($last); $log has all of it, the same command goes on from here"

@@ -269,7 +269,10 @@ def test_reasons_name_what_carried_an_item():
     ]
     assert explainer.explain([1, 0], terms, [4]) == ["bought after red drill, 5% off (67 %), model (33 %)"]
     finder = ReasonFinder(built)
-    assert finder.explain("transitions+content", [0], [2, 4]) == ["like red drill, 5% off", "bought after red drill, 5% off"]
+    assert finder.explain("transitions+content", [0], [2, 4]) == [
+        "like red drill, 5% off",
+        "bought after red drill, 5% off",
+    ]
     assert finder.explain("content", [0], [3]) == ["content"] and finder.explain("some.json", [0], [3]) == ["some.json"]
 
 

@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minionerec.common.console import log_only, record_console
 from minionerec.common.files import InputError, read_yaml
 from minionerec.common.processes import (
     count_processes,
@@ -136,7 +137,7 @@ def parse_flags(
     Args:
         flags_class: a dataclass whose fields are made by `flag`.
         argv: the arguments; default those of this process.
-        positional: the flag that a first argument without a name stands for.
+        positional: the flag that a first argument without a name stands for, or all first ones, if it takes several.
         about: what the command does, for its help; default the docstring of the script that runs.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -183,25 +184,27 @@ def run_command(command: Callable[[AnyFlags], Any], flags: AnyFlags, *, shared: 
     """
     if not shared:
         leave_others()
-    try:
-        command(flags)
-    except InputError as error:
-        report_failure(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
-        report_failure("interrupted; the same command goes on from the last checkpoint")
-        sys.exit(130)
-    except Exception as error:
-        reason = explain_disk_error(error, flags)
-        if reason:
-            report_failure(reason)
-            sys.exit(1)
-        wait_if_left_alone(error)
-        if count_processes() > 1:
-            traceback.print_exc()
-            report_failure(f"{type(error).__name__}: {error}".splitlines()[0])
-            sys.exit(1)
-        raise
+    with record_console():
+        try:
+            command(flags)
+        except InputError as error:
+            report_failure(str(error))
+            sys.exit(2)
+        except KeyboardInterrupt:
+            report_failure("interrupted; the same command goes on from the last checkpoint")
+            sys.exit(130)
+        except Exception as error:
+            reason = explain_disk_error(error, flags)
+            if reason:
+                report_failure(reason)
+                sys.exit(1)
+            wait_if_left_alone(error)
+            if count_processes() > 1:
+                traceback.print_exc()
+                report_failure(f"{type(error).__name__}: {error}".splitlines()[0])
+                sys.exit(1)
+            log_only(traceback.format_exc())
+            raise
 
 
 # What libraries say where a write failed, without the number of the error.
@@ -280,7 +283,11 @@ def _split_arguments(flags_class: type, argv: Sequence[str], positional: str | N
     argv = list(argv)
     unnamed = bool(positional and argv and not argv[0].startswith("-"))
     if unnamed:
-        argv = [f"--{positional}={argv[0]}", *argv[1:]]
+        # A flag of several values takes all words before the first flag.
+        count = 1
+        if any(typing.get_origin(option) is list for option in _options(kinds[positional])):
+            count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
+        argv = [f"--{positional}={','.join(argv[:count])}", *argv[count:]]
     texts: dict[str, str] = {}
     position = 0
     while position < len(argv):

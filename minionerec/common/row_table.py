@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
+from minionerec.common.console import ProgressBar
 from minionerec.common.files import InputError, is_running, require_file
-from minionerec.common.processes import is_first_of_machine, is_main_process
+from minionerec.common.processes import is_first_of_machine
 from minionerec.common.records import Catalogue, Row, check_rows, iterate_rows
 from minionerec.common.settings import StreamFlags
 from minionerec.common.sharing import broadcast_value
@@ -300,7 +300,7 @@ class RowCache:
 
         def build(temporary: Path) -> None:
             with pa.OSFile(str(temporary / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
-                with tqdm(desc=f"read {path.name}", unit="row", disable=not is_main_process(), mininterval=2) as bar:
+                with ProgressBar(desc=f"read {path.name}", unit="row", mininterval=2) as bar:
                     for batch in iterate_record_batches(iterate_rows(path, flag), path):
                         writer.write_batch(batch)
                         bar.update(len(batch))

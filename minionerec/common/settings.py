@@ -78,7 +78,14 @@ class AdapterFlags(Flags):
 class LoggingFlags(Flags):
     """Logging."""
 
-    wandb_project: str | None = flag(None, "log to this wandb project; WANDB_MODE=offline is respected")
+    report_to: list[str] | None = flag(
+        None,
+        "where steps are logged besides OUTPUT/steps.csv: tensorboard writes to OUTPUT/runs, wandb respects "
+        "WANDB_MODE=offline; a run that was cut off goes on in the same run there",
+        choices=("tensorboard", "wandb", "none"),
+        default_text="wandb with --wandb_project, else none",
+    )
+    wandb_project: str | None = flag(None, "project of wandb", default_text="MiniOneRec, where --report_to names wandb")
     wandb_run_name: str | None = flag(None, "name of the wandb run")
 
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from minionerec.common.cli import get_default, recorded_settings
+from minionerec.common.console import open_log
+from minionerec.common.environment import describe_environment
 from minionerec.common.files import TEMPORARY, InputError, read_json, write_json, write_text
 from minionerec.common.processes import count_processes, is_main_process, process_state, say
 from minionerec.common.run_lock import release_lock, remove_stale_files, take_lock
@@ -152,6 +155,8 @@ class Stage:
             return
         if is_main_process():
             take_lock(self._lock, str(self.record.parent))
+        open_log(self.record.parent)
+        if is_main_process():
             for path in remove_stale_files(self.record.parent, [self.record, *map(Path, self.outputs)]):
                 say(f"[{name}] removed {path}, which a run that was cut off left")
         if before and not same and not force:
@@ -236,6 +241,8 @@ class Stage:
                 "results": results or {},
                 "outputs": self.outputs,
                 "inputs": self._inputs,
+                "command": shlex.join(sys.argv),
+                "environment": describe_environment(),
                 "place": self._place,
                 "working_folder": os.getcwd(),
             },

@@ -188,9 +188,7 @@ class Explainer:
             texts = self._finder.explain(name, history, carried) if number else [MODEL] * len(carried)
             words |= {(number, item): text for item, text in zip(carried, texts, strict=True)}
         return [
-            ", ".join(
-                f"{words[number, item]} ({100 * share:.0f} %)" for number, share in shares[item].items()
-            )
+            ", ".join(f"{words[number, item]} ({100 * share:.0f} %)" for number, share in shares[item].items())
             for item in items
         ]
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
+from minionerec.common.cli import recorded_settings
 from minionerec.common.files import InputError
 from minionerec.common.processes import is_main_process, process_state, say
 from minionerec.common.records import Catalogue, Row
 from minionerec.common.sharing import broadcast_value
+from minionerec.common.step_log import TrainingLog
 from minionerec.evaluation.metrics import find_rank, hit_ratio, ndcg
 from minionerec.recommenders.network_training import NetworkTrainer, fold_histories, rank_with_network
 from minionerec.recommenders.networks import SequentialRecommender, build_network
@@ -61,7 +63,7 @@ def train_on_rows(
     on_checkpoint: Callable[[], None] | None = None,
     resuming: bool = False,
 ) -> tuple[SequentialRecommender, list[dict]]:
-    """Train a network; OUTPUT_DIR/checkpoint.pth is written after every epoch.
+    """Train a network; OUTPUT_DIR/checkpoint.pth and steps.csv are written after every epoch.
 
     Args:
         flags: resolved; what they say of files other than OUTPUT_DIR is not looked at.
@@ -92,4 +94,8 @@ def train_on_rows(
     )
     if resuming and trainer.resume():
         say(f"  from epoch {len(trainer.epochs)}")
-    return network, trainer.fit()
+    log = TrainingLog(flags.output_dir, flags, recorded_settings(flags), len(trainer.epochs))
+    trainer.on_epoch = log.add
+    epochs = trainer.fit()
+    log.close()
+    return network, epochs

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from accelerate.utils import gather_object
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from minionerec.common.console import ProgressBar
 from minionerec.common.processes import is_main_process, process_state
 from minionerec.evaluation.metrics import find_rank, hit_ratio, ndcg
 from minionerec.language.catalogue_trie import CatalogueTrie
@@ -53,7 +53,7 @@ def rank_sids(
     order = sorted(range(len(examples)), key=lambda number: len(examples[number].prompt_ids))
     rankings: list[list[str]] = [[] for _ in examples]
     scores: list[list[float]] = [[] for _ in examples]
-    bar = tqdm(total=len(examples), unit="row", disable=not (progress and is_main_process()), mininterval=2.0)
+    bar = ProgressBar(total=len(examples), unit="row", disable=not (progress and is_main_process()), mininterval=2.0)
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         result = beam_search(

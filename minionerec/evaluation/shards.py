@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from minionerec.common.console import ProgressBar
 from minionerec.common.files import InputError
 from minionerec.common.processes import process_state
 
@@ -181,7 +181,7 @@ def work_in_shards(
     main = state.is_main_process
     with (
         (folder / f"rank{state.process_index}.jsonl").open("ab") as file,
-        tqdm(total=len(lengths), initial=finished, unit="row", disable=not main, mininterval=2.0) as bar,
+        ProgressBar(total=len(lengths), initial=finished, unit="row", mininterval=2.0) as bar,
     ):
         for start in batches[state.process_index :: state.num_processes]:
             rows = order[start : start + batch_size].tolist()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
+from minionerec.common.console import ProgressBar
 from minionerec.common.files import InputError, atomic_write
 from minionerec.common.processes import count_processes, is_main_process, say
 from minionerec.common.records import Row
@@ -122,6 +123,7 @@ class NetworkTrainer:
         seed: of what drops out on the processes other than the main one.
         checkpoint: a file that is written after every epoch; `resume` goes on from it.
         on_checkpoint: called when it was written.
+        on_epoch: called with the number of an epoch and what was measured after it.
     """
 
     network: SequentialRecommender
@@ -135,6 +137,7 @@ class NetworkTrainer:
     seed: int = 0
     checkpoint: Path | None = None
     on_checkpoint: Callable[[], None] | None = None
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None
 
     def __post_init__(self) -> None:
         self.wrapped = wrap_model(self.network)
@@ -148,17 +151,21 @@ class NetworkTrainer:
     def fit(self) -> list[dict]:
         """Train to the end. Returns one {"epoch", "loss", "HR@10", "NDCG@10"} an epoch."""
         rows = count_targets(self.sequences)
-        bar = tqdm(
+        bar = ProgressBar(
             total=self.num_epochs * rows,
             initial=len(self.epochs) * rows,
-            unit="row",
-            disable=not is_main_process(),
+            unit="rows",
             mininterval=2.0,
         )
         while len(self.epochs) < self.num_epochs and not self._is_patience_spent():
+            start = time.perf_counter()
             loss = self._train_epoch(bar) / rows
+            seconds = time.perf_counter() - start
             measured = {"epoch": len(self.epochs) + 1, "loss": loss, **self.validate()}
             self.epochs.append(measured)
+            if self.on_epoch:
+                figures = {f"eval_{name}": measured[name] for name in ("HR@10", "NDCG@10")}
+                self.on_epoch(measured["epoch"], {"loss": loss, **figures, "seconds_epoch": round(seconds, 4)})
             bar.set_postfix(
                 epoch=measured["epoch"], loss=f"{loss:.3f}", ndcg=f"{measured['NDCG@10']:.4f}", refresh=False
             )
@@ -173,7 +180,7 @@ class NetworkTrainer:
     def _is_patience_spent(self) -> bool:
         return self.best is not None and len(self.epochs) - self.best["epoch"] >= self.patience
 
-    def _train_epoch(self, bar: tqdm) -> float:
+    def _train_epoch(self, bar: ProgressBar) -> float:
         """One pass over the sequences; the sum of the losses of their targets."""
         self.network.train()
         separate_random_state(self.seed, len(self.epochs))

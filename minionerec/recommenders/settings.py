@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minionerec.common.cli import Flags, flag
-from minionerec.common.settings import CatalogueFlags, PluginFlags, SeedFlags, StageFlags
+from minionerec.common.settings import CatalogueFlags, LoggingFlags, PluginFlags, SeedFlags, StageFlags
 
 COUNTING_BASELINES = ("popularity", "transitions", "repeat_last")
 CATALOGUE_LOSS = "the loss is a cross-entropy over all items of the catalogue"
@@ -66,7 +66,7 @@ class PublishedSASRecFlags(Flags):
 
 
 @dataclass
-class SASRecFlags(CatalogueFlags, SeedFlags, StageFlags, PublishedSASRecFlags):
+class SASRecFlags(CatalogueFlags, LoggingFlags, SeedFlags, StageFlags, PublishedSASRecFlags):
     """Data, network and training."""
 
     train_file: str = flag(help="CSV of the train split")

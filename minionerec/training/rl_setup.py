@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from minionerec.common.model_folder import (
 from minionerec.common.processes import process_state, say
 from minionerec.common.records import Catalogue, check_index_against_info, read_index, read_info
 from minionerec.common.row_table import RowTable
+from minionerec.common.step_log import choose_loggers
 from minionerec.engines.prefix_scorer import PrefixEngine
 from minionerec.engines.remote import RemoteEngine
 from minionerec.engines.settings import check_rollout_flags
@@ -120,6 +120,8 @@ def resolve_rl_flags(flags: RLFlags, processes: int | None = None) -> RLFlags:
     check_loading_flags(flags)
     check_hub_flags(flags)
     sample_train = -1 if flags.sample_train is False else flags.sample_train
+    if flags.tensorboard:
+        flags = replace(flags, report_to=[*choose_loggers(flags), "tensorboard"])
     return replace(flags, gradient_accumulation_steps=accumulation, sample_train=sample_train)
 
 
@@ -206,15 +208,13 @@ def plan_steps(flags: RLFlags, prompts: int, processes: int | None = None) -> Sc
 
 def build_config(flags: RLFlags, schedule: Schedule) -> RLConfig:
     """The configuration of the trainer."""
-    if flags.tensorboard:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(flags.output_dir) / "runs"))
     loss = choose_loss(flags.dapo, flags.gspo, flags.dr_grpo)
     validating = flags.test_during_training
     return build_arguments(
         RLConfig,
         flags,
         schedule.steps,
-        ["wandb"] * bool(flags.wandb_project) + ["tensorboard"] * flags.tensorboard,
+        choose_loggers(flags),
         beam_search=flags.beam_search,
         dynamic_sampling=flags.dynamic_sampling,
         add_gt=flags.add_gt,
@@ -249,7 +249,7 @@ def build_config(flags: RLFlags, schedule: Schedule) -> RLConfig:
         load_best_model_at_end=validating,
         metric_for_best_model=flags.best_by if validating else None,
         greater_is_better=True if validating else None,
-        logging_steps=max(1, schedule.steps // 20),
+        logging_steps=1,
         logging_nan_inf_filter=False,  # it reads the loss of every batch, and waits for the device
     )
 

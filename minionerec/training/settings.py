@@ -251,4 +251,4 @@ class RLFlags(
     max_steps: int = flag(-1, "stop after that many optimizer steps; -1 goes by num_train_epochs")
     learning_rate: float = flag(1e-5, "peak learning rate")
     max_grad_norm: float = flag(0.3, "gradients are clipped to this norm")
-    tensorboard: bool = flag(False, "log to OUTPUT_DIR/runs")
+    tensorboard: bool = flag(False, "the same as tensorboard among --report_to")

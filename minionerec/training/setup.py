@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,8 +84,6 @@ def build_arguments(
     """
     on_cpu = computes_on_cpu()
     pinned = not on_cpu and torch.cuda.is_available()
-    if flags.wandb_project:
-        os.environ["WANDB_PROJECT"] = flags.wandb_project
     return kind(
         output_dir=flags.output_dir,
         learning_rate=flags.learning_rate,

@@ -14,6 +14,7 @@ from minionerec.common.items import read_catalogue, read_preferences
 from minionerec.common.processes import process_state
 from minionerec.common.records import Catalogue, read_index
 from minionerec.common.row_table import RowTable
+from minionerec.common.step_log import choose_loggers
 from minionerec.language.adapters import check_adapter_flags, wrap_with_adapters
 from minionerec.language.mixture import TaskMixture
 from minionerec.language.model_checks import limit_length
@@ -191,14 +192,15 @@ def build_sft_arguments(flags: SFTFlags, steps_per_epoch: int) -> TrainingArgume
         TrainingArguments,
         flags,
         flags.num_epochs * steps_per_epoch,
-        ["wandb"] if flags.wandb_project else [],
+        choose_loggers(flags),
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
         gradient_accumulation_steps=check_divisible(flags.batch_size, flags.micro_batch_size),
         num_train_epochs=flags.num_epochs,
         eval_strategy="epoch",
         save_strategy="epoch",
-        logging_strategy="epoch",
+        logging_strategy="steps",
+        logging_steps=1,
         save_total_limit=flags.save_total_limit,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{flags.best_by}",

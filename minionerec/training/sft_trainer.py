@@ -26,7 +26,7 @@ from minionerec.search.prefix_tree import (
     fill_bins,
     pack_trees,
 )
-from minionerec.training.callbacks import LaunchedTrainer
+from minionerec.training.callbacks import SFT_COLUMNS, LaunchedTrainer
 from minionerec.training.sharded import gather_model
 
 
@@ -178,6 +178,8 @@ class TreeTrainer(LaunchedTrainer, Trainer):
         loss.
     legal: what probabilities are over, the same as that of the batches; None is the vocabulary.
     """
+
+    columns = SFT_COLUMNS
 
     def __init__(
         self,

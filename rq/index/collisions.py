@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from tqdm import tqdm
 
+from minionerec.common.console import ProgressBar
 from minionerec.common.files import InputError
-from minionerec.common.processes import is_main_process
 from rq.models.vq import sinkhorn
 from rq.settings import RepairFlags
 
@@ -83,9 +82,7 @@ def spread_by_sinkhorn(
         before = codes[rows, -1]
         groups = _group_rows(codes, rows)
         sizes = sorted({len(group) for group in groups})
-        for size in tqdm(
-            sizes, f"sinkhorn round {done + 1}", unit="bucket size", leave=False, disable=not is_main_process()
-        ):
+        for size in ProgressBar(sizes, f"sinkhorn round {done + 1}", unit="bucket size", leave=False):
             together = np.stack([group for group in groups if len(group) == size])
             # At most about 16 million plan entries (128 MB of float64) at a time.
             step = max(1, 16_000_000 // (size * n_codes))
@@ -116,9 +113,7 @@ def move_to_free_codes(codes: np.ndarray, distances: Distances) -> tuple[np.ndar
     prefix, _ = group_by_sid(codes[:, :-1]) if codes.shape[1] > 1 else (np.zeros(len(codes), dtype=np.int64), None)
     by_prefix = np.argsort(prefix, kind="stable")
     bounds = np.searchsorted(prefix[by_prefix], np.arange(prefix.max() + 2))
-    for number in tqdm(
-        np.unique(prefix[colliding]), "free codes", unit="prefix", leave=False, disable=not is_main_process()
-    ):
+    for number in ProgressBar(np.unique(prefix[colliding]), "free codes", unit="prefix", leave=False):
         members = by_prefix[bounds[number] : bounds[number + 1]]
         table = distances(members).double().cpu().numpy()
         to_code = table[np.arange(len(members)), codes[members, -1]]

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from tqdm import tqdm
 
+from minionerec.common.console import ProgressBar
 from minionerec.common.files import InputError
-from minionerec.common.processes import is_main_process
 
 # of the prefixes of one length: the number of each item's prefix [N], the items of each, the parent prefix of each
 Prefixes = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -260,7 +259,7 @@ def find_neighbours(array: np.ndarray, rows: np.ndarray, count: int) -> np.ndarr
     most = max(1, min(BLOCK_ENTRIES * 4 // len(rows), BLOCK_ENTRIES // array.shape[1]))
     # Blocks that double from a small first one: each then replaces only a share of the neighbours.
     start, width = 0, min(most, 4 * count)
-    bar = tqdm(total=len(array), desc="neighbours", unit="item", leave=False, disable=not is_main_process())
+    bar = ProgressBar(total=len(array), desc="neighbours", unit="item", leave=False)
     while start < len(array):
         end = min(start + width, len(array))
         cosines = queries @ _normalise(array[start:end]).astype(np.float32).T

@@ -7,9 +7,8 @@ then with exact ones, then on all points. Prices carry over from round to round,
 from __future__ import annotations
 
 import torch
-from tqdm import tqdm
 
-from minionerec.common.processes import is_main_process
+from minionerec.common.console import ProgressBar
 from rq.kmeans.assignment import (
     anneal_prices,
     assign_points,
@@ -89,7 +88,7 @@ def compute_means(
 
 
 def _run_rough_rounds(
-    x: torch.Tensor, centres: torch.Tensor, origin: torch.Tensor, iterations: int, tolerance: float, bar: tqdm
+    x: torch.Tensor, centres: torch.Tensor, origin: torch.Tensor, iterations: int, tolerance: float, bar: ProgressBar
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(centres, prices) after Lloyd rounds over x whose assignments have the right sizes, but not quite the least cost.
 
@@ -152,7 +151,7 @@ def balanced_kmeans(
     else:
         centres = check_centres(start, x)
     origin = sample.double().mean(0).to(x.dtype)
-    bar = tqdm(desc="balanced k-means", unit=" rounds", disable=not is_main_process())
+    bar = ProgressBar(desc="balanced k-means", unit=" rounds")
     centres, prices = _run_rough_rounds(sample, centres, origin, iterations, tolerance, bar)
     for points in (x,) if sample is x else (sample, x):
         spread, best, labels = _measure_spread(points, origin), float("inf"), None

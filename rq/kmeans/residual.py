@@ -9,11 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from minionerec.common.console import ProgressBar
 from minionerec.common.embeddings import side_file_path
 from minionerec.common.files import InputError
-from minionerec.common.processes import is_main_process
 from minionerec.common.stage import open_stage
 from rq.index.codebook import load_items, pick_device, save_codebooks
 from rq.index.collisions import LETTERS, check_repair_flags
@@ -71,7 +70,7 @@ def residual_kmeans(x: torch.Tensor, sizes: list[int], cluster: Cluster) -> tupl
         The codebooks, one [K, dim] per level, and the codes [n, levels].
     """
     codebooks, codes, residual = [], [], x.clone()
-    progress = tqdm(sizes, desc="residual k-means", unit="level", disable=not is_main_process())
+    progress = ProgressBar(sizes, desc="residual k-means", unit="level")
     for level, size in enumerate(progress):
         centres, labels = cluster(residual, size, level)
         residual -= centres[labels]

@@ -19,8 +19,8 @@ if __name__ == "__main__":
     FLAGS = parse_flags(EmbedFlags)
 
 import numpy as np
-from tqdm import tqdm
 
+from minionerec.common.console import ProgressBar
 from minionerec.common.embeddings import load_embeddings, save_embeddings, side_file_path
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_records
@@ -132,7 +132,7 @@ def embed_by_encoder(
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     arrays = []
-    for number in tqdm(range(get_rank(), len(batches), count_processes()), unit="batch", disable=not is_main_process()):
+    for number in ProgressBar(range(get_rank(), len(batches), count_processes()), unit="batch"):
         part = [texts[row] for row in batches[number]]
         vectors = model.encode(part, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
         arrays.append((number, vectors.astype(np.float32)))
