@@ -114,7 +114,7 @@ def evaluate(flags: EvaluateFlags) -> None:
     if metrics["items_sharing_a_sid"]:
         order = "the most popular of them" if flags.train_file else "the one with the lowest id"
         say(f"{metrics['items_sharing_a_sid']} items share a SID; at item level {order} comes first")
-    draw_metrics(columns, files.picture)
+    draw_metrics(columns, files.picture, f"{Path(flags.test_data_path).stem}, {flags.base_model}")
     stage.done(rows=metrics["rows"], illegal=metrics["illegal"], short_lists=metrics["short_lists"])
     for folder in (files.partial, files.valid_partial):
         shutil.rmtree(folder, ignore_errors=True)

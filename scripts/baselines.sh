@@ -27,7 +27,7 @@ for MODEL in sasrec gru4rec; do
     "$PYTHON" sasrec.py --model "$MODEL" "${DATA[@]}" --valid_file "$VALID" --output_dir "$OUTPUT_DIR/$MODEL" \
         --seed "$SEED"
 done
-"$PYTHON" -m scripts.report --output "$OUTPUT_DIR/baselines.png" \
+"$PYTHON" -m scripts.plots --output "$OUTPUT_DIR/baselines.png" --title "$CATEGORY" \
     --names popularity transitions repeat_last content transitions+content sasrec gru4rec \
     --metrics "$OUTPUT_DIR"/baselines/{popularity,transitions,repeat_last,content,transitions+content}.metrics.json \
     "$OUTPUT_DIR"/{sasrec,gru4rec}/test.metrics.json

@@ -50,6 +50,7 @@ KNOWN="dataset input_dir splits_dir reviews_file metadata_file data_root categor
 KNOWN+=" plm_checkpoint plm_name fuse networks shared_sids seed"
 KNOWN+=" data text2emb behaviour sids convert baselines network likeness sft rl eval"
 read_flags "$KNOWN" "$@"
+COMMAND_LINE="bash scripts/pipeline.sh$(printf ' %q' "$@")"
 
 # What the data are, and where everything lies.
 if [ -n "$DATA_ROOT" ]; then
@@ -180,6 +181,8 @@ run_all() {
         run_stage "card_$name" "$PYTHON" -m scripts.model_card --model "$OUT/$name/final_checkpoint" \
             --metrics "$OUT/$name/test.metrics.json"
     done
+    [ -n "${MINIONEREC_CHECK_FLAGS:-}" ] || echo "$COMMAND_LINE" > "$OUT/command.txt"
     run_stage summary "$PYTHON" -m scripts.summary --run_dir "$OUT"
+    run_stage report "$PYTHON" -m scripts.report "$OUT"
 }
 check_then_run run_all

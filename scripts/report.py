@@ -1,6 +1,11 @@
-"""One page of plots for one model or several: where the hits are, and for which rows.
+"""A page about each run folder, and one table over all of them: report.html, results.csv, results.md.
 
-python -m scripts.report --metrics output/sft/test.metrics.json output/rl/test.metrics.json --output output/report.png
+python -m scripts.report output/quickstart
+python -m scripts.report output/seed1 output/seed2 output/seed3 --output_dir output/seeds
+
+A run is a folder of pipeline.sh, quickstart.sh or run_category.sh, or any folder with *.metrics.json files below it.
+Every page needs no other file and no network. With several runs each gets its own page, and one over all of them, with
+means and spreads over seeds, is written to --output_dir.
 """
 
 from __future__ import annotations
@@ -12,43 +17,54 @@ from minionerec.common.cli import Flags, flag, parse_flags, run_command
 
 @dataclass
 class ReportFlags(Flags):
-    """Models and page."""
+    """Runs."""
 
-    metrics: list[str] = flag(
-        help="NAME.metrics.json files of evaluate.py, baselines.py or sasrec.py, all of the same test split"
-    )
-    output: str = flag(help="the PNG file")
-    names: list[str] | None = flag(
-        None, "names of the models, one a file, without spaces and commas", default_text="folder/NAME"
+    folders: list[str] = flag(help="the run folders; the first words without a flag are taken for them")
+    output_dir: str | None = flag(
+        None,
+        "folder of results.csv, results.md and, with several runs, of the page over all of them",
+        default_text="the run's folder; with several runs the folder that all of them are in",
     )
 
 
 if __name__ == "__main__":
     # Before the imports below, which take seconds: --help and a wrong flag answer at once.
-    FLAGS = parse_flags(ReportFlags)
+    FLAGS = parse_flags(ReportFlags, positional="folders")
 
+import os
 from pathlib import Path
 
 from minionerec.common.files import InputError
 from minionerec.common.processes import say
-from minionerec.evaluation.metrics import format_metrics
-from minionerec.evaluation.plot import draw_metrics, read_metrics
+from minionerec.reports.page import write_overview, write_page
+from minionerec.reports.results import write_results
+from minionerec.reports.runs import read_run
 
 
 def report(flags: ReportFlags) -> None:
-    """Draw metrics files side by side and print their table."""
-    paths = flags.metrics
-    names = flags.names or [
-        f"{Path(path).parent.name}/{Path(path).name.removesuffix('.metrics.json')}" for path in paths
-    ]
-    if len(names) != len(paths):
-        raise InputError(f"--names: expected {len(paths)} names, one for every file of --metrics, got {len(names)}")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise InputError(f"--names: {twice[0]} stands for two files of --metrics; give each its own name")
-    columns = {name: read_metrics(path) for name, path in zip(names, paths, strict=True)}
-    draw_metrics(columns, flags.output)
-    say(f"{format_metrics(columns)}\n-> {flags.output}")
+    """Write the pages and tables of run folders.
+
+    Raises:
+        InputError: no folder, one that is no run, or one that is given twice.
+    """
+    if not flags.folders:
+        raise InputError("--folders: expected a run folder")
+    resolved = [Path(folder).resolve() for folder in flags.folders]
+    for number, folder in enumerate(resolved):
+        if folder in resolved[:number]:
+            raise InputError(f"--folders: {flags.folders[number]} is given twice")
+    runs = [read_run(folder) for folder in flags.folders]
+    several = len(runs) > 1
+    shared = Path(os.path.commonpath([folder.parent for folder in resolved]) if several else resolved[0])
+    output = Path(flags.output_dir) if flags.output_dir else shared
+    if several and output.resolve() in resolved:
+        raise InputError(f"--output_dir {output}: is one of the runs, whose page would be overwritten")
+    paths = [write_page(run) for run in runs]
+    output.mkdir(parents=True, exist_ok=True)
+    paths += [write_overview(runs, output)] if several else []
+    paths += write_results(runs, output)
+    for path in paths:
+        say(f"  -> {path}")
 
 
 if __name__ == "__main__":

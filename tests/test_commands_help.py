@@ -69,7 +69,10 @@ def test_the_commands_are_these():
         *("rq.generate_indices", "rq.generate_indices_plus", "rq.text2emb.amazon_text2emb"),
         *(f"data_process.{name}" for name in ("amazon18_data_process", "join_data_process", "published_data_process")),
         *("data_process.recbole_data_process", "data_process.validate"),
-        *(f"scripts.{name}" for name in ("benchmark_table", "compare", "demo", "model_card", "plan", "recipe")),
+        *(
+            f"scripts.{name}"
+            for name in ("benchmark_table", "compare", "demo", "model_card", "plan", "plots", "recipe")
+        ),
         *(f"scripts.{name}" for name in ("fault_runs", "fuzz_readers", "report", "serve_vllm", "sid_table", "summary")),
         *(f"benchmarks.bench_{name}" for name in ("balanced_kmeans", "data", "decode", "dtype", "grpo", "plan")),
         *(f"benchmarks.bench_{name}" for name in ("demo", "evaluation", "sft", "stream", "trie", "vllm")),

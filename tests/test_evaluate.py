@@ -40,7 +40,7 @@ def run(trained, output, **changes):
 @pytest.fixture(autouse=True)
 def quick_picture(monkeypatch):
     """Drawing takes a second; one test draws."""
-    monkeypatch.setattr(command, "draw_metrics", lambda columns, path: Path(path).write_text(", ".join(columns)))
+    monkeypatch.setattr(command, "draw_metrics", lambda columns, path, title: Path(path).write_text(", ".join(columns)))
 
 
 def assert_same(found, expected, tolerance=1e-5):

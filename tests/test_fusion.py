@@ -26,7 +26,7 @@ from minionerec.recommenders.transitions import count_transitions, score_transit
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
-    monkeypatch.setattr(command, "draw_metrics", lambda columns, path: path.write_text(", ".join(columns)))
+    monkeypatch.setattr(command, "draw_metrics", lambda columns, path, title: path.write_text(", ".join(columns)))
 
 
 def run(trained, output, **changes):

@@ -31,6 +31,7 @@ ROOMS = {
     "language": {"search", "common"},
     "engines": {"language", "search", "common"},
     "evaluation": {"engines", "language", "search", "recommenders", "common"},
+    "reports": {"evaluation", "recommenders", "common"},
     # What validates is handed in by the commands.
     "training": {"engines", "language", "search", "recommenders", "common"},
 }

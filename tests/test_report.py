@@ -1,165 +1,205 @@
-"""The page of plots: what is drawn, for one to six models and for short lists, and the command with its messages."""
+"""The page of a run and the tables over runs: their figures are those of the files, and everything is escaped."""
 
-import random
-import subprocess
-import sys
-from pathlib import Path
+import html
+import re
+import shutil
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.image import imread
+from run_folder import TRICKY, make_run, write_stage
 
 from minionerec.common.files import InputError, read_json, write_json
-from minionerec.common.records import Catalogue
-from minionerec.evaluation.metrics import score_predictions
-from minionerec.evaluation.plot import draw_metrics
+from minionerec.evaluation.significance import compute_item_ranks, mcnemar_test
+from minionerec.reports import pictures
+from minionerec.reports.curves import POINTS, read_trainings
+from minionerec.reports.figures import estimate_share, list_categories, rank_models, split_rows
+from minionerec.reports.page import format_change, format_metric, render_run
+from minionerec.reports.results import summarise_seeds, tabulate_runs
+from minionerec.reports.runs import describe_rl, read_run, read_run_data
 from scripts.report import ReportFlags, report
 
-SIDS = [f"<{item}>" for item in range(60)]
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    make_run(folder)
+    return folder
 
 
-def results(seed=0, longest=50, rows=120, counted=True):
-    """Metrics of random lists; every seed has the same test rows, and the first of them are those of fewer rows."""
-    split, model = random.Random(99), random.Random(seed)
-    predictions, histories = [], []
-    for _ in range(rows):
-        target = split.randrange(60)
-        ranked = model.sample(SIDS, longest)
-        if model.random() < 0.3:
-            ranked = list(dict.fromkeys([*ranked[: model.randrange(5)], SIDS[target], *ranked]))[:longest]
-        predictions.append({"output": SIDS[target], "item_id": target, "predict": ranked})
-        histories.append(split.sample(SIDS, split.randint(1, 9)))
-    counts = {item: item // 2 for item in range(60)} if counted else {}
-    catalogue = Catalogue(SIDS, [""] * 60, list(range(60)), counts)
-    return score_predictions(predictions, catalogue, longest, histories)
+@pytest.fixture(scope="module")
+def page(folder):
+    return render_run(read_run(folder))
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """Everything given to bar, plot and errorbar, in the order of the calls."""
-    calls = {"bar": [], "plot": [], "errorbar": []}
-    for name, seen in calls.items():
-        function = getattr(Axes, name)
-
-        def spy(axes, x, y, *args, function=function, seen=seen, **kwargs):
-            seen.append((axes, list(np.atleast_1d(x)), list(np.atleast_1d(y)), args))
-            return function(axes, x, y, *args, **kwargs)
-
-        monkeypatch.setattr(Axes, name, spy)
-    return calls
+def undrawn(monkeypatch):
+    """Pictures are laid out and not drawn, which takes most of the time of a page."""
+    monkeypatch.setattr(pictures, "_close_figure", lambda figure, alt: pictures.Picture("data:,", alt))
 
 
-@pytest.mark.parametrize("models", [1, 2, 6])
-def test_the_page_shows_the_figures(tmp_path, drawn, models):
-    columns = {f"model {number}": results(number) for number in range(models)}
-    draw_metrics(columns, tmp_path / "page.png")
-    assert imread(tmp_path / "page.png").shape[:2] == (1200, 1600)
-    assert [path.name for path in tmp_path.iterdir()] == ["page.png"]  # nothing temporary is left
+class Checker(HTMLParser):
+    """Every tag that is opened is closed, in order; texts and images are kept."""
 
-    curves = [(x, y) for axes, x, y, _ in drawn["plot"] if axes is drawn["plot"][0][0]][:models]
-    for (x, y), result in zip(curves, columns.values(), strict=True):
-        assert x == [1, 3, 5, 10, 20, 50] and y == [result["item"][f"HR@{k}"] for k in x]
-    for (_, x, y, (half, *_)), result in zip(drawn["errorbar"], columns.values(), strict=True):
-        assert 7 < x[0] < 13
-        assert [y[0] - half, y[0] + half] == pytest.approx(result["item_interval_95"]["HR@10"])
-    assert len(drawn["errorbar"]) == models
+    VOID = {"meta", "img", "br"}
 
-    assert len(drawn["bar"]) == 3 * models
-    panels = [drawn["bar"][start : start + models] for start in range(0, 3 * models, models)]
-    ways = ("sid", "item_expected", "item", "item_unseen")
-    for model, result in enumerate(columns.values()):
-        assert panels[0][model][2] == [result[way]["HR@10"] for way in ways]
-        for panel, split in ((1, "history_length"), (2, "target_popularity")):
-            buckets = result["by"][split]
-            axes, x, heights, _ = panels[panel][model]
-            labels = [text.get_text() for text in axes.get_xticklabels()]
-            assert labels == [f"{name}\n{bucket['rows']} rows" for name, bucket in buckets.items()]
-            assert heights == [bucket["HR@10"] for bucket in buckets.values()]
-    for panel in panels:  # no bar hides another one
-        places = sorted(place for _, x, _, _ in panel for place in x)
-        assert min(np.diff(places)) > 0.84 / models * 0.99
-    legend = [text.get_text() for text in drawn["bar"][0][0].figure.legends[0].get_texts()]
-    assert legend == list(columns)
+    def __init__(self):
+        super().__init__()
+        self.open, self.images, self.texts, self.links = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "img":
+            self.images.append(dict(attributes))
+        if tag == "a":
+            self.links.append(dict(attributes)["href"])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
 
 
-def test_lists_shorter_than_10_have_a_curve_only(tmp_path, drawn):
-    draw_metrics({"short": results(longest=5)}, tmp_path / "page.png")
-    assert drawn["plot"][0][1] == [1, 3, 5] and not drawn["errorbar"]
-    assert all("the lists are shorter than 10" in axes.get_title() for axes, *_ in drawn["bar"])
-    assert all(height == 0 for _, _, heights, _ in drawn["bar"] for height in heights)
+def test_models_and_data_are_found(folder):
+    run = read_run(folder)
+    assert [(model.name, model.kind) for model in run.models] == [
+        ("content", "baseline"),
+        ("popularity", "baseline"),
+        ("after SFT", "sft"),
+        ("after RL + content", "fused"),
+        ("after RL", "rl"),
+    ]
+    assert run.data_set == "test" and run.seed == 0 and run.models[2].minutes == 3.0  # training and evaluation
+    data = read_run_data(run)
+    assert len(data.test_rows) == run.models[0].metrics["rows"] and data.items[1]["categories"] == "tools, saws"
 
 
-def test_test_splits_of_other_sizes_show_both(tmp_path, drawn):
-    draw_metrics({"a": results(0, rows=100), "b": results(1, rows=150)}, tmp_path / "page.png")
-    axes = drawn["bar"][0][0]
-    assert axes.figure.get_suptitle() == "Recommendations for 100 or 150 rows"
-    labels = [text.get_text() for text in drawn["bar"][-1][0].get_xticklabels()]
-    assert any(" to " in label for label in labels)
+def test_the_page_is_whole_and_needs_nothing_else(page):
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") and image["alt"] for image in checker.images)
+    assert len(checker.images) >= 12
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "@import" not in page and "<script" not in page
+    for link in checker.links:
+        assert f'id="{link[1:]}"' in page
 
 
-def test_a_model_without_counts_leaves_its_bars_out(tmp_path, drawn):
-    draw_metrics({"a": results(counted=False)}, tmp_path / "page.png")
-    assert drawn["bar"][-1][0].get_title() == "HR@10 by popularity of the target: it was not counted"
-    drawn["bar"].clear()
-    draw_metrics({"a": results(counted=False), "b": results(1)}, tmp_path / "page.png")
-    heights = [heights for _, _, heights, _ in drawn["bar"][-2:]]
-    assert not any(heights[0]) and heights[1] == [b["HR@10"] for b in results(1)["by"]["target_popularity"].values()]
+def test_titles_are_texts(page):
+    assert TRICKY not in page and "&lt;script&gt;alert(" in page
 
 
-def test_the_name_must_be_that_of_a_picture(tmp_path):
-    metrics = tmp_path / "test.metrics.json"
-    metrics.write_text("{}")
-    with pytest.raises(InputError, match=r"test.metrics.json: the page of plots is a PNG image; .* end in .png"):
-        draw_metrics({"a": results()}, metrics)
-    assert metrics.read_text() == "{}"
+def test_the_figures_are_those_of_the_files(folder, page):
+    metrics = read_json(folder / "rl" / "test.metrics.json")["item"]
+    for key in ("HR@5", "HR@10", "HR@20", "NDCG@10"):
+        assert f">{format_metric(metrics[key])}<small>" in page.replace("\n", "")
+    run = read_run(folder)
+    data = read_run_data(run)
+    files = [folder / name / "test.json" for name in ("sft", "rl")]
+    sft, rl = (compute_item_ranks(read_json(path), data.catalogue, str(path), "info") for path in files)
+    hits = [(ranks > 0) & (ranks <= 10) for ranks in (sft, rl)]
+    difference = hits[1].mean() - hits[0].mean()
+    p = mcnemar_test(int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum()))
+    assert f"HR@10 <b>{format_change(float(difference))}</b>" in page and f"p {format_metric(p)}" in page
 
 
-def test_a_failure_leaves_the_old_page(tmp_path):
-    (tmp_path / "page.png").write_bytes(b"old")
-    with pytest.raises(AttributeError):
-        draw_metrics({"a": {**results(), "by": None}}, tmp_path / "page.png")
-    assert (tmp_path / "page.png").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+def test_groups_are_counted_as_they_say(folder):
+    data = read_run_data(read_run(folder))
+    splits = split_rows(data)
+    assert list(splits) == ["History length", "Popularity of the target", "Repeated or new", "Category of the target"]
+    for title, groups in splits.items():
+        together = np.stack([mask for _, mask in groups]).sum(0)
+        assert (together == 1).all() or title == "Category of the target"
+    ((name, mask),) = splits["Category of the target"]  # tools is a category of all items
+    assert name == "saws" and mask.tolist() == [row.item_id % 2 == 1 for row in data.test_rows]
+    new = dict(splits["Repeated or new"]).get("new")
+    assert new.tolist() == [row.item_id not in row.history_ids for row in data.test_rows]
 
 
-def test_importing_it_does_not_load_matplotlib():
-    code = "import sys, scripts.report; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False).returncode == 0
+def test_intervals_and_categories():
+    share = estimate_share(0, 10)
+    assert share.value == 0 and share.low == 0 and 0.2 < share.high < 0.4
+    assert list_categories({"categories": "['a', 'b', 'a']"}) == ["a", "b"] == list_categories({"categories": "a, b"})
+    assert list_categories({"categories": ["a"]}) == ["a"] and list_categories({}) == []
 
 
-# -------------------------------------------------------------------------------------------------------------- command
-def test_the_command(tmp_path, capsys):
-    files = [tmp_path / model / "test.metrics.json" for model in ("sft", "rl")]
-    for seed, path in enumerate(files):
-        write_json(path, results(seed))
-    flags = {"metrics": [str(path) for path in files], "output": str(tmp_path / "page.png")}
-    report(ReportFlags(**flags))
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:3]] == ["sft/test", "rl/test"]
-    assert f"{read_json(files[1])['item']['HR@10']:.4f}" in lines[2]
-    assert lines[3] == f"-> {tmp_path / 'page.png'}" and imread(tmp_path / "page.png").shape[0] == 1200
-    report(ReportFlags(**flags, names=["one", "two"]))
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["one", "two"]
+def test_whose_weights_were_kept(tmp_path, page, undrawn):
+    assert "RL's weights were kept" in page.replace("’", "'")
+    make_run(tmp_path / "kept", kept="SFT")
+    run = read_run(tmp_path / "kept")
+    assert describe_rl(run)["kept"] == "SFT"
+    other = render_run(run)
+    assert "The SFT weights were kept" in other and "the SFT weights: RL found none that were better" in other
+    assert set(tabulate_runs([run])["weights of"]) == {"", "SFT"}
+
+
+def test_curves_of_long_logs_are_means(folder):
+    trainings = {training.name: training for training in read_trainings(read_run(folder))}
+    assert list(trainings) == ["SFT", "RL", "rqvae"]
+    loss = trainings["SFT"].panels[0].curves
+    steps, values = loss["train"]
+    assert len(steps) == 200 <= POINTS and steps[0] == 1.5 and values[0] == pytest.approx((3 + 1.5) / 2)
+    assert loss["validation"][0] == list(range(40, 401, 40))
+    assert list(trainings["RL"].panels[2].curves) == ["sum", "rule"]
+
+
+def test_a_run_without_its_data_says_so(folder, tmp_path, undrawn):
+    shutil.copytree(folder, tmp_path / "moved")
+    for path in (tmp_path / "moved" / "csv").glob("test*"):
+        path.unlink()
+    run = read_run(tmp_path / "moved")
+    for record in run.records.values():
+        record["settings"] = {key: str(value).replace("first", "gone") for key, value in record["settings"].items()}
+    shown = render_run(run)
+    assert "the run's data are not where they were" in html.unescape(shown) and "Not known:" in shown
+    assert format_metric(run.models[0].metrics["item"]["HR@10"]) in shown
+
+
+def test_models_of_other_rows_are_left_out(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    path = tmp_path / "other" / "sft" / "test.json"
+    write_json(path, read_json(path)[:-1])
+    run = read_run(tmp_path / "other")
+    ranked, left_out = rank_models(run.models, read_run_data(run))
+    assert len(ranked) == 4 and len(left_out) == 1 and "after SFT: was measured on" in left_out[0]
+
+
+def test_several_runs(tmp_path, capsys, undrawn):
+    values = []
+    for seed in (1, 2):
+        make_run(tmp_path / f"seed{seed}", seed=seed)
+        values.append(read_json(tmp_path / f"seed{seed}" / "rl" / "test.metrics.json")["item"]["HR@10"])
+    report(ReportFlags(folders=[str(tmp_path / "seed1"), str(tmp_path / "seed2")]))
+    written = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    names = ["seed1/report.html", "seed2/report.html", "report.html", "results.csv", "results.md"]
+    assert written == [str(tmp_path / name) for name in names]
+    summary = summarise_seeds(tabulate_runs([read_run(tmp_path / f"seed{seed}") for seed in (1, 2)]))
+    row = summary[summary["method"] == "after RL"].iloc[0]
+    assert row["runs"] == 2 and row["HR@10"] == pytest.approx(np.mean(values))
+    assert row["HR@10 sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+    text = (tmp_path / "results.md").read_text()
+    assert f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}" in text
+    overview = (tmp_path / "report.html").read_text()
+    assert 'href="seed2/report.html"' in overview and (tmp_path / "results.csv").read_text().count("\n") == 11
 
 
 def test_wrong_input(tmp_path):
-    path, old = str(tmp_path / "sft" / "test.metrics.json"), str(tmp_path / "old.metrics.json")
-    write_json(path, results())
-    write_json(old, {key: value for key, value in results().items() if key not in ("by", "item_expected")})
-    page = str(tmp_path / "page.png")
-    for files, names, message in [
-        (
-            [path, old],
-            None,
-            r"old.metrics.json: expected a metrics file of evaluate.py with item_expected, by; evaluate ag",
-        ),
-        ([path, path], None, r"--names: sft/test stands for two files of --metrics"),
-        ([path], ["a", "b"], r"--names: expected 1 names, one for every file of --metrics, got 2"),
-        ([str(tmp_path / "none.json")], None, r"--metrics: .*none.json: no such file"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            report(ReportFlags(metrics=files, output=page, names=names))
-    write_json(old, [1])
-    with pytest.raises(InputError, match="old.metrics.json: expected a metrics file of evaluate.py with sid"):
-        report(ReportFlags(metrics=[old], output=page))
-    assert not (tmp_path / "page.png").exists()
+    with pytest.raises(InputError, match="none: no such folder"):
+        report(ReportFlags(folders=[str(tmp_path / "none")]))
+    with pytest.raises(InputError, match=r"no \*.metrics.json below it"):
+        report(ReportFlags(folders=[str(tmp_path)]))
+    write_json(tmp_path / "a" / "x.metrics.json", {"item": {}})
+    with pytest.raises(InputError, match="x.metrics.json: expected a metrics file .* with item_unseen, rows, illegal"):
+        report(ReportFlags(folders=[str(tmp_path / "a")]))
+    with pytest.raises(InputError, match="is given twice"):
+        report(ReportFlags(folders=[str(tmp_path), str(tmp_path)]))
+    write_json(tmp_path / "a" / "x.stage.json", [])
+    with pytest.raises(InputError, match="expected the record of a stage"):
+        report(ReportFlags(folders=[str(tmp_path / "a")]))
+    write_stage(tmp_path / "b", "x", "x", {})
+    with pytest.raises(InputError, match="--output_dir .*: is one of the runs"):
+        for name in ("c", "d"):
+            make_run(tmp_path / name)
+        report(ReportFlags(folders=[str(tmp_path / "c"), str(tmp_path / "d")], output_dir=str(tmp_path / "c")))

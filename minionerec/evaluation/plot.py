@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scipy.stats import binomtest
+
 from minionerec.common.files import InputError, atomic_write, read_json
 from minionerec.evaluation.metrics import CUTOFFS, HISTORY_BUCKETS, MAIN_CUTOFF, POPULARITY_BUCKETS, name_buckets
 
@@ -30,17 +32,28 @@ def _style(number: int) -> dict:
     return {"color": COLOURS[number % len(COLOURS)]}
 
 
+def _find_interval(share: float | None, rows: int) -> tuple[float, float]:
+    """How far the 95 % interval of a share of rows reaches below and above it (Wilson, 1927)."""
+    if share is None or not rows:
+        return 0.0, 0.0
+    interval = binomtest(round(share * rows), rows).proportion_ci(method="wilson")
+    return max(0.0, share - interval.low), max(0.0, interval.high - share)
+
+
 def _draw_curves(axes: Axes, columns: dict[str, dict]) -> None:
-    """Item-level HR@K over K, with the 95 % interval at K = 10. The models' bars stand a little apart."""
+    """Item-level HR@K over K, with the 95 % interval at K = 10. The models' points stand a little apart."""
     for number, (name, result) in enumerate(columns.items()):
         cutoffs = [k for k in CUTOFFS if f"HR@{k}" in result["item"]]
         values = [result["item"][f"HR@{k}"] for k in cutoffs]
-        axes.plot(cutoffs, values, marker=MARKERS[number % len(MARKERS)], markersize=5, label=name, **_style(number))
+        # On a logarithmic axis equal factors are equal distances.
+        aside = 1.03 ** (number - (len(columns) - 1) / 2)
+        x = [k * aside for k in cutoffs]
+        axes.plot(x, values, marker=MARKERS[number % len(MARKERS)], markersize=5, label=name, **_style(number))
         if KEY in result["item_interval_95"]:
             low, high = result["item_interval_95"][KEY]
-            # On a logarithmic axis equal factors are equal distances.
-            x = MAIN_CUTOFF * 1.04 ** (number - (len(columns) - 1) / 2)
-            axes.errorbar(x, (low + high) / 2, (high - low) / 2, fmt="none", capsize=4, **_style(number))
+            value = result["item"][KEY]
+            ends = [[max(0.0, value - low)], [max(0.0, high - value)]]
+            axes.errorbar([MAIN_CUTOFF * aside], [value], ends, fmt="none", capsize=4, **_style(number))
     axes.set_xscale("log")
     axes.set_xticks(CUTOFFS, map(str, CUTOFFS))
     axes.minorticks_off()
@@ -51,17 +64,40 @@ def _draw_curves(axes: Axes, columns: dict[str, dict]) -> None:
     axes.grid(alpha=0.25)
 
 
-def _draw_bars(axes: Axes, labels: Sequence[str], values: list[list[float | None]], title: str, xlabel: str) -> None:
-    """Groups of bars, one group a label and one bar a model; values [models][labels], None where nothing is known."""
-    width = 0.84 / len(values)
-    for number, row in enumerate(values):
+def _draw_bars(
+    axes: Axes,
+    labels: Sequence[str],
+    values: list[list[float | None]],
+    rows: list[list[int]],
+    title: str,
+    xlabel: str,
+) -> None:
+    """Groups of bars, one group a label and one bar a model, each with its 95 % interval.
+
+    Args:
+        axes: where to.
+        labels: of the groups.
+        values: [models][labels], None where nothing is known.
+        rows: that each value is a share of, [models][labels].
+        title, xlabel: of the axes.
+    """
+    width, highest = 0.84 / len(values), None
+    for number, (row, counts) in enumerate(zip(values, rows, strict=True)):
         x = [group + (number - (len(values) - 1) / 2) * width for group in range(len(labels))]
-        bars = axes.bar(x, [value or 0 for value in row], width * 0.94, **_style(number))
+        ends = [_find_interval(value, count) for value, count in zip(row, counts, strict=True)]
+        heights = [value or 0 for value in row]
+        bars = axes.bar(x, heights, width * 0.94, **_style(number))
+        if labels:
+            axes.errorbar(
+                x, heights, list(zip(*ends, strict=True)), fmt="none", ecolor="#333333", elinewidth=1, capsize=2
+            )
         if len(values) <= 3:  # more bars are too narrow for their figures
-            axes.bar_label(bars, ["-" if v is None else f"{v:.3f}" for v in row], fontsize=8, padding=2)
+            texts = ["-" if value is None else f"{value:.3f}" for value in row]
+            axes.bar_label(bars, texts, fontsize=8, padding=2, label_type="center", color="white", fontweight="bold")
+        tops = [value + end[1] for value, end in zip(row, ends, strict=True) if value is not None]
+        highest = max([*tops, *([highest] if highest is not None else [])], default=None)
     axes.set_xticks(range(len(labels)), labels)
-    highest = max((value for row in values for value in row if value is not None), default=None)
-    axes.set_ylim(0, 1.12 * highest if highest else 1)
+    axes.set_ylim(0, 1.08 * highest if highest else 1)
     missing = f"the lists are shorter than {MAIN_CUTOFF}" if labels else "it was not counted"
     axes.set_title(title if highest is not None else f"{title}: {missing}")
     axes.set_xlabel(xlabel)
@@ -81,10 +117,18 @@ def _draw_buckets(
         for name, size in zip(names, sizes, strict=True)
     ]
     values = [[buckets.get(name, {}).get(KEY) for name in names] for buckets in splits]
-    _draw_bars(axes, labels, values, title, xlabel)
+    rows = [[buckets.get(name, {}).get("rows", 0) for name in names] for buckets in splits]
+    _draw_bars(axes, labels, values, rows, title, xlabel)
 
 
-def draw_metrics(columns: dict[str, dict], path: str | Path) -> None:
+def choose_levels(columns: dict[str, dict]) -> dict[str, str]:
+    """Those of LEVELS that differ: where no items share a SID, the first three ways of counting are one."""
+    if any(result["items_sharing_a_sid"] for result in columns.values()):
+        return LEVELS
+    return {level: name for level, name in LEVELS.items() if level not in ("sid", "item_expected")}
+
+
+def draw_metrics(columns: dict[str, dict], path: str | Path, title: str = "") -> None:
     """Write one PNG page of 1600 x 1200 pixels about one model or several (readable up to about six).
 
     HR@K over K with intervals; HR@10 by the way of counting, by history length and by popularity of the target.
@@ -92,6 +136,7 @@ def draw_metrics(columns: dict[str, dict], path: str | Path) -> None:
     Args:
         columns: {name of the model: result of `score_predictions`}.
         path: the file, its name ending in .png.
+        title: the data set and the run, for the head of the page.
 
     Raises:
         InputError: a path that does not end in .png.
@@ -107,15 +152,18 @@ def draw_metrics(columns: dict[str, dict], path: str | Path) -> None:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     (curves, levels), (lengths, targets) = figure.subplots(2, 2)
     _draw_curves(curves, columns)
-    values = [[result[level].get(KEY) for level in LEVELS] for result in columns.values()]
-    _draw_bars(levels, list(LEVELS.values()), values, f"{KEY} by the way of counting", "")
+    shown = choose_levels(columns)
+    values = [[result[level].get(KEY) for level in shown] for result in columns.values()]
+    counts = [[result["rows"]] * len(shown) for result in columns.values()]
+    _draw_bars(levels, list(shown.values()), values, counts, f"{KEY} by the way of counting", "")
     _draw_buckets(
         lengths, columns, "history_length", HISTORY_BUCKETS, f"{KEY} by history length", "items in the history"
     )
-    title, unit = f"{KEY} by popularity of the target", "times it is a target of the train split"
-    _draw_buckets(targets, columns, "target_popularity", POPULARITY_BUCKETS, title, unit)
+    about, unit = f"{KEY} by popularity of the target", "times it is a target of the train split"
+    _draw_buckets(targets, columns, "target_popularity", POPULARITY_BUCKETS, about, unit)
     rows = sorted({result["rows"] for result in columns.values()})
-    figure.suptitle(f"Recommendations for {' or '.join(f'{count:,}' for count in rows)} rows", fontsize=16)
+    head = f"{title}: r" if title else "R"
+    figure.suptitle(f"{head}ecommendations for {' or '.join(f'{count:,}' for count in rows)} rows", fontsize=16)
     longest = max(map(len, columns))
     figure.legend(loc="outside lower center", ncols=max(1, min(len(columns), 180 // (longest + 8))), frameon=False)
     with atomic_write(path) as temporary:
@@ -130,7 +178,9 @@ def read_metrics(path: str) -> dict:
     """
     result = read_json(path, "metrics")
     missing = [
-        key for key in (*LEVELS, "item_interval_95", "by", "rows") if not isinstance(result, dict) or key not in result
+        key
+        for key in (*LEVELS, "item_interval_95", "by", "rows", "items_sharing_a_sid")
+        if not isinstance(result, dict) or key not in result
     ]
     if missing:
         raise InputError(f"{path}: expected a metrics file of evaluate.py with {', '.join(missing)}; evaluate again")

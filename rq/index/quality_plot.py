@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 
 LONGEST_NAME = 24  # of a report, in characters; reports with longer names are numbered
@@ -22,7 +21,10 @@ error: share of the variance of the embeddings left unexplained; codebook: the s
 near agree: how often one of an item's nearest items has the same codes so far; random: the same for any two items.
 in turn: how often two items that were bought one after the other have the same codes so far (--train_file)."""
 BUCKETS = [(1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 100), (101, None)]  # items with one SID: least, most
-BLUE, ORANGE, GREY = "#3465a4", "#e07b39", "#8a8f98"
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#8a8f98"
+NAMED = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
+NAMED_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PROJECTED = 5000  # items in the scatter plot, at most
 
 
@@ -180,7 +182,7 @@ def _draw_agreement(axes: Axes, report: dict[str, Any]) -> None:
 
 
 def _draw_projection(axes: Axes, sids: Sequence[Sequence[str]], array: np.ndarray) -> None:
-    """Items on the first two principal components, coloured by first code; the most used codes are named."""
+    """Items on the first two principal components; the most used first codes have a colour and a shape."""
     from sklearn.utils.extmath import randomized_svd
 
     rows = np.sort(np.random.default_rng(0).choice(len(sids), min(PROJECTED, len(sids)), replace=False))
@@ -193,15 +195,16 @@ def _draw_projection(axes: Axes, sids: Sequence[Sequence[str]], array: np.ndarra
     explained = np.append(scale, 0.0)[:2] ** 2 / max(float((points**2).sum()), np.finfo(float).tiny)
     first = np.array([sids[row][0] for row in rows])
     ranked = [token for token, _ in sorted(Counter(first.tolist()).items(), key=lambda pair: (-pair[1], pair[0]))]
-    # Steps by the golden ratio keep the hues of any first few codes far apart.
-    hues = np.arange(len(ranked)) * 0.61803398875 % 1
-    shades = np.arange(len(ranked)) // 8 % 3
-    colours = hsv_to_rgb(np.stack([hues, 0.9 - 0.2 * shades, 0.85 - 0.15 * shades], axis=1))
-    rank = {token: number for number, token in enumerate(ranked)}
-    axes.scatter(*flat.T, s=9, c=colours[[rank[token] for token in first.tolist()]], alpha=0.75, linewidths=0)
-    for token, colour in list(zip(ranked, colours, strict=True))[:10]:
-        axes.scatter([], [], s=30, color=colour, label=token)
-    axes.set_title(f"{len(rows):,} items coloured by first code ({len(ranked):,} codes)")
+    # More colours than these could not be told apart; shapes help where colours do not.
+    named = ranked[: len(NAMED)]
+    others = ~np.isin(first, named)
+    axes.scatter(*flat[others].T, s=7, c="#c4c8ce", alpha=0.6, linewidths=0)
+    for token, colour, marker in zip(named, NAMED, NAMED_MARKERS, strict=False):  # there may be fewer codes
+        inside = first == token
+        axes.scatter(*flat[inside].T, s=16, c=colour, marker=marker, alpha=0.85, linewidths=0, label=token)
+    if others.any():
+        axes.scatter([], [], s=16, c="#c4c8ce", label="others")
+    axes.set_title(f"{len(rows):,} items by first code: the {len(named)} most used of {len(ranked):,}")
     axes.set_xlabel(f"first principal component ({explained[0]:.0%} of variance)")
     axes.set_ylabel(f"second principal component ({explained[1]:.0%})")
     axes.margins(0.03)
