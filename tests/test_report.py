@@ -68,10 +68,10 @@ def test_models_and_data_are_found(folder):
         ("content", "baseline"),
         ("popularity", "baseline"),
         ("after SFT", "sft"),
-        ("after RL + content", "fused"),
         ("after RL", "rl"),
+        ("after RL + content", "fused"),
     ]
-    assert run.data_set == "test" and run.seed == 0 and run.models[2].minutes == 3.0  # training and evaluation
+    assert run.data_set == "csv" and run.seed == 0 and run.models[2].minutes == 3.0  # training and evaluation
     data = read_run_data(run)
     assert len(data.test_rows) == run.models[0].metrics["rows"] and data.items[1]["categories"] == "tools, saws"
 

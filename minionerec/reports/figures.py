@@ -172,7 +172,10 @@ def split_rows(data: RunData) -> dict[str, list[tuple[str, np.ndarray]]]:
 def _split_by_number(values: Sequence[int], starts: Sequence[int], unit: str) -> list[tuple[str, np.ndarray]]:
     buckets = np.searchsorted(starts, values, side="right") - 1
     names = name_buckets(starts)
-    return [(f"{names[bucket]} {unit}", buckets == bucket) for bucket in np.unique(buckets)]
+    return [
+        (f"{names[bucket]} {unit.removesuffix('s') if names[bucket] == '1' else unit}", buckets == bucket)
+        for bucket in np.unique(buckets)
+    ]
 
 
 def _split_by_truth(

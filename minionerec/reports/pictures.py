@@ -74,7 +74,8 @@ def draw_curves(panel: Panel, training: str, step_name: str, place: str) -> Pict
             steps, values, label=name, color=colour, linewidth=1.4, marker=marker if few else None, markersize=3.5
         )
     axes.set_xlabel(step_name, fontsize=8)
-    axes.set_ylabel(panel.unit, fontsize=8)
+    (single, *others) = panel.curves
+    axes.set_ylabel(panel.unit if others else f"{panel.unit}: {single}", fontsize=8)
     if panel.unit in FROM_ZERO:
         axes.set_ylim(bottom=0)
     _add_legend(axes)
@@ -93,7 +94,8 @@ def draw_cutoffs(metric: str, rows: dict[str, dict[str, Estimate]], cutoffs: Seq
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         axes.errorbar(x, y, bars, label=name, color=colour, marker=marker, markersize=4, linewidth=1, capsize=2)
     axes.set_xscale("log")
-    axes.set_xticks(cutoffs, map(str, cutoffs))
+    known = [k for k in cutoffs if any(f"{metric}@{k}" in estimates for estimates in rows.values())]
+    axes.set_xticks(known, map(str, known))
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("K", fontsize=8)

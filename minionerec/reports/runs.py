@@ -98,8 +98,8 @@ class Run:
     @property
     def data_set(self) -> str:
         """Its name, as the test split is called."""
-        path = self.find_setting("test_data_path")
-        return Path(path).stem if path else self.name
+        path = Path(self.find_setting("test_data_path") or "")
+        return path.stem if path.stem not in ("", "test") else path.parent.name or self.name
 
     @property
     def seed(self) -> int | None:
@@ -149,7 +149,7 @@ def read_run(folder: str | Path) -> Run:
     if not models:
         raise InputError(f"{folder}: no *{METRICS_SUFFIX} below it; is it the output of a run?")
     order = {"baseline": 0, "network": 1, "other": 2, "sft": 3, "rl": 4}
-    models.sort(key=lambda pair: (order[pair[0]], pair[1]))
+    models.sort(key=lambda entry: (order[entry[0]], entry[2].kind == "fused", entry[1]))
     return Run(root, records, [model for _, _, model in models])
 
 
