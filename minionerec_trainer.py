@@ -77,7 +77,7 @@ class GroupTrainer(LaunchedTrainer, Trainer):
         InputError: settings that do not fit together, a target outside the trie, a reference of another vocabulary.
     """
 
-    columns = RL_COLUMNS
+    columns, shorter = RL_COLUMNS, "--max_steps, --num_train_epochs, --sample_train"
 
     def __init__(
         self,

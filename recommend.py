@@ -124,6 +124,8 @@ def recommend(flags: RecommendFlags) -> None:
     flags = read_fused_metrics(flags)
     check_recommended_fusion(flags, has_catalogue(flags.base_model))
     check_recommend_flags(flags)
+    if flags.dry_run and flags.input is None:
+        raise InputError("--dry_run: says what becomes of --input; a single list is printed, not written")
     train_rows = read_rows(flags.train_file, "train_file") if flags.train_file else []
     known = read_known_catalogue(flags, train_rows)
     words_of = read_prefix_words(flags.explained_sids) if flags.explained_sids else {}

@@ -52,11 +52,13 @@ def sasrec(flags: SASRecFlags) -> None:
     ]
     inputs = [*(getattr(flags, name) for name in SPLIT_FLAGS), flags.info_file]
     stage = open_stage(flags.model, flags, inputs, outputs, output / "sasrec.stage.json")
-    if stage.finished:
+    if stage.finished and not flags.dry_run:
         return
     catalogue, (train_rows, valid_rows, test_rows) = read_sasrec_data(flags)
 
     network, epochs = train_on_rows(flags, catalogue, train_rows, valid_rows, stage.tick, stage.resuming)
+    if flags.dry_run:
+        return
     if is_main_process():
         save_network(network, model_folder)
         write_json(epochs_file, epochs)

@@ -114,8 +114,10 @@ def report_quality(flags: QualityFlags) -> None:
             embeddings = embeddings or load_embeddings(flags.emb, "emb")
             report = measure_index(path, stem, flags, embeddings)
             stage.done(items=report["items"], collision_rate=report["collision_rate"])
-        reports[str(path)] = read_json(list_report_files(stem)[0])
-    say(format_quality(reports))
+        if not flags.dry_run:
+            reports[str(path)] = read_json(list_report_files(stem)[0])
+    if reports:
+        say(format_quality(reports))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from minionerec.common.console import ProgressBar
+from minionerec.common.console import ProgressBar, foretell_epochs
 from minionerec.common.embeddings import side_file_path
 from minionerec.common.files import InputError, atomic_write
 from minionerec.common.processes import count_processes, is_main_process, say
@@ -259,6 +259,7 @@ class Trainer:
             desc="rqvae",
             unit="epochs",
             mininterval=1.0,
+            shorter="--epochs",
         )
         while self.epoch < self.settings.epochs:
             loss, reconstruction = self._train_epoch(data)
@@ -346,10 +347,14 @@ def train_autoencoder(
         outputs=[folder / BEST_LOSS, folder / BEST_COLLISION, folder / FINAL],
         record=folder / f"{name}.stage.json",
     )
-    if stage.finished:
+    if stage.finished and not flags.dry_run:
         return
     torch.manual_seed(flags.seed)
     trainer = Trainer(build_model(array.shape[1]).to(device), flags, stage.tick)
+    if flags.dry_run:
+        data = torch.from_numpy(array).to(device)
+        foretell_epochs(lambda: trainer._train_epoch(data), flags.epochs, "--epochs")
+        return
     if stage.resuming and trainer.resume():
         say(f"  from epoch {trainer.epoch}")
     elif not stage.resuming:

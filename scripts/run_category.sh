@@ -9,19 +9,20 @@
 #   --base_model MODEL    HF folder or hub name; default: a tiny model from scratch (config/recipes/industrial_*.yaml)
 #   --output_dir DIR      default output/NAME; what every stage prints also goes to DIR/logs/NN_STAGE.log
 #   --seed N              default 42
-#   --sft "--flag value"  more flags for sft.py;  --rl "..." for rl.py;  --eval "..." for evaluate.py
+#   --sft "--flag value"  more flags for sft.py;  --rl "..." for rl.py;  --eval "..." for evaluate.py;
+#                         --likeness "..." for the run of sft.py before SFT ("--num_epochs 10" makes it shorter)
 #
 # LAUNCH=ddp|zero2|zero3|fsdp2|FILE before the command runs SFT, RL and evaluation over several processes
 # (docs/cluster.md).
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
 DATA_ROOT="" CATEGORY="" BASE_MODEL="" OUTPUT_DIR="" SEED=42 SFT="" RL="" EVAL="" LIKENESS=""
-read_flags "data_root category base_model output_dir seed sft rl eval" "$@"
+read_flags "data_root category base_model output_dir seed sft rl eval likeness" "$@"
 require_category
 if [ -z "$BASE_MODEL" ]; then
     # Later flags win, so the user's stand behind the recipe's.
     RECIPES=config/recipes/industrial
-    LIKENESS="--config ${RECIPES}_likeness.yaml"
+    LIKENESS="--config ${RECIPES}_likeness.yaml $LIKENESS"
     SFT="--config ${RECIPES}_sft.yaml $SFT"
     RL="--config ${RECIPES}_rl.yaml $RL"
 fi

@@ -314,6 +314,26 @@ def test_a_finished_stage_has_nothing_to_do(work, capsys):
     assert again.finished and (folder / "toy.stage.json").stat().st_mtime_ns == written
 
 
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(work, capsys):
+    folder, stage, finish = work
+    assert stage(dry_run=True).finished
+    said = capsys.readouterr().out
+    assert "dry run, nothing is written; it was not run before" in said and "rate=0.1" in said
+    assert f"reads  {folder / 'in.txt'} (5 bytes)" in said and f"writes {folder / 'out'}" in said
+    assert [path.name for path in folder.iterdir()] == ["in.txt"]
+    finish(stage())
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for flags, message in [
+        ({}, "it is done already, and --force True would do it again"),
+        ({"rate": 0.2}, "it would be done again, changed: rate: 0.1 -> 0.2"),
+    ]:
+        capsys.readouterr()
+        assert stage(dry_run=True, **flags).finished
+        said = capsys.readouterr().out
+        assert message in said and "an earlier run with" in said
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_force_does_it_again_and_from_the_start(work):
     _, stage, finish = work
     finish(stage())

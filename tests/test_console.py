@@ -7,7 +7,7 @@ import pytest
 
 from minionerec.common import console
 from minionerec.common.cli import run_command
-from minionerec.common.console import ProgressBar, log_only, open_log, record_console
+from minionerec.common.console import ProgressBar, foretell_epochs, format_seconds, log_only, open_log, record_console
 from minionerec.common.files import InputError
 from minionerec.common.processes import say
 
@@ -57,6 +57,35 @@ def test_bars_are_lines_where_there_is_no_terminal(monkeypatch):
     for _ in ProgressBar(range(5)):  # short work says nothing
         pass
     assert not screen.getvalue()
+
+
+@pytest.mark.parametrize("total, told", [(100_000, True), (300, False)])
+def test_long_work_says_so_once_some_of_it_was_measured(monkeypatch, capsys, total, told):
+    now = [1000.0]
+    bar = ProgressBar(total=total, unit="steps", shorter="--num_epochs")
+    monkeypatch.setattr(bar, "_time", lambda: now[0])
+    bar.start_t = bar.last_print_t = now[0]
+    for _ in range(50):
+        now[0] += 1
+        bar.update()
+    bar.close()
+    said = capsys.readouterr().out
+    line = "  about 27.8 hours to go (20 steps took 20 s); shorter with --num_epochs\n"
+    assert said == (line if told else "")
+
+
+def test_epochs_are_foretold_by_a_few(monkeypatch, capsys):
+    now, done = [0.0], []
+    monkeypatch.setattr(console.time, "perf_counter", lambda: now[0])
+
+    def run_epoch():
+        now[0] += 100.0 if not done else 2.0  # the first one warms up
+        done.append(1)
+
+    foretell_epochs(run_epoch, 600, "--epochs")
+    said = capsys.readouterr().out
+    assert said.startswith("  600 epochs take about 20 minutes") and "2 s each; shorter with --epochs" in said
+    assert [format_seconds(seconds) for seconds in (0.25, 100, 7200)] == ["0.25 s", "2 minutes", "2.0 hours"]
 
 
 def test_other_processes_keep_nothing(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from minionerec.common.cli import parse_flags
 from minionerec.common.embeddings import save_embeddings
 from minionerec.common.files import InputError
+from minionerec.common.step_log import read_steps
 from rq.index.codebook import load_checkpoint, load_frozen_model
 from rq.models.layers import MLPLayers
 from rq.models.rq import ResidualVectorQuantizer
@@ -410,6 +411,13 @@ def command(folder, **changes):
     train_rqvae(RQVAEFlags(**{**flags, **changes}))
 
 
+def test_a_dry_run_measures_a_few_epochs_and_writes_nothing(tmp_path, capsys):
+    command(tmp_path, dry_run=True)
+    said = capsys.readouterr().out
+    assert "it was not run before" in said and "  6 epochs take about" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.emb-x-td.json", "toy.emb-x-td.npy"]
+
+
 def test_command_runs_once_redoes_on_force_and_resumes(tmp_path, capsys, monkeypatch):
     command(tmp_path)
     record = json.loads((tmp_path / "ck" / "rqvae.stage.json").read_text())
@@ -432,6 +440,9 @@ def test_command_runs_once_redoes_on_force_and_resumes(tmp_path, capsys, monkeyp
     command(tmp_path)
     output = capsys.readouterr().out
     assert "an earlier run was cut off" in output and "from epoch 4" in output
+    steps = read_steps(tmp_path / "ck" / "steps.csv")  # one curve, whatever the breaks
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert ["collision_rate" in row for row in steps] == [False, True] * 3
     for name, tensor in load_checkpoint(tmp_path / "ck" / "checkpoint_00000006.pth")["state_dict"].items():
         assert torch.equal(tensor, weights[name])
     command(tmp_path, epochs=2)

@@ -15,6 +15,7 @@ from tiny import make_dataset
 
 from minionerec.common.files import InputError, read_json
 from minionerec.common.records import Row, read_info, read_rows
+from minionerec.common.step_log import read_steps
 from minionerec.evaluation.metrics import find_rank, ndcg
 from minionerec.evaluation.network_runs import validate_network
 from minionerec.recommenders.network_training import (
@@ -254,6 +255,12 @@ def test_the_command(tmp_path, data, model, capsys):
     assert metrics["item"]["HR@10"] == pytest.approx(sum(hits) / len(hits), abs=1e-6)
     assert metrics["illegal"] == metrics["duplicates"] == metrics["short_lists"] == 0
     epochs = read_json(output / "epochs.json")
+    steps = read_steps(output / "steps.csv")
+    shown = [(row["step"], row["loss"], row["eval_HR@10"], row["eval_NDCG@10"]) for row in steps]
+    assert shown == [tuple(epoch[key] for key in ("epoch", "loss", "HR@10", "NDCG@10")) for epoch in epochs]
+    capsys.readouterr()
+    sasrec(SASRecFlags(**data, **short, output_dir=str(tmp_path / "dry"), dry_run=True))
+    assert "  3 epochs take about" in capsys.readouterr().out and not (tmp_path / "dry").exists()
     best = max(epochs, key=lambda epoch: epoch["NDCG@10"])
     record = read_json(output / "sasrec.stage.json")["results"]
     assert record["epoch"] == best["epoch"]

@@ -19,6 +19,11 @@ class StageFlags(Flags):
     """The run."""
 
     force: bool = flag(False, "do a finished run again")
+    dry_run: bool = flag(
+        False,
+        "write nothing: check the flags, and print what the run would read, do and write, and what is known of its "
+        "time; training commands measure a few steps or count them (docs/planning.md)",
+    )
 
 
 @dataclass

@@ -115,7 +115,8 @@ class Stage:
     The settings also stand beside the record as X.settings.yaml, which --config reads again.
 
     Attributes:
-        finished: the same settings and inputs already gave these outputs, so that there is nothing to do.
+        finished: the same settings and inputs already gave these outputs, or `dry_run` is among the flags, so that
+            there is nothing to do.
         resuming: a run with the same settings and inputs was cut off, so that its checkpoints may be continued.
 
     Raises:
@@ -150,6 +151,10 @@ class Stage:
         complete = before.get("status") == "done" and all(Path(path).exists() for path in self.outputs)
         self.finished = same and complete
         self.resuming = same and before.get("status") == "running"
+        if getattr(flags, "dry_run", False):
+            self._print_plan(before, changed, same)
+            self.finished = True
+            return
         if self.finished:
             say(f"[{name}] already done ({self.record}); --force True does it again")
             return
@@ -224,6 +229,24 @@ class Stage:
             os.path.relpath(_resolve(old, before), place),
         )
         return there == here
+
+    def _print_plan(self, before: dict[str, Any], changed: dict[str, tuple[Any, Any]], same: bool) -> None:
+        """What a run would read, do and write; nothing is written."""
+        what = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in changed.items()) or "its input files"
+        done = "it is done already, and --force True would do it again"
+        fresh = "it was not run before" if not before else f"it would be done again, changed: {what}"
+        state = done if self.finished else "it would go on with a run that was cut off" if self.resuming else fresh
+        say(f"[{self.name}] dry run, nothing is written; {state}")
+        say(f"[{self.name}] " + " ".join(f"{key}={value}" for key, value in self.settings.items()))
+        for path in self._inputs:
+            size = "a folder" if Path(path).is_dir() else f"{Path(path).stat().st_size:,} bytes"
+            say(f"  reads  {path} ({size})")
+        for path in (*self.outputs, self.record):
+            say(f"  writes {path}")
+        if before.get("status") == "done":
+            settings = "the same settings" if same else "other settings or files"
+            minutes, memory = before["seconds"] / 60, before["peak_memory_mb"]
+            say(f"  an earlier run with {settings} took {minutes:.1f} minutes and {memory:,} MB")
 
     def _write(self, status: str, results: dict[str, Any] | None = None) -> None:
         if not is_main_process():

@@ -74,7 +74,8 @@ def train_on_rows(
         resuming: go on from the checkpoint, if there is one.
 
     Returns:
-        (the network of the best epoch on its device, what was measured each epoch).
+        (the network of the best epoch on its device, what was measured each epoch); with --dry_run a few epochs are
+        timed, and nothing is written.
     """
     torch.manual_seed(flags.seed)
     network = build_network(catalogue.item_ids, {name: getattr(flags, name) for name in SHAPE_FLAGS})
@@ -92,6 +93,9 @@ def train_on_rows(
         checkpoint=Path(flags.output_dir) / CHECKPOINT,
         on_checkpoint=on_checkpoint,
     )
+    if flags.dry_run:
+        trainer.foretell()
+        return network, []
     if resuming and trainer.resume():
         say(f"  from epoch {len(trainer.epochs)}")
     log = TrainingLog(flags.output_dir, flags, recorded_settings(flags), len(trainer.epochs))

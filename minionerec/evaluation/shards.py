@@ -18,6 +18,7 @@ from minionerec.common.files import InputError
 from minionerec.common.processes import process_state
 
 RESULTS = b', "results": ['  # of a line, between the numbers of its rows and their results
+SHORTER = "--sample (a part of the rows), --num_beams"
 
 
 class Batch(NamedTuple):
@@ -181,7 +182,7 @@ def work_in_shards(
     main = state.is_main_process
     with (
         (folder / f"rank{state.process_index}.jsonl").open("ab") as file,
-        ProgressBar(total=len(lengths), initial=finished, unit="row", mininterval=2.0) as bar,
+        ProgressBar(total=len(lengths), initial=finished, unit="rows", mininterval=2.0, shorter=SHORTER) as bar,
     ):
         for start in batches[state.process_index :: state.num_processes]:
             rows = order[start : start + batch_size].tolist()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.common.console import ProgressBar
+from minionerec.common.console import ProgressBar, foretell_epochs
 from minionerec.common.files import InputError, atomic_write
 from minionerec.common.processes import count_processes, is_main_process, say
 from minionerec.common.records import Row
@@ -156,6 +156,7 @@ class NetworkTrainer:
             initial=len(self.epochs) * rows,
             unit="rows",
             mininterval=2.0,
+            shorter="--num_epochs, --patience",
         )
         while len(self.epochs) < self.num_epochs and not self._is_patience_spent():
             start = time.perf_counter()
@@ -176,6 +177,11 @@ class NetworkTrainer:
         bar.close()
         self.network.load_state_dict(self.best_weights)
         return self.epochs
+
+    def foretell(self) -> None:
+        """Print how long the training takes, by a few epochs of it, which change the network."""
+        with ProgressBar(disable=True) as bar:
+            foretell_epochs(lambda: self._train_epoch(bar), self.num_epochs, "--num_epochs, --patience")
 
     def _is_patience_spent(self) -> bool:
         return self.best is not None and len(self.epochs) - self.best["epoch"] >= self.patience

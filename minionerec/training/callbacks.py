@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from pathlib import Path
 
@@ -37,11 +38,13 @@ class LaunchedTrainer(FiniteGuard):
 
     Attributes:
         columns: of the table.
+        shorter: the flags that make a run shorter.
         engine: see `name_engine`.
         plain_copy: what trained adapters are merged into where the engine shards weights, see `copy_before_sharding`.
     """
 
     columns: Columns
+    shorter: str
 
     def __init__(self, *arguments, args, **named):
         if args.n_gpu > 1:
@@ -54,7 +57,7 @@ class LaunchedTrainer(FiniteGuard):
         self.plain_copy = copy_before_sharding(self.accelerator, self.model)
         self.step_watch = StepWatch()
         self.remove_callback(ProgressCallback)
-        for callback in (TrainingTable(self.columns), StepFile(), self.step_watch):
+        for callback in (TrainingTable(self.columns, self.shorter), StepFile(), self.step_watch):
             self.add_callback(callback)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
@@ -107,6 +110,7 @@ RL_COLUMNS: Columns = (
     ("seconds_reference", "ref", "5.2fs", ""),
     ("seconds_train", "train", "5.2fs", "seconds of a step's parts"),
 )
+LEGEND_WIDTH = 118  # columns
 HEADING_EVERY = 20  # rows
 ROWS = 20  # of a whole run, about
 LAST_VALUE = ("epoch", "learning_rate")  # what a row says as it is at its end, and not as a mean over its steps
@@ -150,8 +154,8 @@ class StepWatch(TrainerCallback):
 class TrainingTable(TrainerCallback):
     """The logs of a training as rows of a table under a progress bar: means over the steps since the row before."""
 
-    def __init__(self, columns: Columns = RL_COLUMNS):
-        self.columns, self.bar = columns, None
+    def __init__(self, columns: Columns = RL_COLUMNS, shorter: str = ""):
+        self.columns, self.shorter, self.bar = columns, shorter, None
         self._rows, self._every, self._legend = 0, 1, True
         self._waiting: list[dict[str, float]] = []
 
@@ -177,14 +181,20 @@ class TrainingTable(TrainerCallback):
         )
 
     def format_legend(self) -> str:
-        """What the headings mean, in one line."""
-        return "       " + "; ".join(f"{heading}: {meaning}" for _, heading, _, meaning in self.columns if meaning)
+        """What the headings mean."""
+        text = "; ".join(f"{heading}: {meaning}" for _, heading, _, meaning in self.columns if meaning)
+        return textwrap.fill(text, LEGEND_WIDTH, initial_indent=" " * 7, subsequent_indent=" " * 7)
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self._every = max(1, state.max_steps // ROWS)
             self.bar = ProgressBar(
-                total=state.max_steps, initial=state.global_step, desc="training", unit="steps", dynamic_ncols=True
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="training",
+                unit="steps",
+                dynamic_ncols=True,
+                shorter=self.shorter,
             )
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -32,15 +32,6 @@ class SplitFlags(StreamFlags, PluginFlags):
 
 
 @dataclass
-class DryRunFlags(Flags):
-    """The plan."""
-
-    dry_run: bool = flag(
-        False, "print what the run would compute, keep in memory and take (docs/planning.md), and write nothing"
-    )
-
-
-@dataclass
 class OptimizationFlags(Flags):
     """Optimization."""
 
@@ -67,9 +58,7 @@ class OptimizationFlags(Flags):
 
 
 @dataclass
-class SFTFlags(
-    SplitFlags, PromptFlags, OptimizationFlags, AdapterFlags, LoggingFlags, HubFlags, SeedFlags, StageFlags, DryRunFlags
-):
+class SFTFlags(SplitFlags, PromptFlags, OptimizationFlags, AdapterFlags, LoggingFlags, HubFlags, SeedFlags, StageFlags):
     """Supervised fine-tuning."""
 
     base_model: str = flag(help="HF folder or hub name; with --train_from_scratch also a JSON config (config/*.json)")
@@ -228,7 +217,6 @@ class RLFlags(
     HubFlags,
     SeedFlags,
     StageFlags,
-    DryRunFlags,
 ):
     """Reinforcement learning."""
 

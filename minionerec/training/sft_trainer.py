@@ -179,7 +179,7 @@ class TreeTrainer(LaunchedTrainer, Trainer):
     legal: what probabilities are over, the same as that of the batches; None is the vocabulary.
     """
 
-    columns = SFT_COLUMNS
+    columns, shorter = SFT_COLUMNS, "--num_epochs, --sample, --early_stopping_patience"
 
     def __init__(
         self,

@@ -132,7 +132,9 @@ def embed_by_encoder(
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     arrays = []
-    for number in ProgressBar(range(get_rank(), len(batches), count_processes()), unit="batch"):
+    for number in ProgressBar(
+        range(get_rank(), len(batches), count_processes()), unit="batches", shorter="--max_sent_len"
+    ):
         part = [texts[row] for row in batches[number]]
         vectors = model.encode(part, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
         arrays.append((number, vectors.astype(np.float32)))
