@@ -29,9 +29,9 @@ import orjson
 import pandas as pd
 
 from data_process.cleaning import TimeReader, clean_title, is_id
-from minionerec.common.console import ProgressBar
 from minionerec.common.files import InputError, require_file
 from minionerec.common.processes import say
+from minionerec.common.progress import ProgressBar
 from minionerec.common.texts import clean_text
 
 BLOCK = 1 << 20  # bytes read at a time

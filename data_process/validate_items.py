@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minionerec.common.console import ProgressBar
 from minionerec.common.embeddings import open_array
 from minionerec.common.files import HALF_PAIR, WHOLE_NUMBER, InputError, open_text, replace_surrogates
 from minionerec.common.processes import say
+from minionerec.common.progress import ProgressBar
 from minionerec.common.records import SID_TOKEN
 
 EMBEDDING_ROWS = 65_536  # checked at a time

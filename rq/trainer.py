@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from minionerec.common.console import ProgressBar, foretell_epochs
 from minionerec.common.embeddings import side_file_path
 from minionerec.common.files import InputError, atomic_write
 from minionerec.common.processes import count_processes, is_main_process, say
+from minionerec.common.progress import ProgressBar, foretell_epochs
 from minionerec.common.sharing import (
     add_up,
     broadcast_tensor,

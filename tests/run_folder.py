@@ -11,12 +11,7 @@ from tiny import make_dataset
 
 from minionerec.common.files import write_json
 from minionerec.common.records import read_info, read_rows
-from minionerec.evaluation.metrics import score_predictions
-from minionerec.evaluation.predictions import (
-    build_item_predictions,
-    build_sid_predictions,
-    score_item_predictions,
-)
+from minionerec.evaluation.predictions import RankedItems, write_item_predictions, write_sid_predictions
 from minionerec.recommenders.transitions import sort_by_popularity
 
 LENGTH = 20  # of the lists
@@ -68,24 +63,21 @@ def make_run(folder: Path, seed: int = 0, kept: str = "RL") -> dict[str, str]:
         ("popularity", [sort_by_popularity(catalogue)[:LENGTH]] * len(test)),
         ("content", rank(0.2)),
     ):
-        predictions = build_item_predictions(test, rankings, catalogue)
-        write_json(folder / "baselines" / f"{name}.json", predictions)
-        metrics = score_item_predictions(predictions, test, catalogue, LENGTH)
+        lists = [RankedItems(ranked) for ranked in rankings]
+        metrics = write_item_predictions(folder / "baselines" / f"{name}.json", test, lists, catalogue, LENGTH)
         write_json(folder / "baselines" / f"{name}.metrics.json", metrics)
     write_stage(folder / "baselines", "baselines", "baselines", common)
-    histories = [row.history_sids for row in test]
     for name, share in (("sft", 0.4), ("rl", 0.5)):
         results = [
             {"predict": [catalogue.sid_of[item] for item in ranked], "score": [-0.5 * place for place in range(LENGTH)]}
             for ranked in rank(share)
         ]
-        predictions = build_sid_predictions(test, [""] * len(test), results)
-        write_json(folder / name / "test.json", predictions)
-        write_json(folder / name / "test.metrics.json", score_predictions(predictions, catalogue, LENGTH, histories))
+        path = folder / name / "test.json"
+        metrics = write_sid_predictions(path, test, [""] * len(test), results, catalogue, LENGTH)
+        write_json(folder / name / "test.metrics.json", metrics)
         write_stage(folder / name, "test", "evaluate", common)
-    fused = build_item_predictions(test, rank(0.6), catalogue, [[0.9] * LENGTH] * len(test))
-    write_json(folder / "rl" / "test.fused.json", fused)
-    metrics = score_item_predictions(fused, test, catalogue, LENGTH)
+    fused = [RankedItems(ranked, [0.9] * LENGTH) for ranked in rank(0.6)]
+    metrics = write_item_predictions(folder / "rl" / "test.fused.json", test, fused, catalogue, LENGTH)
     write_json(folder / "rl" / "test.fused.metrics.json", {**metrics, "fuse": "content", "fuse_weight": 0.3})
     trained = {"seed": seed, "item_meta_path": paths["item_meta_path"], "sid_index_path": paths["sid_index_path"]}
     write_stage(folder / "sft", "sft", "sft", trained | {"eval_file": paths["eval_file"]})

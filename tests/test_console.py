@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
-from minionerec.common import console
+from minionerec.common import console, progress
 from minionerec.common.cli import run_command
-from minionerec.common.console import ProgressBar, foretell_epochs, format_seconds, log_only, open_log, record_console
+from minionerec.common.console import log_only, open_log, record_console
 from minionerec.common.files import InputError
 from minionerec.common.processes import say
+from minionerec.common.progress import ProgressBar, foretell_epochs, format_seconds
 
 
 class Terminal(io.StringIO):
@@ -76,7 +77,7 @@ def test_long_work_says_so_once_some_of_it_was_measured(monkeypatch, capsys, tot
 
 def test_epochs_are_foretold_by_a_few(monkeypatch, capsys):
     now, done = [0.0], []
-    monkeypatch.setattr(console.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
 
     def run_epoch():
         now[0] += 100.0 if not done else 2.0  # the first one warms up

@@ -10,9 +10,10 @@ import pytest
 from tiny import make_dataset
 
 from minionerec.common.files import InputError, read_json
+from minionerec.common.texts import list_categories
 from rq.explain import explain
 from rq.index.explained_page import build_page
-from rq.index.prefixes import explain_prefixes, list_categories
+from rq.index.prefixes import explain_prefixes
 from rq.settings import ExplainFlags
 
 WORDS = "steel brass bolt nut glass flask thread long".split()

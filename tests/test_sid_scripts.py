@@ -75,7 +75,7 @@ def test_scripts_write_index_report_and_table(tmp_path, capsys):
 )
 def test_wrong_flags_of_the_scripts(script, flags, message):
     result = run(script, *flags)
-    assert result.returncode == 2 and result.stderr.startswith(message)
+    assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith(message)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from minionerec.common.console import ProgressBar
 from minionerec.common.files import InputError, is_running, require_file
 from minionerec.common.processes import is_first_of_machine
+from minionerec.common.progress import ProgressBar
 from minionerec.common.records import Catalogue, Row, check_rows, iterate_rows
 from minionerec.common.settings import StreamFlags
 from minionerec.common.sharing import broadcast_value

@@ -8,6 +8,8 @@ import re
 import textwrap
 from collections.abc import Sequence
 
+STEPS = re.compile(r"\s*[>|;]\s*")  # what stands between the steps of a category
+
 SHOWN_CHARACTERS = 60  # of a title that stands beside others in a line
 MAX_CHARACTERS = 400  # of a description, where texts of items are compared
 
@@ -54,3 +56,12 @@ def clean_text(value: object) -> str:
     if text.lower() in MISSING:
         return ""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def list_categories(value: object) -> list[str]:
+    """The categories of an item: the steps of `Beauty > Makeup > Nails`, of lists of them, or words with commas."""
+    if isinstance(value, list):
+        return list(dict.fromkeys(category for part in value for category in list_categories(part)))
+    text = clean_text(value)
+    parts = STEPS.split(text) if STEPS.search(text) else text.split(",")
+    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))

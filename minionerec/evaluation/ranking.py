@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from minionerec.common.console import ProgressBar
 from minionerec.common.processes import is_main_process, process_state
+from minionerec.common.progress import ProgressBar
 from minionerec.evaluation.metrics import find_rank, hit_ratio, ndcg
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minionerec.common.console import ProgressBar
 from minionerec.common.files import InputError
 from minionerec.common.processes import process_state
+from minionerec.common.progress import ProgressBar
 
 RESULTS = b', "results": ['  # of a line, between the numbers of its rows and their results
 SHORTER = "--sample (a part of the rows), --num_beams"

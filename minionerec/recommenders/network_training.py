@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minionerec.common.console import ProgressBar, foretell_epochs
 from minionerec.common.files import InputError, atomic_write
 from minionerec.common.processes import count_processes, is_main_process, say
+from minionerec.common.progress import ProgressBar, foretell_epochs
 from minionerec.common.records import Row
 from minionerec.common.sharing import (
     add_up_number,

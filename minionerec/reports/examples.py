@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from minionerec.common.records import Row
 from minionerec.evaluation.metrics import expand_sids
+from minionerec.evaluation.predictions import read_predictions
 from minionerec.recommenders.content import explain_content
 from minionerec.recommenders.transitions import count_transitions, explain_transitions
 from minionerec.reports.figures import Ranked
@@ -83,11 +84,16 @@ def choose_examples(ranked: Ranked, data: RunData, seed: int = 0) -> list[UserEx
     users = sorted(last_row)
     chosen = random.Random(seed).sample(users, min(SHOWN_USERS, len(users)))
     words = WordFinder(data)
-    return [_describe(ranked, data.test_rows[last_row[user]], last_row[user], words) for user in chosen]
+    numbers = {last_row[user] for user in chosen}
+    rows = enumerate(read_predictions(str(ranked.model.predictions), "predictions"))
+    predictions = {number: row for number, row in rows if number in numbers}
+    return [
+        _describe(data.test_rows[number], predictions[number], int(ranked.ranks[number]), words)
+        for number in map(last_row.__getitem__, chosen)
+    ]
 
 
-def _describe(ranked: Ranked, row: Row, number: int, words: WordFinder) -> UserExample:
-    prediction = ranked.predictions[number]
+def _describe(row: Row, prediction: dict, rank: int, words: WordFinder) -> UserExample:
     scores = prediction.get("score") or [None] * len(prediction["predict"])
     if "predict_items" in prediction:
         places = list(zip(prediction["predict_items"], prediction["predict"], scores, strict=True))
@@ -109,4 +115,4 @@ def _describe(ranked: Ranked, row: Row, number: int, words: WordFinder) -> UserE
         for item, sid, score in places
     ]
     history = [title or f"item {item}" for item, title in zip(row.history_ids, row.history_titles, strict=True)]
-    return UserExample(row.user_id, history, row.title or f"item {row.item_id}", int(ranked.ranks[number]), shown)
+    return UserExample(row.user_id, history, row.title or f"item {row.item_id}", rank, shown)

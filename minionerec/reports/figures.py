@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from minionerec.common.files import InputError
 from minionerec.common.records import Row
+from minionerec.common.texts import list_categories
 from minionerec.evaluation.metrics import (
     HISTORY_BUCKETS,
     POPULARITY_BUCKETS,
@@ -34,14 +35,12 @@ class Ranked:
     """A model with the rank of every row's target.
 
     Attributes:
-        model: what ranked.
-        predictions: its rows.
+        model: what ranked; its predictions file is there.
         ranks: int64 [rows], 0 for a target not found.
         longest: length of its lists.
     """
 
     model: Model
-    predictions: list[dict]
     ranks: np.ndarray
     longest: int
 
@@ -82,22 +81,35 @@ class Group:
 def rank_models(models: Sequence[Model], data: RunData) -> tuple[list[Ranked], list[str]]:
     """(the models whose predictions are there for the test rows, why the others are left out)."""
     ranked, left_out = [], []
-    wanted = [(row.user_id, row.item_id) for row in data.test_rows]
     for model in models:
         if model.predictions is None:
             left_out.append(f"{model.name}: its predictions file is gone")
             continue
-        rows = read_predictions(str(model.predictions), "predictions")
-        if [(str(row["user_id"]), row["item_id"]) for row in rows] != wanted:
-            left_out.append(f"{model.name}: was measured on {len(rows):,} other rows")
-            continue
+        path = str(model.predictions)
         try:
-            ranks = compute_item_ranks(rows, data.catalogue, str(model.predictions), str(data.files["info_file"]))
+            rows = _check_same_test_rows(read_predictions(path, "predictions"), data.test_rows)
+            ranks, longest = compute_item_ranks(rows, data.catalogue, path, str(data.files["info_file"]))
         except InputError as error:
             left_out.append(f"{model.name}: {error}")
             continue
-        ranked.append(Ranked(model, rows, ranks, max(len(row["predict"]) for row in rows)))
+        ranked.append(Ranked(model, ranks, longest))
     return ranked, left_out
+
+
+def _check_same_test_rows(predictions: Iterable[dict], rows: Sequence[Row]) -> Iterator[dict]:
+    """The predictions one by one, which must be for these rows.
+
+    Raises:
+        InputError: they are for others.
+    """
+    number = 0
+    for number, prediction in enumerate(predictions, 1):
+        target = (str(prediction["user_id"]), prediction["item_id"])
+        if number > len(rows) or target != (rows[number - 1].user_id, rows[number - 1].item_id):
+            raise InputError("was measured on other rows")
+        yield prediction
+    if number != len(rows):
+        raise InputError(f"was measured on {number:,} rows, and not on all {len(rows):,}")
 
 
 def measure_model(ranked: Ranked) -> dict[str, Estimate]:
@@ -185,18 +197,10 @@ def _split_by_truth(
     return [(name, mask) for name, mask in ((true, inside), (false, ~inside)) if mask.any()]
 
 
-def list_categories(record: dict) -> list[str]:
-    """The categories of an item.json's record, which is a list or a text with commas."""
-    value = record.get("categories") or ""
-    parts = value if isinstance(value, list) else str(value).strip("[]").split(",")
-    names = [str(part).strip(" '\"") for part in parts]
-    return list(dict.fromkeys(name for name in names if name))
-
-
 def _split_by_category(data: RunData) -> list[tuple[str, np.ndarray]]:
     members: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(data.test_rows):
-        for name in list_categories(data.items.get(row.item_id, {})):
+        for name in list_categories(data.items.get(row.item_id, {}).get("categories")):
             members[name].append(number)
     groups = sorted(members.items(), key=lambda pair: (-len(pair[1]), pair[0]))
     # What all rows have in common splits nothing.

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from minionerec.common.console import ProgressBar
+from minionerec.common.progress import ProgressBar
 from minionerec.common.stage import Stage
 from minionerec.common.step_log import STEPS_FILE, StepLog
 from minionerec.language.models import hide_file_progress

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from minionerec.common.console import ProgressBar
 from minionerec.common.files import InputError
+from minionerec.common.progress import ProgressBar
 from rq.models.vq import sinkhorn
 from rq.settings import RepairFlags
 

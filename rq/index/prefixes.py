@@ -11,20 +11,10 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
-from minionerec.common.texts import clean_text, join_item_texts
+from minionerec.common.texts import clean_text, join_item_texts, list_categories
 
 CATEGORIES = 3  # shown of a prefix
 FEWEST_ITEMS = 2  # of the catalogue that must have a word; a word of one item tells nothing about others
-SEPARATOR = re.compile(r"\s*[>|;]\s*")  # between the steps of a category
-
-
-def list_categories(value: object) -> list[str]:
-    """The categories of an item: the steps of `Beauty > Makeup > Nails`, of lists of them, or words with commas."""
-    if isinstance(value, list):
-        return list(dict.fromkeys(category for part in value for category in list_categories(part)))
-    text = clean_text(value)
-    parts = SEPARATOR.split(text) if SEPARATOR.search(text) else text.split(",")
-    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
 def count_words(texts: Sequence[str]) -> tuple[sparse.csr_matrix, np.ndarray]:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from minionerec.common.console import ProgressBar
 from minionerec.common.files import InputError
+from minionerec.common.progress import ProgressBar
 
 # of the prefixes of one length: the number of each item's prefix [N], the items of each, the parent prefix of each
 Prefixes = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from minionerec.common.console import ProgressBar
+from minionerec.common.progress import ProgressBar
 from rq.kmeans.assignment import (
     anneal_prices,
     assign_points,

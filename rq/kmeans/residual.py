@@ -10,9 +10,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from minionerec.common.console import ProgressBar
 from minionerec.common.embeddings import side_file_path
 from minionerec.common.files import InputError
+from minionerec.common.progress import ProgressBar
 from minionerec.common.stage import open_stage
 from rq.index.codebook import load_items, pick_device, save_codebooks
 from rq.index.collisions import LETTERS, check_repair_flags

@@ -20,7 +20,6 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from minionerec.common.console import ProgressBar
 from minionerec.common.embeddings import load_embeddings, save_embeddings, side_file_path
 from minionerec.common.files import InputError
 from minionerec.common.items import read_item_records
@@ -33,6 +32,7 @@ from minionerec.common.processes import (
     leave_others,
     say,
 )
+from minionerec.common.progress import ProgressBar
 from minionerec.common.sharing import gather_on_main
 from minionerec.common.stage import open_stage
 from minionerec.common.texts import clean_text
