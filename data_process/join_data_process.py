@@ -18,8 +18,9 @@ if __name__ == "__main__":
     # Before the imports below, which take seconds: --help and a wrong flag answer at once.
     FLAGS = parse_flags(JoinFlags)
 
-from data_process.interactions import INTER_COLUMNS, SPLITS, read_inter, write_lines
+from data_process.interactions import SPLITS, write_lines
 from minionerec.common.files import InputError, write_json, write_text
+from minionerec.common.interactions import INTER_COLUMNS, read_inter
 from minionerec.common.items import read_item_records
 from minionerec.common.stage import open_stage
 

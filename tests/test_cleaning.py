@@ -17,6 +17,7 @@ from data_process.validate_rows import read_table_rows
 from minionerec.common.files import InputError
 from minionerec.common.interactions import read_inter
 from minionerec.common.items import read_item_records, read_items
+from minionerec.common.json_lists import iterate_json_list
 from minionerec.common.records import read_index, read_rows
 
 FLAGS = RecboleFlags(dataset="x", output_path="x", input_dir="x")
@@ -226,3 +227,12 @@ def test_json_that_no_parser_takes_is_one_line(tmp_path, text):
     with pytest.raises(InputError, match="^[^\n]*x.json[^\n]*$"):
         read_index(tmp_path / "x.json")
     assert np.isfinite(len(text))
+
+
+@pytest.mark.parametrize(
+    "text", ['[\n {"a": 1}3.0,\n {"a": 2}]', "[1 2]", '[{"a": 1}x]', "[" * 100_000, '[{"a": 1}]]', "[1,]", "["]
+)
+def test_a_list_that_is_read_element_by_element_is_as_strict_as_a_whole_one(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputError, match="x.json, line .*: not valid JSON"):
+        list(iterate_json_list(tmp_path / "x.json", "f", "a list"))

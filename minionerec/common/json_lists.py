@@ -69,10 +69,13 @@ class _Window:
                 if not self._extend():
                     self.fail(error.msg, beyond)
                 continue
+            except RecursionError:
+                self.fail("nested too deeply")
+            length = end - self._position  # positions are others once the window has moved on
             # A number that the window cuts may go on, as 1.5 in 1.5e-3.
             if self._text[end : end + 1] in AFTER_VALUE or not self._extend():
                 start = self.byte
-                self.skip(end)
+                self.skip(self._position + length)
                 return value, start, self.byte - start
 
     def fail(self, message: str, beyond: int = 0) -> NoReturn:

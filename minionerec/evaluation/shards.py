@@ -63,7 +63,7 @@ def find_batches(path: Path, offset: int = 0) -> Iterator[Batch]:
                 ends = list(accumulate(size + 2 for size in sizes))
                 if len(rows) != len(sizes) or len(results) != ends[-1] + 1:
                     raise ValueError
-            except (ValueError, KeyError, TypeError, IndexError):
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError):
                 raise _refuse(path) from None
             first = offset + len(head) + len(RESULTS)
             starts = [first + end - size - 2 for end, size in zip(ends, sizes, strict=True)]
