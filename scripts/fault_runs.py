@@ -3,7 +3,7 @@
 python -m scripts.fault_runs --work_dir faults --kills 30
 
 The stages of a small data set run once undisturbed, then again while they are killed: by turns after a random share of
-the time that the stage takes, and when it has written a random one of its files. At the end every final file is
+what the stage prints, and when it has written a random one of its files. At the end every final file is
 compared, no temporary file and no lock may be left, and no stage may have been skipped, or done more than once. The
 last line sums it up; the exit status is 1 unless all is well.
 """
@@ -47,6 +47,7 @@ from minionerec.common.processes import say
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 900  # that a stage may take
+MOST_MISSED = 6  # starts of a stage that end before they are killed
 LEFT = re.compile(r".*(\.tmp-.*|\.lock)$")
 # What says when and where something ran, and the trainers' own folders, of which the last ones depend on restarts.
 NOT_COMPARED = re.compile(r".*(\.stage\.json|\.settings\.yaml)$|.*/(checkpoint-\d+|data_cache|runs)/.*")
@@ -136,21 +137,23 @@ def list_files(folder: Path) -> set[str]:
     return {os.path.join(place, name) for place, _, names in os.walk(folder) for name in names}
 
 
-def kill_once(command: list[str], log: Path, out: Path, moment: float, draws: random.Random, *, by_file: bool) -> bool:
+def kill_once(command: list[str], log: Path, out: Path, said: int, draws: random.Random, *, by_file: bool) -> bool:
     """Start a stage and kill it; False where it ended before.
 
+    What it has said, and not the time, tells how far it is: the same on a machine that does other things beside it.
+
     Args:
-        moment: seconds after which it is killed at the latest.
-        by_file: kill it shortly after it has made its n-th new file, for a random n.
+        said: bytes of what it prints, after which it is killed.
+        by_file: kill it shortly after it has made its n-th new file instead, for a random n.
     """
-    before, wanted = list_files(out), draws.randint(1, 12)
+    before, wanted = list_files(out), draws.randint(1, 8)
     process = start(command, log)
-    begun = time.monotonic()
-    while process.poll() is None and time.monotonic() - begun < moment:
-        if by_file and len(list_files(out) - before) >= wanted:
-            time.sleep(draws.random() * 0.02)
+    begin, deadline = log.stat().st_size, time.monotonic() + SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        if by_file and len(list_files(out) - before) >= wanted or not by_file and log.stat().st_size - begin >= said:
+            time.sleep(draws.random() * 0.05)
             break
-        time.sleep(0.003 if by_file else 0.02)
+        time.sleep(0.002)
     if process.poll() is not None:
         return False
     os.killpg(process.pid, signal.SIGKILL)
@@ -187,30 +190,36 @@ def fingerprint_files(out: Path) -> dict[str, str]:
     return found
 
 
-def disturb(commands: dict[str, list[str]], out: Path, seconds: dict[str, float], flags: FaultFlags) -> Outcome:
-    """Run all stages and kill those of the flags, until all have ended."""
-    outcome, draws = Outcome(), random.Random(flags.seed)
-    logs = out.parent / "logs"
+def disturb(commands: dict[str, list[str]], out: Path, flags: FaultFlags) -> Outcome:
+    """Run all stages and kill those of the flags, until all have ended.
+
+    Where a stage ends before it is killed, it is done again by force, so that there are as many kills as asked for.
+    """
+    outcome, draws, logs = Outcome(), random.Random(flags.seed), out.parent / "logs"
     shares = {name: flags.kills // len(flags.stages) for name in flags.stages}
     for name in draws.sample(flags.stages, flags.kills % len(flags.stages)):
         shares[name] += 1
     for name, command in commands.items():
-        log, ended = logs / f"disturbed_{name}.log", False
-        for number in range(shares.get(name, 0)):
-            by_file = number % 2 == 1
-            moment = seconds[name] if by_file else seconds[name] * draws.uniform(0.4, 1.0)
-            if kill_once(command, log, out, moment, draws, by_file=by_file):
-                outcome.kills += 1
+        log, expected = logs / f"disturbed_{name}.log", (logs / f"undisturbed_{name}.log").stat().st_size
+        killed = missed = 0
+        again: list[str] = []
+        while killed < shares.get(name, 0) and missed < MOST_MISSED:
+            # A start that goes on says less than one from the beginning.
+            said = int(expected * draws.uniform(0.05, 0.95 if killed == 0 else 0.6))
+            by_file = (killed + missed) % 2 == 1
+            if kill_once([*command, *again], log, out, said, draws, by_file=by_file):
+                killed, again = killed + 1, []
             else:
-                ended = True  # and the next start says that it is done
+                missed, again = missed + 1, ["--force", "True"]
         run_to_end(name, command, log)
         text = log.read_text()
+        outcome.kills += killed
         outcome.resumes += text.count("an earlier run was cut off; going on")
-        if text.count("] done in ") != 1:
-            outcome.wrong.append(f"stage {name} was done {text.count('] done in ')} times")
-        if not ended and "Traceback" in text:
+        if text.count("] done in ") not in (missed, missed + 1) or text.count("] done in ") == 0:
+            outcome.wrong.append(f"stage {name} was done {text.count('] done in ')} times, {missed} of them asked for")
+        if "Traceback" in text:
             outcome.wrong.append(f"stage {name} printed a traceback")
-        say(f"[faults] {name}: {shares.get(name, 0)} kills, then to its end")
+        say(f"[faults] {name}: {killed} kills, {missed} starts that ended before, then to its end")
     return outcome
 
 
@@ -230,14 +239,13 @@ def fault_runs(flags: FaultFlags) -> None:
     commands = list_commands(raw, out)
     last = max(list(commands).index(name) for name in flags.stages)
     commands = {name: command for name, command in list(commands.items())[: last + 1]}
-    seconds = {}
     for name, command in commands.items():
-        seconds[name] = run_to_end(name, command, work / "logs" / f"undisturbed_{name}.log")
-        say(f"[faults] {name}: {seconds[name]:.1f} s undisturbed")
+        seconds = run_to_end(name, command, work / "logs" / f"undisturbed_{name}.log")
+        say(f"[faults] {name}: {seconds:.1f} s undisturbed")
     expected = fingerprint_files(out)
     shutil.move(out, work / "undisturbed")
 
-    outcome = disturb(commands, out, seconds, flags)
+    outcome = disturb(commands, out, flags)
     found = fingerprint_files(out)
     left = sorted(path for path in list_files(out) if LEFT.fullmatch(path))
     differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

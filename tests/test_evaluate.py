@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -209,7 +208,8 @@ def test_another_run_does_not_use_the_rows_of_a_cut_off_one(trained, tmp_path, s
     if change == "setting":
         changes["num_beams"] = 19
     if change == "input":
-        os.utime(tmp_path / "test.csv", (1, 1))
+        text = (tmp_path / "test.csv").read_text()
+        (tmp_path / "test.csv").write_text(text.replace("Item number", "Item  umber", 1))  # as many bytes
     if change == "force":
         changes["force"] = True
     predictions, _ = run(trained, tmp_path / "cut", batch_size=4, **changes)
