@@ -23,35 +23,23 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from minionerec.common.files import InputError, read_json, write_json
+from minionerec.common.files import write_json
 from minionerec.common.processes import say
 from minionerec.evaluation.metrics import format_metrics
-
-# Where each row of the table comes from, in the order of the table.
-RESULTS = {
-    "popularity": "baselines/popularity.metrics.json",
-    "transition counts": "baselines/transitions.metrics.json",
-    "repeat last": "baselines/repeat_last.metrics.json",
-    "likeness of texts": "baselines/content.metrics.json",
-    "transitions + likeness": "baselines/transitions+content.metrics.json",
-    "SASRec": "sasrec/test.metrics.json",
-    "GRU4Rec": "gru4rec/test.metrics.json",
-    "after SFT": "sft/test.metrics.json",
-    "after SFT, fused": "sft/test.fused.metrics.json",
-    "after RL": "rl/test.metrics.json",
-    "after RL, fused": "rl/test.fused.metrics.json",
-}
+from minionerec.reports.runs import describe_rl, read_run
 
 
 def summary(flags: SummaryFlags) -> None:
     """Print the table, the stages and the outputs of a run folder, and write table and stages to summary.json."""
     root = Path(flags.run_dir)
-    metrics = {name: read_json(root / path) for name, path in RESULTS.items() if (root / path).is_file()}
-    if not metrics:
-        raise InputError(f"--run_dir {flags.run_dir}: no metrics below it")
-    records = sorted(root.rglob("*stage.json"), key=lambda path: path.stat().st_mtime)
-    stages = {str(path.relative_to(root)): read_json(path) for path in records}
+    run = read_run(root)
+    metrics, stages = {model.name: model.metrics for model in run.models}, run.records
     say(f"\nTest split, {next(iter(metrics.values()))['rows']:,} rows\n\n{format_metrics(metrics)}\n")
+    outcome = describe_rl(run)
+    if outcome:
+        changed = f"{outcome['figure']} on the validation rows {outcome['start']:.4f} -> {outcome['best']:.4f}"
+        kept = "RL's weights were kept" if outcome["kept"] == "RL" else "the SFT weights were kept, so that it is SFT's"
+        say(f"after RL: {kept} ({changed})\n")
     say(f"{'stage':<44}{'seconds':>9}{'peak MB':>9}")
     for path, record in stages.items():
         name = f"{record['stage']} ({Path(path).parent})"

@@ -78,7 +78,10 @@ def make_run(folder: Path, seed: int = 0, kept: str = "RL") -> dict[str, str]:
         write_stage(folder / name, "test", "evaluate", common)
     fused = [RankedItems(ranked, [0.9] * LENGTH) for ranked in rank(0.6)]
     metrics = write_item_predictions(folder / "rl" / "test.fused.json", test, fused, catalogue, LENGTH)
-    write_json(folder / "rl" / "test.fused.metrics.json", {**metrics, "fuse": "content", "fuse_weight": 0.3})
+    write_json(
+        folder / "rl" / "test.fused.metrics.json",
+        {**metrics, "fuse": "content", "weights": {"model": 1.0, "content": 0.3}},
+    )
     trained = {"seed": seed, "item_meta_path": paths["item_meta_path"], "sid_index_path": paths["sid_index_path"]}
     write_stage(folder / "sft", "sft", "sft", trained | {"eval_file": paths["eval_file"]})
     start, best = (0.2, 0.25) if kept == "RL" else (0.2, 0.2)

@@ -12,6 +12,7 @@ from launching import ROOT, long_form
 from minionerec.common.files import read_json
 
 NAMES = ["data", "text2emb", "sids", "convert", "baselines", "sasrec", "sft", "evaluate_sft", "rl", "evaluate_rl"]
+LAST = ["card_sft", "card_rl", "summary", "report"]
 
 
 def write_raw(folder):
@@ -99,10 +100,12 @@ def test_raw_data_to_metrics_by_two_processes_and_on_after_a_break(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "engine: DDP" in done.stdout and "after RL" in done.stdout and "SASRec" in done.stdout
     logs = sorted(path.name for path in (out / "logs").iterdir())
-    assert logs == [f"{number:02d}_{name}.log" for number, name in enumerate([*NAMES, "summary"], 1)]
+    assert logs == [f"{number:02d}_{name}.log" for number, name in enumerate([*NAMES, *LAST], 1)]
     assert (out / "logs/07_sft.log").read_text().count("already done") == 1
     changed = {path.name for path, time in times.items() if path.stat().st_mtime_ns != time}
     assert changed <= {"rl.stage.json"}
     assert set(read_json(out / "summary.json")["metrics"]) >= {"popularity", "SASRec", "after SFT", "after RL"}
+    assert "after RL" in (out / "report.html").read_text() and "rl.py" in (out / "log.txt").read_text()
+    assert (out / "command.txt").read_text().startswith("bash scripts/pipeline.sh --dataset toy")
     for name in Path(out / "sft").glob("test.metrics.json"):
         assert read_json(name)["illegal"] == 0

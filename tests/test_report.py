@@ -18,6 +18,7 @@ from minionerec.reports.page import format_change, format_metric, render_run
 from minionerec.reports.results import summarise_seeds, tabulate_runs
 from minionerec.reports.runs import describe_rl, read_run, read_run_data
 from scripts.report import ReportFlags, report
+from scripts.summary import SummaryFlags, summary
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +66,11 @@ class Checker(HTMLParser):
 def test_models_and_data_are_found(folder):
     run = read_run(folder)
     assert [(model.name, model.kind) for model in run.models] == [
-        ("content", "baseline"),
         ("popularity", "baseline"),
+        ("likeness of texts", "baseline"),
         ("after SFT", "sft"),
         ("after RL", "rl"),
-        ("after RL + content", "fused"),
+        ("after RL, fused", "fused"),
     ]
     assert run.data_set == "csv" and run.seed == 0 and run.models[2].minutes == 3.0  # training and evaluation
     data = read_run_data(run)
@@ -123,6 +124,17 @@ def test_an_interval_of_no_hits():
     assert share.value == 0 and share.low == 0 and 0.2 < share.high < 0.4
 
 
+def test_the_summary_says_whose_weights_were_kept(tmp_path, capsys):
+    for kept, said in (
+        ("RL", "RL's weights were kept (sum"),
+        ("SFT", "the SFT weights were kept, so that it is SFT's"),
+    ):
+        make_run(tmp_path / kept, kept=kept)
+        summary(SummaryFlags(run_dir=str(tmp_path / kept)))
+        assert f"after RL: {said}" in capsys.readouterr().out
+        assert "likeness of texts" in read_json(tmp_path / kept / "summary.json")["metrics"]
+
+
 def test_whose_weights_were_kept(tmp_path, page, undrawn):
     assert "RL's weights were kept" in page.replace("’", "'")
     make_run(tmp_path / "kept", kept="SFT")
@@ -173,8 +185,8 @@ def test_several_runs(tmp_path, capsys, undrawn):
     written = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
     names = ["seed1/report.html", "seed2/report.html", "report.html", "results.csv", "results.md"]
     assert written == [str(tmp_path / name) for name in names]
-    summary = summarise_seeds(tabulate_runs([read_run(tmp_path / f"seed{seed}") for seed in (1, 2)]))
-    row = summary[summary["method"] == "after RL"].iloc[0]
+    means = summarise_seeds(tabulate_runs([read_run(tmp_path / f"seed{seed}") for seed in (1, 2)]))
+    row = means[means["method"] == "after RL"].iloc[0]
     assert row["runs"] == 2 and row["HR@10"] == pytest.approx(np.mean(values))
     assert row["HR@10 sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
     text = (tmp_path / "results.md").read_text()

@@ -112,6 +112,12 @@ def build_model_rows(run: Run, ranked: Sequence[Ranked]) -> list[dict[str, Any]]
         note = ""
         if outcome and outcome["kept"] == "SFT" and model.name.startswith("after RL"):
             note = "the SFT weights: RL found none that were better"
+        if model.kind == "fused" and model.metrics.get("fuse"):
+            weights = model.metrics.get("weights") or {}
+            parts = ", ".join(
+                f"{name} × {weight:g}" for name, weight in weights.items() if isinstance(weight, int | float)
+            )
+            note = "; ".join(part for part in (note, f"with {parts or model.metrics['fuse']}") if part)
         rows.append({"model": model, "values": values, "note": note})
     for name, k in METRICS:
         key = f"{name}@{k}"

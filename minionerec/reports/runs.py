@@ -17,7 +17,14 @@ METRICS_SUFFIX, FUSED_SUFFIX = ".metrics.json", ".fused"
 # Names and order of the folders that the scripts make; others follow, under their own names.
 NETWORKS = {"sasrec": "SASRec", "gru4rec": "GRU4Rec"}
 TRAINED = {"likeness": "likeness", "sft": "SFT", "rl": "RL"}
-BASELINE_NAMES = {"transitions": "transition counts", "repeat_last": "repeat last"}
+BASELINE_NAMES = {
+    "popularity": "popularity",
+    "transitions": "transition counts",
+    "repeat_last": "repeat last",
+    "content": "likeness of texts",
+    "transitions+content": "transitions + likeness",
+    **NETWORKS,
+}
 NEEDED = ("item", "item_unseen", "rows", "illegal")  # of a metrics file
 
 
@@ -148,8 +155,14 @@ def read_run(folder: str | Path) -> Run:
     models = [_read_model(path, root, records) for path in root.rglob(f"*{METRICS_SUFFIX}")]
     if not models:
         raise InputError(f"{folder}: no *{METRICS_SUFFIX} below it; is it the output of a run?")
-    order = {"baseline": 0, "network": 1, "other": 2, "sft": 3, "rl": 4}
-    models.sort(key=lambda entry: (order[entry[0]], entry[2].kind == "fused", entry[1]))
+    places, known = ["baseline", "network", "other", "sft", "rl"], list(BASELINE_NAMES.values())
+
+    def sort_key(entry: tuple[str, str, Model]) -> tuple:
+        place, path, model = entry
+        number = known.index(model.name) if model.name in known else len(known)
+        return places.index(place), number, model.kind == "fused", path
+
+    models.sort(key=sort_key)
     return Run(root, records, [model for _, _, model in models])
 
 
@@ -177,8 +190,7 @@ def _read_model(path: Path, root: Path, records: dict[str, dict]) -> tuple[str, 
         place = top if top in ("sft", "rl") else "other"
         kind = "fused" if fused else place
         name = (f"after {TRAINED[top]}" if top in TRAINED else folder if folder != "." else own) + suffix
-        if fused:
-            name += f" + {metrics.get('fuse', 'baseline')}"
+        name += ", fused" * fused
         names = {f"{folder}/{own}{RECORD_SUFFIX}", f"{folder}/{top}{RECORD_SUFFIX}"}
     predictions = path.with_name(f"{stem}.json")
     stages = [records[record] for record in records if record in names]
@@ -228,7 +240,7 @@ def describe_rl(run: Run) -> dict[str, Any] | None:
             start, best = results[name], results.get(f"validation {figure} best")
             if best is None:
                 continue
-            kept = results.get("kept") or ("RL" if best > start else "SFT")
+            kept = results.get("weights kept") or ("RL" if best > start else "SFT")
             return {"figure": figure, "start": start, "best": best, "kept": kept, "steps": results.get("steps")}
     return None
 
