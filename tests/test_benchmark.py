@@ -10,7 +10,7 @@ import pytest
 import yaml
 from matplotlib.image import imread
 from test_pipeline import ROOT, write_raw
-from test_report import results
+from test_plots import results
 
 from minionerec.common.files import InputError, read_json, write_json
 from scripts.benchmark_recipe import read_recipe
