@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from minionerec.language.catalogue_trie import CatalogueTrie
 from minionerec.language.examples import Example
-from minionerec.search.beam_search import NAN_LOGITS, NEGATIVE, SearchResult
+from minionerec.search.beam_search import NEGATIVE, BrokenLogitsError, SearchResult
 from minionerec.search.modes import evaluation_mode
 from minionerec.search.trie import SidTrie
 
@@ -139,7 +139,7 @@ def generate_beams(
         )
     score = output.sequences_scores.float()
     if bool(torch.isnan(score).any()):
-        raise ValueError(NAN_LOGITS)
+        raise BrokenLogitsError
     return output.sequences[:, length:].view(n, num_beams, -1), score.view(n, num_beams)
 
 

@@ -66,6 +66,15 @@ def test_a_few_steps_with_every_reward(trained, tmp_path, reward, beams):
     assert read_json(output / "rl.stage.json")["results"]["steps"] == 3
 
 
+@pytest.mark.parametrize("validating", [False, True])
+def test_a_policy_that_diverges_stops_the_run_and_nothing_is_exported(trained, tmp_path, validating):
+    changes = {"learning_rate": 1e38, "warmup_ratio": 0.0, "test_during_training": validating, "eval_step": 1}
+    with pytest.raises(InputError, match=r"diverged at step \d: .* try a tenth of it.*nothing is exported") as error:
+        run(trained, tmp_path / "rl", **changes)
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "rl" / "final_checkpoint").exists() and not list((tmp_path / "rl").glob("checkpoint-*"))
+
+
 def test_a_second_call_does_nothing(trained, tmp_path):
     output = run(trained, tmp_path / "rl")
     written = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}

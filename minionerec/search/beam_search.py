@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from minionerec.common.files import InputError
 from minionerec.search.kept_head import KeptHead
 from minionerec.search.legal_softmax import is_normalised_over_legal
 from minionerec.search.prefill import PrefilledPrompts
@@ -23,7 +24,13 @@ from minionerec.search.tree_scorer import open_model_scorer
 from minionerec.search.trie import SidTrie
 
 NEGATIVE = float("-inf")
-NAN_LOGITS = "the model's logits are NaN: its weights are broken or the numbers overflow in this precision"
+
+
+class BrokenLogitsError(InputError, ValueError):
+    """A model says nothing that could be ranked. For people, too: its weights are what somebody gave."""
+
+    def __init__(self):
+        super().__init__("the model's logits are NaN: its weights are broken or numbers overflow in this precision")
 
 
 @dataclass
@@ -267,7 +274,7 @@ class _BeamSearch:
             ValueError: NaN logits.
         """
         if bool(self.is_broken):
-            raise ValueError(NAN_LOGITS)
+            raise BrokenLogitsError
         sequence = self.finished_sequence.masked_fill(self.finished_score == NEGATIVE, -1)
         return SearchResult(sequence, self.finished_score)
 
@@ -328,5 +335,5 @@ def sample(
             scorer.follow(nodes, parent)
             parent = itself
         if bool(is_broken):
-            raise ValueError(NAN_LOGITS)
+            raise BrokenLogitsError
         return SearchResult(trie.sequence[nodes], score)

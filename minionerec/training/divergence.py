@@ -8,6 +8,7 @@ import torch
 
 from minionerec.common.files import InputError
 from minionerec.language.model_checks import find_broken_weights
+from minionerec.search.beam_search import BrokenLogitsError
 
 
 class FiniteGuard:
@@ -27,6 +28,13 @@ class FiniteGuard:
         self._step_loss = self._step_loss + loss.detach()
         return loss
 
+    def get_batch_samples(self, *arguments, **named):
+        """`Trainer.get_batch_samples`, in which a policy whose weights are broken may be asked for rollouts."""
+        try:
+            return super().get_batch_samples(*arguments, **named)
+        except BrokenLogitsError:
+            self.stop_diverged("the model's logits are not finite", before=True)
+
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         loss, self._step_loss = float(self._step_loss), 0.0
@@ -42,15 +50,19 @@ class FiniteGuard:
                 self.stop_diverged(f"weights are not finite after it ({broken[0]})")
         return super()._maybe_log_save_evaluate(*arguments, **named)
 
-    def stop_diverged(self, what: str) -> None:
+    def stop_diverged(self, what: str, *, before: bool = False) -> None:
         """End the run.
+
+        Args:
+            what: is not finite.
+            before: it was so before this step, by the update of the step before.
 
         Raises:
             InputError: what happened at which step, and what to try.
         """
         from minionerec.training.checkpoints import find_last_checkpoint  # checkpoints.py knows trainers
 
-        step, rate = self.state.global_step + 1, self._get_learning_rate()
+        step, rate = self.state.global_step + (not before), self._get_learning_rate()
         rate = f"{float(rate):.3g} (of --learning_rate {self.args.learning_rate:g})"
         last = find_last_checkpoint(self.args.output_dir)
         kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
