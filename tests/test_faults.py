@@ -146,6 +146,7 @@ def chained(error):
     [
         (OSError(errno.ENOSPC, "No space left on device", "DIR/x.npy"), "DIR/x.npy: the disk is full"),
         (chained(OSError(errno.ENOSPC, "No space left on device")), "DIR/out: the disk is full"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 38272"), "DIR/out: the disk is full"),
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0"), "DIR/out: the disk is full"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "MiB free at DIR"),
         (OSError(errno.EROFS, "Read-only file system", "DIR/x"), "DIR/x: cannot be written (read-only"),

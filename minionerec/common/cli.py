@@ -209,6 +209,7 @@ def run_command(command: Callable[[AnyFlags], Any], flags: AnyFlags, *, shared: 
 
 # What libraries say where a write failed, without the number of the error.
 FULL_DISK = ("no space left", "disk quota", "pytorchstreamwriter failed", "file write failed", "os error 28")
+FULL_DISK += ("iostream error", "inline_container")  # of torch.save
 READ_ONLY = ("read-only file system", "permission denied", "os error 30", "os error 13")
 OUTPUT_FLAGS = ("output_dir", "output_path", "ckpt_dir", "output_file", "result_json_data", "output", "root", "run_dir")
 
