@@ -17,8 +17,9 @@ if __name__ == "__main__":
     # Before the imports below, which take seconds: --help and a wrong flag answer at once.
     FLAGS = parse_flags(PublishedFlags)
 
-from data_process.interactions import INTER_COLUMNS, SPLITS, write_lines
+from data_process.interactions import SPLITS, write_lines
 from minionerec.common.files import InputError, write_json
+from minionerec.common.interactions import INTER_COLUMNS
 from minionerec.common.items import read_item_records
 from minionerec.common.records import read_rows
 from minionerec.common.stage import open_stage

@@ -9,10 +9,10 @@ from test_benchmark import run_script
 from test_pipeline import ROOT
 
 from convert_dataset import convert_dataset
-from data_process.interactions import INTER_COLUMNS
 from data_process.join_data_process import join_datasets
 from data_process.settings import ConvertFlags, JoinFlags
 from minionerec.common.files import InputError, read_json
+from minionerec.common.interactions import INTER_COLUMNS
 from minionerec.common.records import read_info, read_rows
 
 
