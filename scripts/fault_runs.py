@@ -50,7 +50,9 @@ SECONDS = 900  # that a stage may take
 MOST_MISSED = 6  # starts of a stage that end before they are killed
 LEFT = re.compile(r".*(\.tmp-.*|\.lock)$")
 # What says when and where something ran, and the trainers' own folders, of which the last ones depend on restarts.
-NOT_COMPARED = re.compile(r".*(\.stage\.json|\.settings\.yaml)$|.*/(checkpoint-\d+|data_cache|runs)/.*")
+NOT_COMPARED = re.compile(
+    r".*(\.stage\.json|\.settings\.yaml|/log\.txt|/steps\.csv)$|.*/(checkpoint-\d+|data_cache|runs)/.*"
+)
 
 
 @dataclass

@@ -247,7 +247,9 @@ def test_files_do_not_depend_on_the_time_zone(tmp_path):
             stdout=subprocess.DEVNULL,
         )
         files = sorted(
-            path for path in (folder / "out").iterdir() if not path.name.endswith((".stage.json", ".settings.yaml"))
+            path
+            for path in (folder / "out").iterdir()
+            if not path.name.endswith((".stage.json", ".settings.yaml", "log.txt"))
         )
         contents.append([path.read_bytes() for path in files])
     assert len(contents[0]) == 6 and contents[0] == contents[1] == contents[2]

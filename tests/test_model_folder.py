@@ -66,7 +66,7 @@ def test_the_catalogue_says_what_the_training_data_say(trained):
         ("counts.json", "[1]", "counts.json: expected an object by item id"),
         ("transitions.json", '{"1": {"2": "x"}}', "transitions.json: '2': expected an item id"),
         ("settings.yaml", "max_history: many", "settings.yaml: expected max_history: int"),
-        ("settings.yaml", "{", "settings.yaml: not valid YAML"),
+        ("settings.yaml", "{", "settings.yaml, line 1: not valid YAML"),
         ("info.txt", "nothing", "info.txt, line 1: expected sid"),
     ],
 )

@@ -83,7 +83,7 @@ def test_the_prompts_are_those_of_next_sid_and_targets_are_drawn_as_said():
             row = dataset.rows[place % len(dataset.rows)]
             assert example.prompt == prompts[row.user_id, row.history_ids] and example.group == row.user_id
             assert example.target == example.sid == inputs.catalogue.sids[example.item_id]
-            assert example.target_ids == coder.target_ids([example.target])[0]
+            assert example.target_ids == coder.target_ids("similar_sid", [example.target])[0]
             counts[place % len(dataset.rows)][example.item_id] += 1
     for row, counted in zip(dataset.rows, counts, strict=True):
         expected = naive(table, row.history_ids)

@@ -233,7 +233,9 @@ def test_taught_examples(task, prompts):
             shown = [SIDS[item] for item in example.history_ids]
             assert example.prompt == coder.prompts.prompt("next_sid", shown)
             assert example.prompt_ids == coder.prompt_ids([example.prompt])[0]
-            assert example.target_ids == coder.target_ids([coder.prompts.target("next_sid", example.sid)])[0]
+            assert (
+                example.target_ids == coder.target_ids("next_sid", [coder.prompts.target("next_sid", example.sid)])[0]
+            )
             first = example.labels.level == 0
             assert example.labels.weight[first].sum() == pytest.approx(1)
             if task == "teacher_sid":
