@@ -14,7 +14,7 @@
 #   --seeds "N N N"       default "42 1 2"; every stage of a run uses its seed
 #
 # At the end: DIR/table.txt, DIR/table.csv and DIR/table.png with the mean and the standard deviation of every figure,
-# the published ones beside them, and CPU minutes.
+# the published ones beside them, and CPU minutes; a page about every run, SEED/report.html, and one over all of them.
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
 DATASET="" RECIPE="" DATA="" OUTPUT_DIR="" SEEDS="42 1 2"
@@ -37,6 +37,7 @@ fi
 
 # One thread: these models are too small to gain from two.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" LAUNCH="${LAUNCH:-none}"
+RUNS=()
 for seed in $SEEDS; do
     # One argument a line.
     mapfile -t ARGUMENTS < <("$PYTHON" -m scripts.recipe --recipe "$RECIPE" --data "$DATA" \
@@ -44,5 +45,7 @@ for seed in $SEEDS; do
     [ "${ARGUMENTS[-1]}" != failed ] || exit 2
     echo "[benchmark] $NAME, seed $seed"
     bash scripts/pipeline.sh "${ARGUMENTS[@]}"
+    RUNS+=("$OUT/seed_$seed")
 done
 "$PYTHON" -m scripts.benchmark_table --run_dir "$OUT" --recipe "$RECIPE"
+"$PYTHON" -m scripts.report "${RUNS[@]}" --output_dir "$OUT"

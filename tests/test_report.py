@@ -15,7 +15,7 @@ from minionerec.reports import pictures
 from minionerec.reports.curves import POINTS, read_trainings
 from minionerec.reports.figures import estimate_share, rank_models, split_rows
 from minionerec.reports.page import format_change, format_metric, render_run
-from minionerec.reports.results import summarise_seeds, tabulate_runs
+from minionerec.reports.results import average_runs, tabulate_runs
 from minionerec.reports.runs import describe_rl, read_run, read_run_data
 from scripts.report import ReportFlags, report
 from scripts.summary import SummaryFlags, summary
@@ -185,7 +185,7 @@ def test_several_runs(tmp_path, capsys, undrawn):
     written = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
     names = ["seed1/report.html", "seed2/report.html", "report.html", "results.csv", "results.md"]
     assert written == [str(tmp_path / name) for name in names]
-    means = summarise_seeds(tabulate_runs([read_run(tmp_path / f"seed{seed}") for seed in (1, 2)]))
+    means = average_runs(tabulate_runs([read_run(tmp_path / f"seed{seed}") for seed in (1, 2)]))
     row = means[means["method"] == "after RL"].iloc[0]
     assert row["runs"] == 2 and row["HR@10"] == pytest.approx(np.mean(values))
     assert row["HR@10 sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-9)

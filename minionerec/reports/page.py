@@ -30,7 +30,7 @@ from minionerec.reports.figures import (
     rank_models,
 )
 from minionerec.reports.pictures import draw_code_use, draw_curves, draw_cutoffs, draw_group_points, draw_methods
-from minionerec.reports.results import format_results, summarise_seeds, tabulate_runs
+from minionerec.reports.results import average_runs, format_results, tabulate_runs
 from minionerec.reports.runs import (
     Run,
     RunData,
@@ -273,7 +273,7 @@ def write_page(run: Run) -> Path:
 def write_overview(runs: Sequence[Run], folder: Path) -> Path:
     """Write report.html about several runs: their results side by side, and links to their own pages."""
     table = tabulate_runs(runs)
-    summary = summarise_seeds(table)
+    summary = average_runs(table)
     context = {
         "runs": [(run, _relative(run.folder / PAGE, folder)) for run in runs],
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

@@ -46,7 +46,7 @@ def tabulate_runs(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def summarise_seeds(table: pd.DataFrame) -> pd.DataFrame:
+def average_runs(table: pd.DataFrame) -> pd.DataFrame:
     """Means over runs of one data set and method, in the order of the table, and "X sd": spreads where there are two.
 
     `runs` counts them; the spread is the standard deviation of a sample.
@@ -71,7 +71,7 @@ def _format_markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> s
 
 def format_results(table: pd.DataFrame) -> str:
     """The results as Markdown: means and spreads over seeds, then every run by itself."""
-    summary = summarise_seeds(table)
+    summary = average_runs(table)
     means = []
     for _, row in summary.iterrows():
         cells = []

@@ -240,7 +240,8 @@ def describe_rl(run: Run) -> dict[str, Any] | None:
             start, best = results[name], results.get(f"validation {figure} best")
             if best is None:
                 continue
-            kept = results.get("weights kept") or ("RL" if best > start else "SFT")
+            # Older runs did not say it, but kept the better one.
+            kept = "SFT" if results.get("kept_sft_weights", best <= start) else "RL"
             return {"figure": figure, "start": start, "best": best, "kept": kept, "steps": results.get("steps")}
     return None
 

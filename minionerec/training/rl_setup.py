@@ -283,7 +283,6 @@ def train_and_export(
     if start:
         best, name = trainer.state.best_metric, flags.best_by
         results |= {f"validation {name} at start": round(start[name], 4), f"validation {name} best": round(best, 4)}
-        results["weights kept"] = "RL" if best > start[name] else "SFT"
         validation = {name: best}
         if best <= start[name]:
             say("[rl] no checkpoint beat the SFT model on validation: final_checkpoint holds the SFT weights")
