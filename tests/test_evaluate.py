@@ -374,6 +374,18 @@ def test_seen_items_are_left_out_and_others_take_their_place(trained, tmp_path):
     assert any(set(row.history_sids) & set(whole["predict"][:10]) for row, whole in pairs)
 
 
+def test_the_newest_items_may_be_found_again(trained, tmp_path):
+    rows = read_rows(trained.paths["test_data_path"])
+    items = len(read_info(trained.paths["info_file"]).sids)
+    complete, _ = run(trained, tmp_path / "a", num_beams=items, K=items)
+    found, _ = run(trained, tmp_path / "b", num_beams=items, exclude_seen=True, repeat_newest=2)
+    for row, ours, whole in zip(rows, found, complete, strict=True):
+        older = {sid for sid in row.history_sids if sid not in row.history_sids[-2:]}
+        assert ours["predict"] == [sid for sid in whole["predict"] if sid not in older][:10]
+    with pytest.raises(InputError, match="--repeat_newest 2: expected 0 or more, with --exclude_seen True"):
+        run(trained, tmp_path / "c", repeat_newest=2)
+
+
 def test_only_items_of_a_file_are_found(trained, tmp_path):
     catalogue = read_info(trained.paths["info_file"])
     chosen = catalogue.item_ids[3:15]

@@ -24,6 +24,12 @@ VLLM_BATCH = 64  # prompts; vLLM itself decides how many of them it computes tog
 Rankings = tuple[list[list[str]], list[list[float]]]  # the SIDs of every example, best first; their scores
 
 
+def find_excluded(history: Sequence[str], repeat_newest: int) -> list[str]:
+    """The SIDs of a history, oldest first, without those of its newest items."""
+    newest = set(history[-repeat_newest:]) if repeat_newest else set()
+    return [sid for sid in history if sid not in newest]
+
+
 class SplitRanker:
     """A model with its catalogue, ready to rank splits.
 
@@ -115,7 +121,8 @@ class SplitRanker:
             )
         excluded = None
         if flags.exclude_seen:
-            excluded = [[number_of[sid] for sid in row.history_sids if sid in number_of] for row in rows]
+            seen = [find_excluded(row.history_sids, flags.repeat_newest) for row in rows]
+            excluded = [[number_of[sid] for sid in sids if sid in number_of] for sids in seen]
         return rank_sids(
             self.model,
             self.catalogue_trie,

@@ -41,6 +41,9 @@ class SearchFlags(PrecisionFlags):
     )
     renormalize: bool = flag(False, "score with probabilities over the legal tokens, not over the whole vocabulary")
     exclude_seen: bool = flag(False, "the search leaves out what is in the row's history")
+    repeat_newest: int = flag(
+        0, "with --exclude_seen, so many of the newest items of the history may be found all the same"
+    )
     only_items: str | None = flag(
         None, "a file with an item id a line, such as those of a category; the search finds no others"
     )
