@@ -14,7 +14,8 @@ import pytest
 import torch
 from tiny import make_dataset, write_config
 
-from minionerec.common.cli import explain_disk_error, run_command
+from minionerec.common.cli import run_command
+from minionerec.common.disk_errors import explain_disk_error
 from minionerec.common.files import InputError, read_json
 from minionerec.common.run_lock import release_lock, remove_stale_files, take_lock
 from minionerec.common.settings import StageFlags

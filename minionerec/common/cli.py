@@ -18,19 +18,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import errno
 import os
-import shutil
+import signal
 import sys
 import textwrap
 import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from minionerec.common.console import log_only, record_console
+from minionerec.common.disk_errors import explain_disk_error
 from minionerec.common.files import InputError, read_yaml
 from minionerec.common.processes import (
     count_processes,
@@ -140,6 +139,7 @@ def parse_flags(
         positional: the flag that a first argument without a name stands for, or all first ones, if it takes several.
         about: what the command does, for its help; default the docstring of the script that runs.
     """
+    from_command_line = argv is None
     argv = sys.argv[1:] if argv is None else list(argv)
     about = about if about is not None else sys.modules["__main__"].__doc__
     if "--help" in argv or "-h" in argv:
@@ -168,7 +168,9 @@ def parse_flags(
         sys.exit(2)
     if os.environ.get(CHECK_ONLY):
         sys.exit(0)
-    sys.excepthook = _interrupt_quietly
+    # Where it is ignored, as in a job in the background, it stays so.
+    if from_command_line and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave_at_once)
     return flags
 
 
@@ -182,6 +184,8 @@ def run_command(command: Callable[[AnyFlags], Any], flags: AnyFlags, *, shared: 
         flags: its flags.
         shared: several processes share the work. Otherwise one of them does it and the others end at once.
     """
+    if signal.getsignal(signal.SIGINT) is _leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not shared:
         leave_others()
     with record_console():
@@ -207,47 +211,10 @@ def run_command(command: Callable[[AnyFlags], Any], flags: AnyFlags, *, shared: 
             raise
 
 
-# What libraries say where a write failed, without the number of the error.
-FULL_DISK = ("no space left", "disk quota", "pytorchstreamwriter failed", "file write failed", "os error 28")
-FULL_DISK += ("iostream error", "inline_container")  # of torch.save
-READ_ONLY = ("read-only file system", "permission denied", "os error 30", "os error 13")
-OUTPUT_FLAGS = ("output_dir", "output_path", "ckpt_dir", "output_file", "result_json_data", "output", "root", "run_dir")
-
-
-def explain_disk_error(error: BaseException, flags: Any) -> str | None:
-    """One line for a disk that is full or cannot be written, None for any other error.
-
-    Args:
-        error: what a command ended with; what it came from is looked at too.
-        flags: those of the command, which name its output where the error names no file.
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        text = str(seen).lower()
-        number = seen.errno if isinstance(seen, OSError) else None
-        full = number in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in FULL_DISK)
-        closed = number in (errno.EROFS, errno.EACCES, errno.EPERM) or any(words in text for words in READ_ONLY)
-        if full or closed:
-            named = getattr(seen, "filename", None) or next(
-                (value for name in OUTPUT_FLAGS if isinstance(value := getattr(flags, name, None), str)), "."
-            )
-            folder = Path(os.fsdecode(named)).absolute()
-            while not folder.is_dir():
-                folder = folder.parent
-            if closed:
-                return f"{named}: cannot be written (read-only, or not yours: {folder}); choose another output"
-            free = shutil.disk_usage(folder).free
-            return f"{named}: the disk is full ({free / 2**20:,.0f} MiB free at {folder}); make room and start again"
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def _interrupt_quietly(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """As `sys.excepthook`: Ctrl-C while libraries are imported is one line too."""
-    if issubclass(kind, KeyboardInterrupt):
-        report_failure("interrupted")
-    else:
-        sys.__excepthook__(kind, error, trace)
+def _leave_at_once(_number: int, _frame: Any) -> None:
+    """Ctrl-C while libraries are imported, which answer an interrupt there with errors of their own."""
+    report_failure("interrupted")
+    os._exit(130)
 
 
 def _names(flags_class: type) -> dict[str, str]:
