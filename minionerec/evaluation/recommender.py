@@ -335,7 +335,7 @@ def load_recommender(
     """The model of --base_model on its device or in vLLM, with the catalogue in its tokens."""
     model, tokenizer = load_searched_model(flags)
     prompts = load_checkpoint_prompts(flags.base_model, flags.prompts, flags.category)
-    encoder = Encoder(tokenizer, prompts, limit_length(flags.cutoff_len, model))
+    encoder = Encoder(tokenizer, prompts, limit_length(flags.cutoff_len, model, quiet=True))
     encoder.check_boundary("next_sid", prompts.target("next_sid", known.catalogue.sids[0]))
     catalogue_trie = build_catalogue_trie(known.catalogue, encoder, process_state().device)
     check_token_rows(catalogue_trie, model, flags.base_model, "base_model")

@@ -72,8 +72,8 @@ def check_weights(model: torch.nn.Module) -> None:
         )
 
 
-def limit_length(cutoff_len: int, model: object) -> int:
-    """`cutoff_len`, or the model's longest position where that is shorter, which is said.
+def limit_length(cutoff_len: int, model: object, *, quiet: bool = False) -> int:
+    """`cutoff_len`, or the model's longest position where that is shorter, which is said unless `quiet`.
 
     Args:
         model: a HF model, or an engine, which knows its own limit.
@@ -84,5 +84,6 @@ def limit_length(cutoff_len: int, model: object) -> int:
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(longest, int) or not 0 < longest < cutoff_len:
         return cutoff_len
-    say(f"[model] {config.model_type} has {longest} positions: --cutoff_len {cutoff_len} becomes {longest}")
+    if not quiet:
+        say(f"[model] {config.model_type} has {longest} positions: --cutoff_len {cutoff_len} becomes {longest}")
     return longest
