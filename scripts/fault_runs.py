@@ -49,7 +49,7 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 900  # that a stage may take
 MOST_MISSED = 6  # starts of a stage that end before they are killed
 LEFT = re.compile(r".*(\.tmp-.*|\.lock)$")
-# What says when and where something ran, and the trainers' own folders, of which the last ones depend on restarts.
+# What says when and where something ran, and what trainers go on from: of equal values, but packed otherwise.
 NOT_COMPARED = re.compile(
     r".*(\.stage\.json|\.settings\.yaml|/log\.txt|/steps\.csv)$|.*/(checkpoint-\d+|data_cache|runs)/.*"
 )

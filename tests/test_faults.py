@@ -104,6 +104,14 @@ def test_a_second_run_is_refused_until_the_first_is_dead(work):
     assert not (work / "toy.lock").exists()
 
 
+def test_a_finished_stage_removes_the_lock_of_a_run_that_was_killed_after_its_last_word(work):
+    finish(work)
+    (work / "toy.lock").write_text("{}")
+    (work / "out.txt.tmp-elsewhere-1").write_text("")
+    assert stage(work).finished
+    assert not (work / "toy.lock").exists() and not (work / "out.txt.tmp-elsewhere-1").exists()
+
+
 def test_a_lock_is_taken_and_given_back(tmp_path):
     for _ in range(2):
         take_lock(tmp_path / "x.lock", "x")

@@ -156,6 +156,7 @@ class Stage:
             self.finished = True
             return
         if self.finished:
+            self._clear_up()
             say(f"[{name}] already done ({self.record}); --force True does it again")
             return
         if is_main_process():
@@ -173,6 +174,16 @@ class Stage:
         say(f"[{name}] " + " ".join(f"{key}={value}" for key, value in self.settings.items()))
         self._write("running")
         self._write_settings()
+
+    def _clear_up(self) -> None:
+        """Remove what a run left that was killed after its last word; nothing where a run still writes."""
+        if is_main_process() and self._lock.exists():
+            try:
+                take_lock(self._lock, str(self.record.parent))
+            except InputError:
+                return
+            remove_stale_files(self.record.parent, [self.record, *map(Path, self.outputs)])
+            release_lock(self._lock)
 
     @property
     def _lock(self) -> Path:
