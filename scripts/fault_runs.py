@@ -51,7 +51,8 @@ MOST_MISSED = 6  # starts of a stage that end before they are killed
 LEFT = re.compile(r".*(\.tmp-.*|\.lock)$")
 # What says when and where something ran, and what trainers go on from: of equal values, but packed otherwise.
 NOT_COMPARED = re.compile(
-    r".*(\.stage\.json|\.settings\.yaml|/log\.txt|/steps\.csv)$|.*/(checkpoint-\d+|data_cache|runs)/.*|.*/checkpoint_\d+\.pth"
+    r".*(\.stage\.json|\.settings\.yaml|/log\.txt|/steps\.csv|/checkpoint_\d+\.pth)$"
+    r"|.*/(checkpoint-\d+|data_cache|runs)/.*"
 )
 
 
