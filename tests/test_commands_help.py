@@ -131,7 +131,7 @@ def scripts(tmp_path_factory):
     """A copy of the scripts whose env.sh would be noticed, beside what their --help reads."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("rq", "minionerec"):
+    for name in ("rq", "minionerec", "benchmarks", "data.py", "sft.py", "rl.py", "evaluate.py"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "scripts" / "env.sh").write_text("echo the environment is made >&2; exit 3\n")
     return folder / "scripts"
