@@ -11,7 +11,7 @@ import numpy as np
 
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
-from minionerec.common.row_table import RowTable, number_users
+from minionerec.common.row_table import number_users
 from minionerec.common.texts import join_item_texts
 from minionerec.common.tfidf import compute_tfidf
 from minionerec.common.weights import parse_weighted_names
@@ -220,11 +220,13 @@ class Task:
 
     Attributes:
         template: the task whose templates it uses; "" where it has its own.
+        in_memory: it cannot read rows that are kept as files.
     """
 
     build: DatasetBuilder
     file_flag: str = ""
     template: str = ""
+    in_memory: bool = False
 
 
 def _build_from_rows(kind: type[RowDataset]) -> DatasetBuilder:
@@ -255,8 +257,6 @@ def _build_similar(inputs: TaskInputs, encoder: Encoder) -> SimilarSidDataset:
 
 
 def _build_taught_histories(inputs: TaskInputs, encoder: Encoder) -> TaughtHistoryDataset:
-    if isinstance(inputs.rows, RowTable) and inputs.rows.cache is not None:
-        raise InputError("--tasks teacher_sid: keeps its targets in memory; it goes with --streaming False only")
     longest = max(len(row.history_ids) for row in inputs.rows)
     seen = SidSFTDataset(inputs.rows, encoder, inputs.cut_histories, inputs.seed)
     last = RowDataset(add_last_rows(inputs.rows, longest), encoder)
@@ -308,7 +308,7 @@ TASKS: dict[str, Task] = {
     "sid2description": Task(_build_from_items(SidItemFeatDataset, "sid2description"), "item_meta_path"),
     "history2preference": Task(_build_from_preferences(PreferenceSFTDataset), "preference_file"),
     "preference2sid": Task(_build_from_preferences(UserPreference2sidSFTDataset), "preference_file"),
-    "teacher_sid": Task(_build_taught_histories, template="next_sid"),
+    "teacher_sid": Task(_build_taught_histories, template="next_sid", in_memory=True),
     "walk_sid": Task(_build_walks, template="next_sid"),
 }
 

@@ -73,6 +73,10 @@ def resolve_sft_flags(flags: SFTFlags) -> tuple[SFTFlags, PromptSet, dict[str, f
         sid_init=flags.sid_init or ("text" if scratch else "noise"),
     )
     check_sft_flags(flags)
+    if in_memory := [task for task in weights if TASKS[task].in_memory]:
+        if flags.streaming == "True":
+            raise InputError(f"--streaming True: --tasks {in_memory[0]} keeps its targets in memory")
+        flags = replace(flags, streaming="False")
     worded = [task for task in weights if TASK_FIELDS[TASKS[task].template or task][1] != "sid"]
     if flags.softmax == "legal" and worded:
         raise InputError(f"--softmax legal: the targets of {worded[0]} are no SIDs")

@@ -22,7 +22,9 @@ from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, check_rows, iterate_rows, read_info, read_rows
 from minionerec.common.row_files import CSV_COLUMNS
 from minionerec.common.row_table import RowCache, RowTable, check_table, draw_rows, iterate_record_batches
+from minionerec.training.settings import SFTFlags
 from minionerec.training.sft_trainer import TreeBatches
+from sft import resolve_sft_flags
 
 FIELDS = dict(
     zip(
@@ -168,15 +170,19 @@ def test_tables_are_checked_like_rows(toy, tmp_path, monkeypatch, history):
 
 
 # ------------------------------------------------------------------------------------------------------------- examples
-@pytest.mark.parametrize("task", TASKS)
+def test_a_task_that_needs_memory_keeps_the_rows_there():
+    paths = dict.fromkeys(("train_file", "eval_file", "sid_index_path", "item_meta_path"), "f")
+    flags = SFTFlags(base_model="m", output_dir="o", tasks=["next_sid", "teacher_sid"], **paths)
+    assert resolve_sft_flags(flags)[0].streaming == "False"
+    with pytest.raises(InputError, match="--streaming True: --tasks teacher_sid keeps its targets in memory"):
+        resolve_sft_flags(replace(flags, streaming="True"))
+
+
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if not task.in_memory])
 def test_every_task_has_the_same_examples_on_disk(tmp_path, task):
     inputs = random_inputs(3, users=4)
     stored = TaskInputs(keep(inputs.rows, tmp_path), inputs.catalogue, inputs.descriptions, inputs.preferences)
     coder = encoder("worded")
-    if task == "teacher_sid":
-        with pytest.raises(InputError, match="teacher_sid: keeps its targets in memory"):
-            TASKS[task].build(stored, coder)
-        return
     plain, mapped = (TASKS[task].build(given, coder) for given in (inputs, stored))
     # As texts, since soft labels are arrays.
     assert repr(mapped.examples) == repr(plain.examples) and mapped.left_out == plain.left_out
