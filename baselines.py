@@ -28,6 +28,7 @@ from minionerec.common.records import Row, check_rows, read_info, read_rows
 from minionerec.common.stage import Stage, open_stage
 from minionerec.evaluation.metrics import format_metrics
 from minionerec.evaluation.predictions import RankedItems, write_item_predictions
+from minionerec.recommenders.likeliest import rank_by_likelihood
 from minionerec.recommenders.registry import (
     BASELINES,
     SUM_SIGN,
@@ -35,7 +36,6 @@ from minionerec.recommenders.registry import (
     BuiltBaselines,
     check_baseline_files,
     is_baseline,
-    rank_by_likelihood,
 )
 from minionerec.recommenders.sum_weights import choose_descriptions, choose_sum_weights
 from minionerec.recommenders.transitions import (

@@ -15,7 +15,8 @@ from data import TASKS, TaskInputs
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue
 from minionerec.language.soft_targets import TaughtPaths, draw_columns
-from minionerec.recommenders import registry
+from minionerec.recommenders import likeliest, registry
+from minionerec.recommenders.likeliest import rank_by_likelihood
 from minionerec.recommenders.registry import (
     BaselineInputs,
     BuiltBaselines,
@@ -23,7 +24,6 @@ from minionerec.recommenders.registry import (
     build_baseline,
     build_without_row,
     is_baseline,
-    rank_by_likelihood,
     register_baseline,
 )
 from minionerec.recommenders.sum_weights import choose_sum_weights, find_target_rank
@@ -45,7 +45,7 @@ def make_inputs(seed, items=30, rows=60):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("name", ["transitions", "content", "transitions+content"])
+@pytest.mark.parametrize("name", ["transitions", "cooccurrence", "content", "transitions+content"])
 def test_a_row_is_taught_as_if_it_had_never_been_seen(name, seed):
     inputs = make_inputs(seed)
     taught = build_without_row(name, inputs)(inputs.train_rows)
@@ -53,6 +53,22 @@ def test_a_row_is_taught_as_if_it_had_never_been_seen(name, seed):
         others = [*inputs.train_rows[:number], *inputs.train_rows[number + 1 :]]
         (expected,) = build_baseline(name, replace(inputs, train_rows=others))([row.history_ids])
         assert taught[number] == pytest.approx(expected, abs=1e-9)
+
+
+def test_cooccurrence_by_hand():
+    rows = [make_row([0, 1], 2, "U1"), make_row([1], 2, "U2")]
+    inputs = BaselineInputs(rows, Catalogue(SIDS[:4], ["red bolt", "blue nut", "saw", "tape"], list(range(4))))
+    sums = {0: 0.3, 1: 2.0, 2: 0.1 * 2.3}
+    last, before = {2: 2.0 / (sums[1] + 3)}, {2: 0.5 * 0.3 / (sums[0] + 3)}
+    assert build_baseline("cooccurrence", inputs)([[0, 1], [3]]) == [{2: pytest.approx(1.0)}, {}]
+    (found,) = build_baseline("cooccurrence", inputs)([[1, 2]])
+    back = {1: 0.2 / (sums[2] + 3), 0: 0.03 / (sums[2] + 3)}
+    parts = {**back, 2: 0.5 * last[2]}
+    assert found == pytest.approx({item: part / sum(parts.values()) for item, part in parts.items()})
+    explain = registry.BASELINES["cooccurrence"].explain(inputs)
+    assert before[2] < last[2] and explain([0, 1], [2, 3]) == ["bought with blue nut", ""]
+    with pytest.raises(InputError, match="--train_file is missing"):
+        build_baseline("cooccurrence", replace(inputs, train_rows=[]))
 
 
 def test_a_baseline_that_cannot_leave_out_a_row_is_built_without_the_users_of_each_part(monkeypatch):
@@ -264,4 +280,4 @@ def test_the_likeliest_are_those_of_a_plain_sort(seed):
         counts = {item: rng.randrange(3) for item in items if rng.random() < 0.7}
         expected = sorted(items, key=lambda item: (-likelihoods[item], -counts.get(item, 0), item))
         for k in (0, 1, 3, count, count + 5):
-            assert registry.select_likeliest(likelihoods, k, counts) == expected[:k]
+            assert likeliest.select_likeliest(likelihoods, k, counts) == expected[:k]

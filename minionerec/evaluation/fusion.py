@@ -19,6 +19,7 @@ from minionerec.evaluation.likelihood_file import LikelihoodFile
 from minionerec.evaluation.predictions import EvaluationFiles, RankedItems, write_item_predictions
 from minionerec.evaluation.settings import EvaluateFlags, FuseFlags
 from minionerec.language.prompts import Encoder
+from minionerec.recommenders.likeliest import select_likeliest
 from minionerec.recommenders.reasons import ReasonFinder
 from minionerec.recommenders.registry import (
     BASELINES,
@@ -27,7 +28,6 @@ from minionerec.recommenders.registry import (
     BuiltBaselines,
     check_baseline_files,
     is_baseline,
-    select_likeliest,
 )
 from minionerec.recommenders.sum_weights import choose_descriptions
 from minionerec.search.legal_softmax import LegalTokens, compute_legal_log_probs, is_normalised_over_legal

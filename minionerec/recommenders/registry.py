@@ -8,28 +8,23 @@ docs/examples/baseline.py is a whole one.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
 from minionerec.recommenders.content import (
-    HISTORIES_AT_ONCE,
     compute_item_texts,
     explain_content,
     find_similar_items,
 )
+from minionerec.recommenders.cooccurrence import Cooccurrences
 from minionerec.recommenders.transitions import (
     count_transitions,
     explain_transitions,
-    fill_with_popular,
     leave_out_transition,
     score_transitions,
-    sort_by_popularity,
 )
 
 # Histories of item ids, oldest first -> {item id: p} of the catalogue's items; items that it leaves out have p = 0.
@@ -85,7 +80,6 @@ class Baseline:
 BASELINES: dict[str, Baseline] = {}
 SUM_SIGN = "+"
 FOLDS = 5  # of cross-fitting
-SORTED_AT_ONCE = 16  # items; fewer are sorted faster one by one
 
 
 def register_baseline(
@@ -362,6 +356,12 @@ register_baseline(
     explain=lambda inputs: explain_transitions(inputs.count_transitions(), inputs.catalogue),
 )
 register_baseline(
+    "cooccurrence",
+    lambda inputs: Cooccurrences(inputs.train_rows, inputs.catalogue).predict,
+    build_without_row=lambda inputs: Cooccurrences(inputs.train_rows, inputs.catalogue).predict_without_row,
+    explain=lambda inputs: Cooccurrences(inputs.train_rows, inputs.catalogue).explain,
+)
+register_baseline(
     "content",
     lambda inputs: build_content(inputs.catalogue, inputs.descriptions),
     build_without_row=lambda inputs: build_content_without_row(inputs.catalogue, inputs.descriptions),
@@ -375,34 +375,3 @@ register_baseline(
     lambda inputs: build_sasrec(inputs.catalogue, inputs.files["cf_path"], inputs.device, "gru4rec"),
     "cf_path",
 )
-
-
-# -------------------------------------------------------------------------------------------------------------- ranking
-def select_likeliest(likelihoods: dict[int, float], k: int, counts: dict[int, int]) -> list[int]:
-    """The k most likely items, best first; ties by training popularity, then id."""
-    if len(likelihoods) < SORTED_AT_ONCE:
-        return heapq.nsmallest(k, likelihoods, key=lambda item: (-likelihoods[item], -counts.get(item, 0), item))
-    items, p = list(likelihoods), np.fromiter(likelihoods.values(), np.float64, len(likelihoods))
-    # Only what is at least as likely as the k-th, of which there may be more than k.
-    kept = np.flatnonzero(p >= np.partition(p, -k)[-k]) if 0 < k < len(p) else np.arange(len(p))
-    items = [items[place] for place in kept.tolist()]
-    order = np.lexsort((items, [-counts.get(item, 0) for item in items], -p[kept]))
-    return [items[place] for place in order[: max(k, 0)].tolist()]
-
-
-def rank_by_likelihood(
-    predict: Likelihoods, histories: Sequence[Sequence[int]], catalogue: Catalogue, k: int
-) -> tuple[list[list[int]], list[list[float]]]:
-    """(the k most likely items after every history, best first; their likelihoods).
-
-    Ties fall by training popularity, then id; a list that is too short is filled up with the most popular items.
-    """
-    by_popularity = sort_by_popularity(catalogue)
-    rankings, scores = [], []
-    for start in range(0, len(histories), HISTORIES_AT_ONCE):
-        for likelihoods in predict(histories[start : start + HISTORIES_AT_ONCE]):
-            ranked = fill_with_popular(select_likeliest(likelihoods, k, catalogue.counts), by_popularity, k)
-            # A plugin may use the numbers of another library, which JSON does not take.
-            rankings.append([int(item) for item in ranked])
-            scores.append([float(likelihoods.get(item, 0.0)) for item in ranked])
-    return rankings, scores

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minionerec.common.records import Row
-from minionerec.recommenders.registry import BaselineInputs, build_baseline, build_without_row, select_likeliest
+from minionerec.recommenders.likeliest import select_likeliest
+from minionerec.recommenders.registry import BaselineInputs, build_baseline, build_without_row
 
 TAUGHT_ITEMS = 32  # of a history; further ones have hardly any weight
 LONGEST_WALK = 6  # items of a synthetic history

@@ -21,6 +21,7 @@ BASELINE_NAMES = {
     "popularity": "popularity",
     "transitions": "transition counts",
     "repeat_last": "repeat last",
+    "cooccurrence": "co-occurrence",
     "content": "likeness of texts",
     "transitions+content": "transitions + likeness",
     **NETWORKS,
