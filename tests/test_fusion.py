@@ -307,7 +307,7 @@ def test_fused_lists_of_an_earlier_run_do_not_stay(trained, tmp_path):
         ({"cf_path": "x"}, "--cf_path: has an effect with --fuse only"),
         (
             {"fuse": "luck", "fuse_weight": [1.0]},
-            "--fuse luck: expected one of transitions, cooccurrence, content, sasrec, gru4rec, or a",
+            "--fuse luck: expected one of transitions, cooccurrence, cooccurrence_wide, content, sasrec, gru4rec, or a",
         ),
         ({"fuse": "content", "fuse_weight": [1.0], "renormalize": True}, "--fuse: adds probabilities"),
         ({"fuse": "sasrec", "fuse_weight": [1.0]}, "--fuse sasrec: needs --cf_path"),

@@ -45,7 +45,7 @@ def make_inputs(seed, items=30, rows=60):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("name", ["transitions", "cooccurrence", "content", "transitions+content"])
+@pytest.mark.parametrize("name", ["transitions", "cooccurrence", "cooccurrence_wide", "content", "transitions+content"])
 def test_a_row_is_taught_as_if_it_had_never_been_seen(name, seed):
     inputs = make_inputs(seed)
     taught = build_without_row(name, inputs)(inputs.train_rows)
@@ -65,6 +65,8 @@ def test_cooccurrence_by_hand():
     back = {1: 0.2 / (sums[2] + 3), 0: 0.03 / (sums[2] + 3)}
     parts = {**back, 2: 0.5 * last[2]}
     assert found == pytest.approx({item: part / sum(parts.values()) for item, part in parts.items()})
+    (wide,) = build_baseline("cooccurrence_wide", inputs)([[2]])
+    assert wide == pytest.approx({1: 2 / 2.8, 0: 0.8 / 2.8})  # the ways back, .3 (1 + 1) and .3 * .8
     explain = registry.BASELINES["cooccurrence"].explain(inputs)
     assert before[2] < last[2] and explain([0, 1], [2, 3]) == ["bought with blue nut", ""]
     with pytest.raises(InputError, match="--train_file is missing"):

@@ -61,9 +61,9 @@ class FuseFlags(BaselineFlags):
 
     fuse: str | None = flag(
         None,
-        "baselines whose likelihoods are added, such as transitions,content: transitions, cooccurrence, content "
-        "(likeness of texts), sasrec, gru4rec, sums such as transitions+content, those that a plugin registers; in "
-        "evaluate.py also a predictions file of the same rows with log-probabilities",
+        "baselines whose likelihoods are added, such as transitions,content: transitions, cooccurrence, "
+        "cooccurrence_wide, content (likeness of texts), sasrec, gru4rec, sums such as transitions+content, those that "
+        "a plugin registers; in evaluate.py also a predictions file of the same rows with log-probabilities",
     )
     fuse_weight: list[float] | None = flag(
         None,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
@@ -19,7 +20,7 @@ from minionerec.recommenders.content import (
     explain_content,
     find_similar_items,
 )
-from minionerec.recommenders.cooccurrence import Cooccurrences
+from minionerec.recommenders.cooccurrence import NEAR, WIDE, Cooccurrences, CooccurrenceSettings
 from minionerec.recommenders.transitions import (
     count_transitions,
     explain_transitions,
@@ -299,6 +300,10 @@ def _compute_shares(scores: dict[int, float], item_ids: set[int]) -> dict[int, f
     return {item: score / total for item, score in kept.items()}
 
 
+def _count_cooccurrences(inputs: BaselineInputs, settings: CooccurrenceSettings) -> Cooccurrences:
+    return Cooccurrences(inputs.train_rows, inputs.catalogue, settings)
+
+
 def build_content(catalogue: Catalogue, descriptions: dict[int, str] | None = None) -> Likelihoods:
     """Likeness of titles, and of descriptions where there are some, to those of the history: `find_similar_items`."""
     texts = compute_item_texts(catalogue.titles, [(descriptions or {}).get(item, "") for item in catalogue.item_ids])
@@ -355,12 +360,14 @@ register_baseline(
     build_without_row=build_transitions_without_row,
     explain=lambda inputs: explain_transitions(inputs.count_transitions(), inputs.catalogue),
 )
-register_baseline(
-    "cooccurrence",
-    lambda inputs: Cooccurrences(inputs.train_rows, inputs.catalogue).predict,
-    build_without_row=lambda inputs: Cooccurrences(inputs.train_rows, inputs.catalogue).predict_without_row,
-    explain=lambda inputs: Cooccurrences(inputs.train_rows, inputs.catalogue).explain,
-)
+for _name, _settings in (("cooccurrence", NEAR), ("cooccurrence_wide", WIDE)):
+    _count = partial(_count_cooccurrences, settings=_settings)
+    register_baseline(
+        _name,
+        lambda inputs, count=_count: count(inputs).predict,
+        build_without_row=lambda inputs, count=_count: count(inputs).predict_without_row,
+        explain=lambda inputs, count=_count: count(inputs).explain,
+    )
 register_baseline(
     "content",
     lambda inputs: build_content(inputs.catalogue, inputs.descriptions),

@@ -37,9 +37,9 @@ class BaselinesFlags(BaselineFlags, CatalogueFlags, SeedFlags, StageFlags):
     output_dir: str = flag(help="NAME.json and NAME.metrics.json of every baseline are written there")
     names: list[str] = flag(
         [*COUNTING_BASELINES, "content", "transitions+content"],
-        "the baselines to rank: popularity, transitions, repeat_last, cooccurrence, content, those of a plugin, sums "
-        "such as transitions+content, or the networks sasrec and gru4rec, trained with cross-entropy over all items "
-        "into OUTPUT_DIR/NAME/model where no --cf_path is given",
+        "the baselines to rank: popularity, transitions, repeat_last, cooccurrence, cooccurrence_wide, content, those "
+        "of a plugin, sums such as transitions+content, or the networks sasrec and gru4rec, trained with cross-entropy "
+        "over all items into OUTPUT_DIR/NAME/model where no --cf_path is given",
     )
     K: int = flag(50, "length of the recommendation lists")
 

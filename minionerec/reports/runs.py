@@ -22,6 +22,7 @@ BASELINE_NAMES = {
     "transitions": "transition counts",
     "repeat_last": "repeat last",
     "cooccurrence": "co-occurrence",
+    "cooccurrence_wide": "co-occurrence, wide",
     "content": "likeness of texts",
     "transitions+content": "transitions + likeness",
     **NETWORKS,
