@@ -265,6 +265,17 @@ def test_taught_examples(task, prompts):
     assert [example.item_id for example in dataset] != drawn
 
 
+def test_every_epoch_of_walks_has_as_many_examples():
+    """Their lengths are random, but the steps of a training are planned by the first epoch."""
+    dataset = TASKS["walk_sid"].build(random_inputs(1, users=4), encoder())
+    count, seen = len(dataset), set()
+    for epoch in range(8):
+        dataset.set_epoch(epoch)
+        assert len(dataset) == count
+        seen.add(len({tuple(example.prompt_ids) for example in dataset}))
+    assert len(seen) > 1  # of other lengths
+
+
 def test_a_teacher_that_says_nothing_gives_no_example():
     rows = [make_row([0], 1, "U0"), make_row([2], 3, "U1")]
     catalogue = Catalogue(SIDS[:4], ["alpha", "beta", "gamma", "delta"], [0, 1, 2, 3])

@@ -186,6 +186,9 @@ TargetSource = Callable[[Sequence[Sequence[int]]], tuple[np.ndarray, np.ndarray]
 class WalkDataset(TaughtDataset):
     """Synthetic histories -> what a teacher says after each of their items; other ones in every epoch.
 
+    Walks are of random length. Every epoch has as many examples as the first nevertheless, for the steps of a training
+    are planned once: random ones are left out or shown twice.
+
     Args:
         draw: makes the walks of an epoch.
         teach: gives the teacher's targets, ([H, T] items, [H, T] probabilities).
@@ -204,6 +207,7 @@ class WalkDataset(TaughtDataset):
     ):
         super().__init__(catalogue, encoder, seed, teach_end)
         self._draw, self._teach = draw, teach
+        self._count: int | None = None
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -214,6 +218,9 @@ class WalkDataset(TaughtDataset):
         ids = self.catalogue.item_ids
         items, probabilities = self._teach([[ids[item] for item in history] for _, history in pairs])
         taught = np.flatnonzero(probabilities.any(axis=1))
+        if self._count is None:
+            self._count = len(taught)
+        taught = _fit_count(taught, self._count, generator)
         shown = self._show([pairs[number] for number in taught.tolist()])
         self._examples = self._attach_targets(shown, items[taught], probabilities[taught], generator)
 
@@ -226,6 +233,15 @@ class WalkDataset(TaughtDataset):
             Example(prompt, tokens, [], f"walk/{number}", "", "", -1, history_ids=tuple(ids[item] for item in walk))
             for (number, walk), (_, prompt, tokens) in zip(pairs, prompts, strict=True)
         ]
+
+
+def _fit_count(numbers: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """`count` of some ascending numbers: without random ones, or with random ones twice."""
+    if len(numbers) > count:
+        return numbers[np.sort(generator.choice(len(numbers), count, replace=False))]
+    if not len(numbers):
+        return numbers
+    return np.sort(np.concatenate((numbers, generator.choice(numbers, count - len(numbers)))))
 
 
 def add_last_rows(rows: Sequence[Row], longest: int) -> list[Row]:

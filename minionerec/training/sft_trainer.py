@@ -84,6 +84,8 @@ class TreeBatches(Dataset):
             return
         self._epoch = epoch
         self.examples.set_epoch(epoch)
+        if len(self.examples) != self.rows:
+            raise ValueError(f"epoch {epoch} has {len(self.examples):,} examples, the first {self.rows:,}")
         groups = number_groups(self.examples.list_groups())
         order = array("q", range(int(groups.max()) + 1))
         if self.seed is not None:
