@@ -145,7 +145,7 @@ def recommend(flags: RecommendFlags) -> None:
         if flags.fuse and unknown:
             raise InputError(f"--user_id {flags.user_id}: item {unknown[0]} is not in the catalogue")
     elif flags.titles is not None:
-        history = ItemFinder(known.catalogue).find_history(split_titles(flags.titles))
+        history = ItemFinder(known.catalogue, known.original_ids).find_history(split_titles(flags.titles))
     recommender = load()
     if history is None:
         converse(recommender, flags)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import calendar
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pandas as pd
 from data_process.settings import SampleFlags
 from minionerec.common.files import InputError, atomic_write, write_json
 from minionerec.common.interactions import INTER_COLUMNS
+from minionerec.common.texts import MISSING
 
 SPLITS = ("train", "valid", "test")
 
@@ -58,6 +60,40 @@ def filter_window(table: pd.DataFrame, start: float | None, end: float | None) -
         keep &= table["timestamp"].to_numpy() >= start
     if end is not None:
         keep &= table["timestamp"].to_numpy() < end
+    return table[keep]
+
+
+def select_interactions(
+    table: pd.DataFrame,
+    named: pd.Series,
+    rated: pd.Series,
+    window: tuple[float | None, float | None],
+    items: dict[str, dict[str, str]],
+    left_out: Counter,
+) -> pd.DataFrame:
+    """The interactions of a log that count: named, in the window, rated high enough, of an item with a title.
+
+    Args:
+        table: an interaction table.
+        named: of every row, whether user and item can be ids; words for a missing value are none here either.
+        rated: of every row, whether its rating is high enough.
+        window: see `filter_window`.
+        items: original item id -> title, ...
+        left_out: takes the number of the others, each under the first reason that applies.
+    """
+    for column in ("user", "item"):
+        named = named & ~table[column].str.lower().isin(MISSING)
+    reasons = {
+        "without_id": ~named,
+        "outside_window": ~table.index.to_series().isin(filter_window(table, *window).index),
+        "low_rating": ~rated,
+        "not_in_item_file": ~table["item"].isin(items.keys()),
+        "without_title": ~table["item"].isin({name for name, record in items.items() if record["title"]}),
+    }
+    keep = pd.Series(True, index=table.index)
+    for reason, applies in reasons.items():
+        left_out[reason] = int((keep & applies).sum())
+        keep &= ~applies
     return table[keep]
 
 

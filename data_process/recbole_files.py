@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from data_process.cleaning import EARLIEST, LeftOut, clean_title, convert_times, is_id, unify_ids
-from data_process.interactions import bound_window, filter_window
+from data_process.interactions import bound_window, select_interactions
 from data_process.settings import RecboleFlags
 from minionerec.common.files import InputError, first_line, require_file
-from minionerec.common.texts import MISSING, clean_text
+from minionerec.common.texts import clean_text
 
 TITLE_FIELDS = ("title", "movie_title", "item_title", "name", "item_name", "product_name")
 CATEGORY_FIELDS = ("categories", "category", "class", "genre", "genres")
@@ -217,20 +217,8 @@ def read_interaction_table(
             f"{path}: none of its items stands in the .item file: {items.iloc[0]!r} here, "
             f"{next(iter(records), None)!r} there; both must name items alike"
         )
-    named = users.map(is_id) & items.map(is_id) & ~users.str.lower().isin(MISSING) & ~items.str.lower().isin(MISSING)
-    in_window = pd.Series(table.index.isin(filter_window(table, *window).index), index=table.index)
     rated = pd.Series(True, index=table.index)
     if flags.min_rating is not None:
         rated = parse_numbers(path, raw, flags.rating_field) >= flags.min_rating
-    reasons = {
-        "without_id": ~named,
-        "outside_window": ~in_window,
-        "low_rating": ~rated,
-        "not_in_item_file": ~items.isin(records.keys()),
-        "without_title": ~items.isin({name for name, record in records.items() if record["title"]}),
-    }
-    keep = pd.Series(True, index=table.index)
-    for reason, applies in reasons.items():
-        left_out[reason] = int((keep & applies).sum())
-        keep &= ~applies
-    return table[keep], len(raw)
+    named = users.map(is_id) & items.map(is_id)
+    return select_interactions(table, named, rated, window, records, left_out), len(raw)

@@ -71,6 +71,28 @@ class RecboleFlags(SampleFlags):
 
 
 @dataclass
+class CsvFlags(SampleFlags):
+    """CSV files."""
+
+    interactions_file: str = flag(help="a CSV with a header line and columns of user, item and time; .tsv: with tabs")
+    items_file: str | None = flag(
+        None,
+        "a CSV with a header line, an item a line: its id, title, and other texts",
+        default_text="none; an item's id is its title",
+    )
+    user_field: str | None = flag(None, "column of the user", default_text="found by its usual names")
+    item_field: str | None = flag(None, "column of the item, in both files", default_text="found by its usual names")
+    time_field: str | None = flag(
+        None,
+        "column of the time: seconds, milliseconds or microseconds since 1970, or dates such as 2024-05-31 17:20",
+        default_text="found by its usual names",
+    )
+    rating_field: str = flag("rating", "column of the rating, for --min_rating")
+    title_field: str | None = flag(None, "column of the title", default_text="found by its usual names")
+    category_field: str | None = flag(None, "column of the categories", default_text="found by its usual names")
+
+
+@dataclass
 class PublishedFlags(StageFlags):
     """Published splits."""
 

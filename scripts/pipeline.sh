@@ -9,6 +9,7 @@
 # The data are one of
 #   --dataset NAME --input_dir DIR      RecBole files, DIR/NAME.inter and DIR/NAME.item
 #   --dataset NAME --reviews_file FILE --metadata_file FILE      a dump of Amazon Reviews
+#   --dataset NAME --interactions_file FILE [--items_file FILE]  a CSV of users, items and times, and one of titles
 #   --dataset NAME --splits_dir DIR     splits in the published format, whose items get SIDs of your own
 #   --data_root DIR --category NAME     the published format, SIDs and splits included; begins with the baselines
 #
@@ -26,7 +27,8 @@
 # Every stage takes all flags of its command, in one argument, with quotes as in a shell, and they win over the above:
 #   --sft "--config config/recipes/quickstart_sft.yaml --num_epochs 3"
 #
-#   --data        data_process.recbole_data_process, .amazon18_data_process or .published_data_process
+#   --data        data_process.recbole_data_process, .amazon18_data_process, .csv_data_process or
+#                 .published_data_process
 #   --text2emb    rq.text2emb.amazon_text2emb (--plm_name and --plm_checkpoint stand outside)
 #   --behaviour   rq.behaviour: SIDs and --sid_init then look at what is bought together too; "default" is its
 #                 defaults; without it there is none
@@ -43,11 +45,12 @@
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
 DATASET="" INPUT_DIR="" SPLITS_DIR="" REVIEWS_FILE="" METADATA_FILE="" DATA_ROOT="" CATEGORY="" OUTPUT_DIR=""
+INTERACTIONS_FILE="" ITEMS_FILE=""
 BASE_MODEL=""
 SID_METHOD=rqvae PLM_CHECKPOINT="" PLM_NAME="" NETWORKS="sasrec gru4rec" SHARED_SIDS="" SEED=42 FUSE=""
 DATA="" TEXT2EMB="" BEHAVIOUR="" SIDS="" CONVERT="" BASELINES="" NETWORK="" LIKENESS="" SFT="" RL="" EVAL=""
-KNOWN="dataset input_dir splits_dir reviews_file metadata_file data_root category output_dir base_model sid_method"
-KNOWN+=" plm_checkpoint plm_name fuse networks shared_sids seed"
+KNOWN="dataset input_dir splits_dir reviews_file metadata_file interactions_file items_file data_root category"
+KNOWN+=" output_dir base_model sid_method plm_checkpoint plm_name fuse networks shared_sids seed"
 KNOWN+=" data text2emb behaviour sids convert baselines network likeness sft rl eval"
 read_flags "$KNOWN" "$@"
 COMMAND_LINE="bash scripts/pipeline.sh$(printf ' %q' "$@")"
@@ -55,7 +58,7 @@ COMMAND_LINE="bash scripts/pipeline.sh$(printf ' %q' "$@")"
 # What the data are, and where everything lies.
 if [ -n "$DATA_ROOT" ]; then
     [ -n "$CATEGORY" ] || fail "--category is missing"
-    [ -z "$DATASET$INPUT_DIR$SPLITS_DIR$REVIEWS_FILE$METADATA_FILE" ] ||
+    [ -z "$DATASET$INPUT_DIR$SPLITS_DIR$REVIEWS_FILE$METADATA_FILE$INTERACTIONS_FILE$ITEMS_FILE" ] ||
         fail "--data_root: goes without --dataset and raw files"
     find_splits
     INDEX=$(find_file "index/$CATEGORY*.index.json")
@@ -64,12 +67,15 @@ if [ -n "$DATA_ROOT" ]; then
 else
     [ -n "$DATASET" ] || fail "--dataset is missing, or --data_root with --category"
     [ -z "$CATEGORY" ] || fail "--category: goes with --data_root"
-    [ -n "$INPUT_DIR$SPLITS_DIR$REVIEWS_FILE" ] ||
-        fail "--input_dir is missing, or --splits_dir, or --reviews_file with --metadata_file"
+    [ -n "$INPUT_DIR$SPLITS_DIR$REVIEWS_FILE$INTERACTIONS_FILE" ] ||
+        fail "--input_dir is missing, or --interactions_file, --splits_dir, or --reviews_file with --metadata_file"
     [ -z "$INPUT_DIR" ] || [ -z "$REVIEWS_FILE$METADATA_FILE" ] || fail "--input_dir: goes without --reviews_file"
     [ -z "$SPLITS_DIR" ] || [ -z "$INPUT_DIR$REVIEWS_FILE$METADATA_FILE" ] ||
         fail "--splits_dir: goes without --input_dir and --reviews_file"
-    [ -n "$INPUT_DIR$SPLITS_DIR" ] || [ -n "$METADATA_FILE" ] || fail "--metadata_file is missing"
+    [ -z "$INTERACTIONS_FILE" ] || [ -z "$INPUT_DIR$SPLITS_DIR$REVIEWS_FILE$METADATA_FILE" ] ||
+        fail "--interactions_file: goes without --input_dir, --splits_dir and --reviews_file"
+    [ -z "$ITEMS_FILE" ] || [ -n "$INTERACTIONS_FILE" ] || fail "--items_file: goes with --interactions_file"
+    [ -z "$REVIEWS_FILE" ] || [ -n "$METADATA_FILE" ] || fail "--metadata_file is missing"
     OUT="${OUTPUT_DIR:-output/$DATASET}"
     PLM_NAME="${PLM_NAME:-$([ -n "$PLM_CHECKPOINT" ] && echo qwen || echo tfidf)}"
     EMBEDDINGS="$OUT/data/$DATASET.emb-$PLM_NAME-td.npy"
@@ -107,6 +113,10 @@ prepare_data() {
     split_flags data "$DATA"
     if [ -n "$INPUT_DIR" ]; then
         run_stage data "$PYTHON" -m data_process.recbole_data_process --dataset "$DATASET" --input_dir "$INPUT_DIR" \
+            --output_path "$OUT/data" "${WORDS[@]}"
+    elif [ -n "$INTERACTIONS_FILE" ]; then
+        run_stage data "$PYTHON" -m data_process.csv_data_process --dataset "$DATASET" \
+            --interactions_file "$INTERACTIONS_FILE" ${ITEMS_FILE:+--items_file "$ITEMS_FILE"} \
             --output_path "$OUT/data" "${WORDS[@]}"
     elif [ -n "$SPLITS_DIR" ]; then
         run_stage data "$PYTHON" -m data_process.published_data_process --dataset "$DATASET" \

@@ -68,7 +68,7 @@ def test_the_commands_are_these():
         ),
         *("rq.generate_indices", "rq.generate_indices_plus", "rq.text2emb.amazon_text2emb"),
         *(f"data_process.{name}" for name in ("amazon18_data_process", "join_data_process", "published_data_process")),
-        *("data_process.recbole_data_process", "data_process.validate"),
+        *("data_process.csv_data_process", "data_process.recbole_data_process", "data_process.validate"),
         *(
             f"scripts.{name}"
             for name in ("benchmark_table", "compare", "demo", "model_card", "plan", "plots", "recipe")

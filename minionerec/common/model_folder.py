@@ -4,7 +4,7 @@ MODEL/catalogue/ holds:
 
     info.txt           SID, title and item id of every item, as an info file (docs/file_formats.md)
     index.json         {item id: SID tokens}
-    item.json          {item id: title, description, categories} of the items whose texts are known
+    item.json          {item id: title, description, categories, original_id} of the items whose texts are known
     counts.json        {item id: how often the item is a target of the train rows}
     transitions.json   {item id: {next item id: how often}} of the train rows, which fusion with transitions reads
     settings.yaml      max_history, cutoff_len and shared_sids of the training
@@ -24,7 +24,7 @@ from minionerec.common.files import InputError, read_json, read_yaml, write_json
 from minionerec.common.records import SID_TOKEN, Catalogue, Row, read_info
 
 CATALOGUE_FOLDER = "catalogue"
-SHOWN_FIELDS = ("title", "description", "categories")  # of an item's record
+SHOWN_FIELDS = ("title", "description", "categories", "original_id")  # of an item's record
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ModelCatalogue:
 
     Attributes:
         catalogue: the items, with their popularity in the train rows.
-        records: {item id: {"title", "description", "categories"}} of the items whose texts are known.
+        records: {item id: {"title", "description", "categories", "original_id"}} of the items whose texts are known.
         transitions: {item id: {next item id: times in the train rows}}.
         max_history: items of the longest history among the train rows.
         cutoff_len: longest prompt with its target, in tokens.
@@ -58,6 +58,11 @@ class ModelCatalogue:
         """{item id: its categories, as one text} of the items that have some."""
         texts = {item: record.get("categories", "") for item, record in self.records.items()}
         return {item: text for item, text in texts.items() if text}
+
+    @property
+    def original_ids(self) -> dict[int, str]:
+        """{item id: what the raw log calls it} of the items of which that is known."""
+        return {item: record["original_id"] for item, record in self.records.items() if record.get("original_id")}
 
 
 def summarise_rows(

@@ -1,10 +1,10 @@
-"""What a person writes for an item of a history: its title, its SID or its item id, and the item that is meant."""
+"""What a person writes for an item of a history: its title, its SID or an id, and the item that is meant."""
 
 from __future__ import annotations
 
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from minionerec.common.files import InputError, parse_list
@@ -46,10 +46,11 @@ class ItemFinder:
 
     Args:
         catalogue: the items.
+        original_ids: {item id: its id in the raw log}, where that is known.
     """
 
-    def __init__(self, catalogue: Catalogue):
-        self.catalogue = catalogue
+    def __init__(self, catalogue: Catalogue, original_ids: Mapping[int, str] | None = None):
+        self.catalogue, self._original_ids = catalogue, original_ids or {}
         self._titles = [normalise_title(text) for text in catalogue.titles]
         self._of_sid: dict[str, list[int]] = defaultdict(list)
         self._of_title: dict[str, list[int]] = defaultdict(list)
@@ -57,14 +58,17 @@ class ItemFinder:
             self._of_sid[sid].append(number)
             self._of_title[title].append(number)
         self._of_item = {item: number for number, item in enumerate(catalogue.item_ids)}
+        self._of_original = {
+            text: self._of_item[item] for item, text in self._original_ids.items() if item in self._of_item
+        }
         self._known: dict[str, int] = {}
 
     def find(self, name: str | int) -> int:
         """Number in the catalogue of the item that `name` means.
 
-        A number is an item id. A text is a SID, else a title in any case, else an item id in digits, else a part of one
-        item's title. Items that share a SID are the same to a model: of several that fit, with one SID, the first is
-        taken.
+        A number is an item id. A text is a SID, else an id of the raw log, else a title in any case, else an item id in
+        digits (where no ids of a raw log are known, which may be digits too), else a part of one item's title. Items
+        that share a SID are the same to a model: of several that fit, with one SID, the first is taken.
 
         Raises:
             InputError: no such item, or several; the line names up to NEAREST_TITLES of them.
@@ -89,8 +93,10 @@ class ItemFinder:
 
     def _search(self, name: str) -> int:
         wanted, sids = normalise_title(name), self.catalogue.sids
+        if name.strip() in self._of_original:
+            return self._of_original[name.strip()]
         numbers = self._of_sid.get(name.strip()) or self._of_title.get(wanted) or []
-        if not numbers and wanted.isdecimal() and int(wanted) in self._of_item:
+        if not numbers and not self._of_original and wanted.isdecimal() and int(wanted) in self._of_item:
             numbers = [self._of_item[int(wanted)]]
         numbers = numbers or [number for number, text in enumerate(self._titles) if wanted in text]
         if len({sids[number] for number in numbers}) == 1:

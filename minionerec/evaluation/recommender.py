@@ -40,6 +40,7 @@ class Recommendation:
             after the history; with baselines, the weighted sum of probabilities.
         probability: of the SID by the model.
         reason: what carried the item, such as `bought after X (62 %), like Y (30 %)`; "" without baselines.
+        original_id: what the raw log calls the item; "" where the model's catalogue does not know.
     """
 
     item_id: int
@@ -48,11 +49,13 @@ class Recommendation:
     score: float
     probability: float
     reason: str = ""
+    original_id: str = ""
 
     def to_json(self) -> dict[str, int | float | str]:
         """What files and the demo's API say of the item; numbers are rounded to 6 digits."""
         numbers = {"score": round(self.score, 6), "probability": round(self.probability, 6)}
-        return {"item_id": self.item_id, "sid": self.sid, "title": self.title, **numbers, "reason": self.reason}
+        content = {"item_id": self.item_id, "sid": self.sid, "title": self.title, **numbers, "reason": self.reason}
+        return content | ({"original_id": self.original_id} if self.original_id else {})
 
 
 class Recommender:
@@ -83,7 +86,8 @@ class Recommender:
     ):
         self.model, self.encoder, self.known, self.catalogue_trie = model, encoder, known, catalogue_trie
         self.num_beams, self.max_history, self.fused, self.words_of = num_beams, max_history, fused, words_of or {}
-        self.finder = ItemFinder(known.catalogue)
+        self.finder = ItemFinder(known.catalogue, known.original_ids)
+        self._original_ids = known.original_ids
         self._title_of = dict(zip(self.catalogue.item_ids, self.catalogue.titles, strict=True))
 
     @classmethod
@@ -284,7 +288,9 @@ class Recommender:
     def _list_items(self, beams: Sequence[tuple[str, float]]) -> list[Recommendation]:
         """The items of some SIDs, those that share a SID by popularity."""
         return [
-            Recommendation(item, self._title_of[item], sid, score, math.exp(score))
+            Recommendation(
+                item, self._title_of[item], sid, score, math.exp(score), original_id=self._original_ids.get(item, "")
+            )
             for sid, score in beams
             for item in self.catalogue.items_of_sid[sid]
         ]
@@ -313,7 +319,13 @@ class Recommender:
             lists.append(
                 [
                     Recommendation(
-                        item, self._title_of[item], self.catalogue.sid_of[item], score, terms[0][item], reason
+                        item,
+                        self._title_of[item],
+                        self.catalogue.sid_of[item],
+                        score,
+                        terms[0][item],
+                        reason,
+                        self._original_ids.get(item, ""),
                     )
                     for (item, score), reason in zip(ranked, reasons, strict=True)
                 ]

@@ -26,7 +26,7 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 # The column of the histories, where none is named: what users write, then those of the project's own splits.
 HISTORY_COLUMNS = ("history", "history_item_id", "history_item_sid", "history_item_title")
 USER_COLUMN = "user_id"
-OUTPUT_COLUMNS = ("user_id", "rank", "item_id", "sid", "title", "score", "reason")
+OUTPUT_COLUMNS = ("user_id", "rank", "item_id", "sid", "title", "score", "reason", "original_id")
 WRITTEN_AT_ONCE = 65_536  # rows of a Parquet group
 
 
@@ -85,7 +85,11 @@ def read_users(path: str, column: str | None = None, flag: str = "input") -> Ite
         user_id = record.get(USER_COLUMN)
         user_id = str(row) if user_id is None else str(user_id)
         try:
-            yield User(user_id, row, parse_history(record[chosen]))
+            history = parse_history(record[chosen])
+            # In a person's file a number is what that person calls the item; in a split it is the catalogue's number.
+            if chosen != "history_item_id":
+                history = tuple(str(name) for name in history)
+            yield User(user_id, row, history)
         except InputError as error:
             yield User(user_id, row, problem=str(error))
 
@@ -157,7 +161,8 @@ def write_lists(path: str, lists: Iterable[dict[str, Any]]) -> int:
 
     Args:
         path: of the file.
-        lists: {"user_id", "recommendations": [{"item_id", "sid", "title", "score", "reason"}, ...]} of every user.
+        lists: {"user_id", "recommendations": [{"item_id", "sid", "title", "score", "reason"}, ...]} of every user,
+            with "original_id" where it is known.
 
     Returns:
         How many users were written.
@@ -174,7 +179,8 @@ def write_lists(path: str, lists: Iterable[dict[str, Any]]) -> int:
 
 def _flatten(users: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     for rank, item in enumerate(users["recommendations"], 1):
-        yield users["user_id"], rank, item["item_id"], item["sid"], item["title"], item["score"], item["reason"]
+        columns = (item["item_id"], item["sid"], item["title"], item["score"], item["reason"])
+        yield users["user_id"], rank, *columns, item.get("original_id", "")
 
 
 @contextmanager
@@ -197,7 +203,7 @@ def _open_parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     text = pyarrow.string()
-    kinds = (text, pyarrow.int32(), pyarrow.int64(), text, text, pyarrow.float64(), text)
+    kinds = (text, pyarrow.int32(), pyarrow.int64(), text, text, pyarrow.float64(), text, text)
     schema = pyarrow.schema(list(zip(OUTPUT_COLUMNS, kinds, strict=True)))
     waiting: list[tuple[Any, ...]] = []
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
