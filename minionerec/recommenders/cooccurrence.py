@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
+
+import numpy as np
+from scipy import sparse
 
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
 from minionerec.common.texts import shorten_title
+from minionerec.recommenders.content import HISTORIES_AT_ONCE
+
+ROUNDING = 1e-12  # of a score: what is left of a pair that the row alone has made
 
 
 @dataclass(frozen=True)
@@ -54,64 +61,80 @@ class Cooccurrences:
     def __init__(self, rows: Sequence[Row], catalogue: Catalogue, settings: CooccurrenceSettings = NEAR):
         if not len(rows):
             raise InputError("baseline cooccurrence: counts the histories of the train split; --train_file is missing")
-        self._item_ids, self._catalogue, self._settings = set(catalogue.item_ids), catalogue, settings
-        self._weights: dict[int, dict[int, float]] = defaultdict(dict)
-        for row in rows:
-            for source, target, weight in self._list_pairs(row):
-                following = self._weights[source]
-                following[target] = following.get(target, 0.0) + weight
-        self._sums = {source: sum(following.values()) for source, following in self._weights.items()}
+        self._settings, self._titles = settings, catalogue.titles
+        self._item_ids = np.array(catalogue.item_ids)
+        self._number_of = {item: number for number, item in enumerate(catalogue.item_ids)}
+        size = len(self._item_ids)
+        sources, targets, weights = zip(*chain.from_iterable(map(self._list_pairs, rows)), strict=True)
+        self._weights = sparse.csr_matrix((weights, (sources, targets)), shape=(size, size))
+        self._sums = np.asarray(self._weights.sum(axis=1)).ravel()
 
     def predict(self, histories: Sequence[Sequence[int]]) -> list[dict[int, float]]:
         """{item: likelihood} after every history of item ids, oldest first."""
-        return [self._share(self._score(history, {})) for history in histories]
+        return self._in_parts(histories, lambda part: self._weigh(part, [{}] * len(part)) @ self._weights)
 
     def predict_without_row(self, rows: Sequence[Row]) -> list[dict[int, float]]:
         """The same after the history of every train row, as if that row were none."""
-        predictions = []
-        for row in rows:
-            own: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-            for source, target, weight in self._list_pairs(row):
-                own[source][target] += weight
-            predictions.append(self._share(self._score(row.history_ids, own)))
-        return predictions
+        return self._in_parts(rows, self._score_without_row)
 
     def explain(self, history: Sequence[int], items: Sequence[int]) -> list[str]:
         """`bought with X` for each item, X being the item of the history with the largest part; empty without one."""
-        title_of = dict(zip(self._catalogue.item_ids, self._catalogue.titles, strict=True))
-        parts: dict[int, dict[int, float]] = {item: defaultdict(float) for item in items}
-        for age, source in enumerate(reversed(history)):
-            scale = self._settings.history_decay**age / (self._sums.get(source, 0.0) + self._settings.smoothing)
-            for item in items:
-                parts[item][source] += scale * self._weights.get(source, {}).get(item, 0.0)
-        best = [max(of_item, key=of_item.__getitem__) for of_item in (parts[item] for item in items)]
-        return [
-            f"bought with {shorten_title(title_of[source])}" if parts[item][source] > 0 else ""
-            for item, source in zip(items, best, strict=True)
-        ]
+        if not items:
+            return []
+        shares = self._weigh([history], [{}])
+        weights = self._weights[shares.indices][:, [self._number_of[item] for item in items]].toarray()
+        parts = shares.data[:, None] * weights
+        best = [shorten_title(self._titles[shares.indices[source]]) for source in parts.argmax(axis=0)]
+        return [f"bought with {title}" if p > 0 else "" for title, p in zip(best, parts.max(axis=0), strict=True)]
 
-    def _score(self, history: Sequence[int], own: dict[int, dict[int, float]]) -> dict[int, float]:
-        """{item: score} after a history, by weights without those of `own`."""
-        scores: dict[int, float] = defaultdict(float)
-        for age, source in enumerate(reversed(history)):
-            less = own.get(source, {})
-            total = self._sums.get(source, 0.0) - sum(less.values()) + self._settings.smoothing
-            for item, weight in self._weights.get(source, {}).items():
-                weight -= less.get(item, 0.0)
-                if weight > 1e-9:  # else nobody else bought the two together
-                    scores[item] += self._settings.history_decay**age * weight / total
-        return scores
+    def _in_parts(self, asked: Sequence, score: Callable[[Sequence], sparse.csr_matrix]) -> list[dict[int, float]]:
+        """The likelihoods of some histories or rows, whose scores [asked, items] are held for a few of them only."""
+        predictions = []
+        for start in range(0, len(asked), HISTORIES_AT_ONCE):
+            scores = score(asked[start : start + HISTORIES_AT_ONCE])
+            for low, high in pairwise(scores.indptr):
+                values, items = scores.data[low:high], self._item_ids[scores.indices[low:high]]
+                kept = values > ROUNDING
+                total = values[kept].sum()
+                predictions.append(dict(zip(items[kept].tolist(), (values[kept] / total).tolist(), strict=True)))
+        return predictions
 
-    def _share(self, scores: dict[int, float]) -> dict[int, float]:
-        kept = {item: score for item, score in scores.items() if item in self._item_ids}
-        total = sum(kept.values())
-        return {item: score / total for item, score in kept.items()}
+    def _weigh(self, histories: Sequence[Sequence[int]], less: Sequence[dict[int, float]]) -> sparse.csr_matrix:
+        """[histories, items] what a pair's weight counts after each history, by sums without `less` of each item."""
+        rows, numbers, shares = [], [], []
+        for row, (history, without) in enumerate(zip(histories, less, strict=True)):
+            for age, item in enumerate(reversed(history)):
+                number = self._number_of.get(item)
+                if number is not None:
+                    total = self._sums[number] - without.get(number, 0.0) + self._settings.smoothing
+                    rows.append(row)
+                    numbers.append(number)
+                    shares.append(self._settings.history_decay**age / total)
+        return sparse.csr_matrix((shares, (rows, numbers)), shape=(len(histories), len(self._item_ids)))
+
+    def _score_without_row(self, rows: Sequence[Row]) -> sparse.csr_matrix:
+        pairs = [self._list_pairs(row) for row in rows]
+        less: list[dict[int, float]] = [defaultdict(float) for _ in rows]
+        for own, of_row in zip(less, pairs, strict=True):
+            for source, _, weight in of_row:
+                own[source] += weight
+        shares = self._weigh([row.history_ids for row in rows], less)
+        own_pairs = [(number, *pair) for number, of_row in enumerate(pairs) for pair in of_row]
+        if not own_pairs:
+            return shares @ self._weights
+        row, source, target, weight = (np.array(column) for column in zip(*own_pairs, strict=True))
+        own_part = np.asarray(shares[row, source]).ravel() * weight
+        scores = shares @ self._weights - sparse.csr_matrix((own_part, (row, target)), shape=shares.shape)
+        return scores.tocsr()
 
     def _list_pairs(self, row: Row) -> list[tuple[int, int, float]]:
-        """(source, target, weight) of every pair that a row adds to."""
+        """(source, target, weight) of every pair that a row adds to, items by their numbers in the catalogue."""
+        target = self._number_of.get(row.item_id)
         pairs = []
         for distance, item in enumerate(reversed(row.history_ids[-self._settings.farthest :])):
-            weight = self._settings.step_decay**distance
-            pairs.append((item, row.item_id, weight))
-            pairs.append((row.item_id, item, self._settings.reverse_share * weight))
+            number = self._number_of.get(item)
+            if number is not None and target is not None:
+                weight = self._settings.step_decay**distance
+                pairs.append((number, target, weight))
+                pairs.append((target, number, self._settings.reverse_share * weight))
         return pairs

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from minionerec.common.records import Row
+from minionerec.recommenders.content import HISTORIES_AT_ONCE
 from minionerec.recommenders.likeliest import select_likeliest
 from minionerec.recommenders.registry import BaselineInputs, build_baseline, build_without_row
 
@@ -51,16 +53,21 @@ class Teacher:
 
     def teach_histories(self, histories: Sequence[Sequence[int]]) -> SoftTargets:
         """Soft targets after histories of item ids, oldest first, that are no train rows."""
-        return self._select(self._predict(histories))
+        return self._select(self._predict, histories)
 
     def teach_rows(self, rows: Sequence[Row]) -> SoftTargets:
         """Soft targets of train rows; what each row says itself is left out, else the teacher would give it away."""
-        return self._select(self._predict_rows(rows))
+        return self._select(self._predict_rows, rows)
 
-    def _select(self, predictions: Sequence[dict[int, float]]) -> SoftTargets:
-        items = np.zeros((len(predictions), TAUGHT_ITEMS), dtype=np.int64)
-        probabilities = np.zeros((len(predictions), TAUGHT_ITEMS), dtype=np.float32)
-        for number, likelihoods in enumerate(predictions):
+    def _select(self, predict: Callable[[Sequence], list[dict[int, float]]], asked: Sequence) -> SoftTargets:
+        items = np.zeros((len(asked), TAUGHT_ITEMS), dtype=np.int64)
+        probabilities = np.zeros((len(asked), TAUGHT_ITEMS), dtype=np.float32)
+        # A few at a time, for there may be likelihoods of all items.
+        parts = (
+            predict([asked[number] for number in range(start, min(start + HISTORIES_AT_ONCE, len(asked)))])
+            for start in range(0, len(asked), HISTORIES_AT_ONCE)
+        )
+        for number, likelihoods in enumerate(chain.from_iterable(parts)):
             positive = {item: p for item, p in likelihoods.items() if p > 0}
             best = select_likeliest(positive, TAUGHT_ITEMS, self._counts)
             if best:
