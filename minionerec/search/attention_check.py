@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from minionerec.search.modes import evaluation_mode, use_attention
+from minionerec.search.modes import evaluation_mode, use_attention, without_autocast
 from minionerec.search.output_head import OutputHead
 from minionerec.search.prefill import ATTENTION, SHORTEST_HEAD, PrefilledPrompts, UnknownAttentionError
 from minionerec.search.prefix_tree import batch_trees, check_tree_attention, compute_label_logits
@@ -52,15 +52,13 @@ def _ask(model: PreTrainedModel) -> tuple[str | None, int | None]:
     rng = random.Random(0)
     head, *rests = ([rng.randrange(vocabulary) for _ in range(length)] for length in (SHORTEST_HEAD + 1, 2, 5, 3, 3))
     prompts, behind = [head + rest for rest in rests[:2]], rests[2:]
-    # Without autocast: the answer is one about the layers, not about rounding.
-    without_autocast = torch.autocast(model.device.type, enabled=False)
     expected = []
-    with evaluation_mode(model), without_autocast:
+    with evaluation_mode(model), without_autocast(model):
         for prompt, chain in zip(prompts, behind, strict=True):
             row = torch.tensor([prompt + chain], device=model.device)
             expected.append(model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 :])
     try:
-        with evaluation_mode(model), without_autocast, use_attention(model, ATTENTION):
+        with evaluation_mode(model), without_autocast(model), use_attention(model, ATTENTION):
             states, window = _compute(model, output_head, prompts, behind)
     except UnknownAttentionError as error:
         return str(error), None

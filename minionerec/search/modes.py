@@ -30,3 +30,18 @@ def use_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def without_autocast(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model computes in the precision of its weights, also one that accelerate has put under autocast.
+
+    accelerate wraps the forward pass of the object; that of its class lies below.
+    """
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped
