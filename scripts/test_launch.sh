@@ -28,7 +28,7 @@ export DS_ACCELERATOR=cpu LAUNCH_TESTS=all LAUNCH_TABLE OMP_NUM_THREADS=1
 PATH="$LAUNCH_VENV/bin:$PATH" # ninja
 STATUS=0
 "$LAUNCH_VENV/bin/python" -m pytest tests/test_sharded.py tests/test_two_processes.py tests/test_shared_commands.py \
-    tests/test_pipeline.py -rs "$@" || STATUS=$?
+    tests/test_pipeline.py tests/test_recipes.py -rs "$@" || STATUS=$?
 [ ! -s "$LAUNCH_TABLE" ] || "$LAUNCH_VENV/bin/python" tests/launching.py "$LAUNCH_TABLE"
 rm "$LAUNCH_TABLE"
 exit $STATUS

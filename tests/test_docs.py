@@ -14,15 +14,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-README, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/zh/*.md")])
+README = ROOT / "README.md"
+# (English, Chinese) of every page that is there in both.
+PAIRS = [(README, ROOT / "README.zh-CN.md")]
+PAIRS += [(page, ROOT / "docs/zh" / page.name) for page in sorted(ROOT.glob("docs/*.md"))]
+PAIRS = [pair for pair in PAIRS if pair[1].is_file()]
+pairs = pytest.mark.parametrize("english, chinese", PAIRS, ids=lambda page: page.name)
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
 PATH = re.compile(r"[\w.-]+(?:/[\w.*-]+)+/?")
 PLACEHOLDER = re.compile(r"[A-Z0-9]+/.*|.*NAME.*|output/.*|[A-Z]\w+/[A-Z].*")  # OUT/final_model.pth, Qwen/Qwen2.5-0.5B
-# Files of the published repository that have no counterpart of that name here.
-PUBLISHED = {"data/amazon18_data_process.py", "data/process.py", "config/zero2_opt.yaml", "rq/utils.py"}
+LINK = re.compile(r"\]\(([^)]+)\)")
+
+
+def list_published() -> set[str]:
+    """Files of the published repository, as docs/differences.md has them; some have no counterpart of that name."""
+    page = (ROOT / "docs" / "differences.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|([^|]*)\|", page[page.index("## Published files") :], re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)} | {"data/process.py", "data/Amazon/"}
 
 
 def read(page: Path) -> str:
@@ -39,7 +51,8 @@ def prose(page: Path) -> str:
 
 
 def inline_code(page: Path) -> list[str]:
-    return re.findall(r"`([^`\n]+)`", prose(page))
+    """What stands between backticks, which a line may end inside of."""
+    return [" ".join(text.split()) for text in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", prose(page))]
 
 
 def command_lines(page: Path) -> list[str]:
@@ -70,13 +83,13 @@ def test_readme_is_short():
     assert README.stat().st_size <= 12 * 1024
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@by_page
 def test_lines_fit_120_columns(page):
     too_long = [number for number, line in enumerate(read(page).splitlines(), 1) if len(line) > 120]
     assert not too_long
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@by_page
 def test_rows_of_a_table_have_equal_cells(page):
     tables = re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE)
     for table in tables:
@@ -88,54 +101,94 @@ def test_rows_of_a_table_have_equal_cells(page):
 
 
 # ------------------------------------------------------------------------------------------------------- both languages
-def test_languages_have_the_same_headings():
-    levels = [re.findall(r"^(#+) ", prose(page), re.MULTILINE) for page in (README, CHINESE)]
+def list_links(page: Path) -> list[str]:
+    """Where the links of a page lead, without places inside pages and the links to the other language."""
+    targets = [target.partition("#")[0] for target in LINK.findall(prose(page))]
+    others = {"README.md", "README.zh-CN.md", f"zh/{page.name}", f"../{page.name}"}
+    return sorted(set(targets) - others - {""})
+
+
+def list_code(page: Path) -> list[tuple[str, str]]:
+    """The blocks of a page without what is written for readers in them."""
+
+    def strip(language: str, text: str) -> str:
+        if language == "mermaid":
+            return re.sub(r'"[^"]*"', '""', text)
+        if language in ("bash", "python", "yaml"):
+            return re.sub(r"(^|\s+)#.*", "", text, flags=re.MULTILINE)
+        return text if language else "\n".join(line.split()[0] for line in text.splitlines())
+
+    return [(language, strip(language, text)) for language, text in code_blocks(page)]
+
+
+@pairs
+def test_languages_have_the_same_headings(english, chinese):
+    levels = [re.findall(r"^(#+) ", prose(page), re.MULTILINE) for page in (english, chinese)]
     assert levels[0] == levels[1]
 
 
-def test_languages_have_the_same_code():
-    def shape(language: str, text: str) -> tuple:
-        if language == "mermaid":
-            return language, re.sub(r'"[^"]*"', '""', text)
-        if language == "bash":
-            return language, [re.sub(r"\s+#.*|^#.*", "", line) for line in text.splitlines()]
-        return language, [line.split()[0] for line in text.splitlines()]
-
-    blocks = [[shape(*block) for block in code_blocks(page)] for page in (README, CHINESE)]
-    assert blocks[0] == blocks[1]
-    assert sorted(inline_code(README)) == sorted(inline_code(CHINESE))
+@pairs
+def test_languages_have_the_same_code(english, chinese):
+    assert list_code(english) == list_code(chinese)
+    assert sorted(inline_code(english)) == sorted(inline_code(chinese))
 
 
-def test_languages_have_the_same_numbers():
+@pairs
+def test_languages_have_the_same_marks(english, chinese):
+    marks = [re.findall(r"^<!-- (.*) -->$", read(page), re.MULTILINE) for page in (english, chinese)]
+    assert marks[0] == marks[1]
+
+
+@pairs
+def test_languages_have_the_same_numbers(english, chinese):
     for kind in (r"^\|.*$", r"^#.*$"):
         numbers = [
-            [NUMBER.findall(line) for line in re.findall(kind, prose(page), re.MULTILINE)] for page in (README, CHINESE)
+            [sorted(NUMBER.findall(line)) for line in re.findall(kind, prose(page), re.MULTILINE)]
+            for page in (english, chinese)
         ]
         assert numbers[0] == numbers[1]
-    comments = [[NUMBER.findall(text) for _, text in code_blocks(page)] for page in (README, CHINESE)]
-    assert [sorted(block) for block in comments[0]] == [sorted(block) for block in comments[1]]
+    comments = [[sorted(NUMBER.findall(text)) for _, text in code_blocks(page)] for page in (english, chinese)]
+    assert comments[0] == comments[1]
+    if english != README:
+        whole = [sorted(NUMBER.findall(LINK.sub("", prose(page)))) for page in (english, chinese)]
+        assert whole[0] == whole[1]
 
 
-def test_languages_have_the_same_links():
-    links = [
-        set(re.findall(r"\]\(([^)]+)\)", prose(page))) - {"README.md", "README.zh-CN.md"} for page in (README, CHINESE)
-    ]
-    assert links[0] == links[1]
+@pairs
+def test_languages_have_the_same_links(english, chinese):
+    assert list_links(english) == list_links(chinese)
+
+
+@pairs
+def test_languages_name_each_other(english, chinese):
+    there, back = (chinese.name, english.name) if english == README else (f"zh/{english.name}", f"../{english.name}")
+    assert f"]({there})" in read(english) and f"]({back})" in read(chinese)
 
 
 # -------------------------------------------------------------------------------------------------- what the pages name
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def list_places(page: Path) -> set[str]:
+    """What a link may name inside a page, made of its headings as GitHub makes it."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@by_page
 def test_relative_links_exist(page):
-    for target in re.findall(r"\]\(([^)]+)\)", prose(page)):
-        if not re.match(r"https?:", target):
-            assert (page.parent / target.partition("#")[0]).exists(), target
+    for target in LINK.findall(prose(page)):
+        if re.match(r"https?:", target):
+            continue
+        name, _, place = target.partition("#")
+        other = page.parent / name if name else page
+        assert other.exists(), target
+        if place:
+            assert place in list_places(other), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@by_page
 def test_named_files_exist(page):
     words = [*inline_code(page), *(word for line in command_lines(page) for word in line.split())]
     words += [line.split()[0] for language, text in code_blocks(page) if not language for line in text.splitlines()]
-    named = {word for word in words if PATH.fullmatch(word) and not PLACEHOLDER.fullmatch(word)} - PUBLISHED
+    named = {word for word in words if PATH.fullmatch(word) and not PLACEHOLDER.fullmatch(word)} - list_published()
     missing = [word for word in sorted(named) if not any(ROOT.glob(word.rstrip("/")))]
     assert not missing
 
@@ -147,7 +200,7 @@ def test_every_recipe_is_named_and_exists():
     assert existing <= set(re.findall(r"config/recipes/\w+\.yaml", read(ROOT / "docs" / "results.md")))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@by_page
 def test_named_commands_exist(page):
     for line in re.findall(r"(?:python|bash) [^`\n]+", read(page)):
         module, script = re.match(r"python -m ([\w.]+)", line), re.match(r"(?:python|bash) ([\w/]+\.(?:py|sh))", line)
@@ -170,7 +223,7 @@ def test_flags_of_documented_commands_exist():
 
 def test_published_flags_are_accepted():
     page = read(ROOT / "docs" / "differences.md")
-    section = page[page.index("## Published flags") : page.index("## Published files")]
+    section = page[page.index("## Published flags") : page.index("## Published commands")]
     assert "### " in section
     for part in section.split("### ")[1:]:
         name = re.match(r"`([\w.]+)`", part)[1]
