@@ -25,7 +25,7 @@ def clean_registry():
     BASELINES.update(before)
 
 
-def score_cooccurrence(train, history):
+def score_together(train, history):
     """{item: score} by loops: how often it was a target after a history item, which counts less the older it is."""
     scores = Counter()
     for age, item in enumerate(reversed(history)):
@@ -40,11 +40,11 @@ def pick_flags(paths):
 
 def test_baselines_rank_it(tmp_path, capsys):
     paths, output = make_dataset(tmp_path), tmp_path / "out"
-    names = ["popularity", "cooccurrence"]
+    names = ["popularity", "together"]
     baselines(BaselinesFlags(**pick_flags(paths), output_dir=str(output), names=names, plugin=[PLUGIN], K=10))
     train, test = read_rows(paths["train_file"]), read_rows(paths["test_data_path"])
-    for prediction, row in zip(read_json(output / "cooccurrence.json"), test, strict=True):
-        scores = score_cooccurrence(train, row.history_ids)
+    for prediction, row in zip(read_json(output / "together.json"), test, strict=True):
+        scores = score_together(train, row.history_ids)
         total = sum(scores.values())
         ranked = prediction["predict_items"]
         assert len(ranked) == len(set(ranked)) == 10
@@ -52,8 +52,8 @@ def test_baselines_rank_it(tmp_path, capsys):
         assert prediction["score"] == pytest.approx(expected, abs=2e-6)
         assert prediction["score"] == sorted(prediction["score"], reverse=True)
         assert prediction["score"][0] == pytest.approx(max(scores.values()) / total, abs=2e-6)
-    hits = [row["item_id"] in row["predict_items"] for row in read_json(output / "cooccurrence.json")]
-    metrics = read_json(output / "cooccurrence.metrics.json")
+    hits = [row["item_id"] in row["predict_items"] for row in read_json(output / "together.json")]
+    metrics = read_json(output / "together.metrics.json")
     assert metrics["item"]["HR@10"] == pytest.approx(sum(hits) / len(hits), abs=1e-6)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:4]] == names
 
@@ -63,13 +63,13 @@ def test_a_changed_plugin_is_run_again(tmp_path):
     plugin = tmp_path / "plugin.py"
     plugin.write_text(Path(PLUGIN).read_text())
     flags = BaselinesFlags(
-        **pick_flags(paths), output_dir=str(tmp_path / "out"), names=["cooccurrence"], plugin=[str(plugin)]
+        **pick_flags(paths), output_dir=str(tmp_path / "out"), names=["together"], plugin=[str(plugin)]
     )
-    file = tmp_path / "out" / "cooccurrence.json"
+    file = tmp_path / "out" / "together.json"
     written = []
     for text in ("", "", "\n# changed"):
         plugin.write_text(plugin.read_text() + text) if text else None
-        BASELINES.pop("cooccurrence", None)
+        BASELINES.pop("together", None)
         baselines(flags)
         written.append(file.stat().st_mtime_ns)
     assert written[0] == written[1] != written[2]
@@ -83,20 +83,20 @@ def test_a_model_is_fused_with_it(trained, tmp_path):
         num_beams=12,
         K=10,
         plugin=[PLUGIN],
-        fuse="cooccurrence",
+        fuse="together",
         fuse_weight=[1e9],
     )
     evaluate(flags)
     train, test = read_rows(trained.paths["train_file"]), read_rows(trained.paths["test_data_path"])
     for prediction, row in zip(read_json(tmp_path / "test.fused.json"), test, strict=True):
-        scores = score_cooccurrence(train, row.history_ids)
+        scores = score_together(train, row.history_ids)
         best = sorted(scores.values(), reverse=True)[:10]
         found = [scores.get(item, 0) for item in prediction["predict_items"][: len(best)]]
         assert found == pytest.approx(best)
-    assert read_json(tmp_path / "test.fused.metrics.json")["fuse"] == "cooccurrence"
+    assert read_json(tmp_path / "test.fused.metrics.json")["fuse"] == "together"
 
 
 def test_without_the_plugin_the_name_is_unknown(tmp_path):
     paths = make_dataset(tmp_path)
-    with pytest.raises(InputError, match="--names cooccurrence: expected some of popularity"):
-        baselines(BaselinesFlags(**pick_flags(paths), output_dir=str(tmp_path / "out"), names=["cooccurrence"]))
+    with pytest.raises(InputError, match="--names together: expected some of popularity"):
+        baselines(BaselinesFlags(**pick_flags(paths), output_dir=str(tmp_path / "out"), names=["together"]))

@@ -1,7 +1,7 @@
-"""A baseline of your own: items that are often in the same histories (co-occurrence), newest history item first.
+"""A baseline of your own: items that are often in the same histories, newest history item first.
 
-python baselines.py --plugin docs/examples/baseline.py --names popularity,cooccurrence ...
-python evaluate.py --plugin docs/examples/baseline.py --fuse cooccurrence --fuse_weight 0.1 ...
+python baselines.py --plugin docs/examples/baseline.py --names popularity,together ...
+python evaluate.py --plugin docs/examples/baseline.py --fuse together --fuse_weight 0.1 ...
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from minionerec.recommenders.registry import BaselineInputs, Likelihoods, register_baseline
 
 
-def build_cooccurrence(inputs: BaselineInputs) -> Likelihoods:
+def build_together(inputs: BaselineInputs) -> Likelihoods:
     """Called once; what it returns is called with many histories of item ids, oldest first."""
     together: dict[int, Counter] = defaultdict(Counter)
     for row in inputs.train_rows:
@@ -34,4 +34,4 @@ def build_cooccurrence(inputs: BaselineInputs) -> Likelihoods:
     return predict
 
 
-register_baseline("cooccurrence", build_cooccurrence)
+register_baseline("together", build_together)
