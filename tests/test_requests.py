@@ -82,6 +82,7 @@ def test_levels_are_those_of_the_search(recommender, num_beams, k):
             (parent,) = [above for above in level if beam.prefix.startswith(above.prefix)]
             assert parent.survives and beam.probability <= parent.probability * (1 + 1e-5)
     prefixes = {beam.prefix: beam for level in levels for beam in level}
+    listed = {item.sid for item in items}
+    assert {beam.prefix for beam in levels[-1] if beam.survives} == listed
     for item in items:
-        assert prefixes[item.sid].survives
         assert math.exp(item.score) <= prefixes[item.sid].probability * (1 + 1e-4)

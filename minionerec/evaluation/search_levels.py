@@ -48,15 +48,16 @@ def trace_levels(
     ((_, prompt),) = recommender.build_prompts([history.sids])
     sids = recommender.list_allowed(history, exclude_seen, categories)
     sequences = recommender.encoder.sid_ids(sids)
-    convert = recommender.encoder.tokenizer.convert_ids_to_tokens
+    convert, end = recommender.encoder.tokenizer.convert_ids_to_tokens, set(recommender.encoder.end)
     longest = max(map(len, sequences)) - len(recommender.encoder.end)
     levels: list[list[tuple[str, float]]] = []
     for depth in range(1, longest + 1):
         prefixes = sorted({tuple(tokens[:depth]) for tokens in sequences})
         trie = SidTrie(prefixes, recommender.catalogue_trie.trie.device)
         result = beam_search(recommender.model, trie, [prompt], num_beams or recommender.num_beams)
-        # A shorter SID is followed by its end, which its name leaves out.
-        names = ["".join(SID_TOKEN.findall("".join(convert(tokens)))) for tokens in trie.sequences()]
+        # A shorter SID is followed by its end, which its name leaves out; some end tokens look like those of a SID.
+        texts = ["".join(convert([token for token in tokens if token not in end])) for tokens in trie.sequences()]
+        names = ["".join(SID_TOKEN.findall(text)) for text in texts]
         pairs = zip(result.sequence[0].tolist(), result.score[0].tolist(), strict=True)
         levels.append([(names[number], math.exp(score)) for number, score in pairs if number >= 0])
     listed = {item.sid for item in best}
