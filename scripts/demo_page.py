@@ -19,8 +19,17 @@ SHOWN = 10  # recommendations, and beams of a level
 DEFAULT_WEIGHT = 0.3  # of the baselines on the page
 FOUND = 12  # titles that a search shows
 STYLE = """
+.items table, .levels table {border-collapse: collapse; border: none !important; margin: .3rem 0}
+.items table {width: 100%}
+.items tr, .levels tr {border: none}
+.items tr {border-bottom: 1px solid #8884}
+.items th {border: none !important; font-weight: normal; font-size: .85rem; padding: 0 .6rem 0 0}
+.items td {padding: .4rem .6rem .4rem 0; border: none; vertical-align: top}
+.items td:last-child {text-align: right; white-space: nowrap}
+.items .title {font-weight: 600}
+.items .more {font-size: .85rem; opacity: .75; overflow-wrap: anywhere}
 .levels {display: flex; flex-wrap: wrap; gap: 1rem}
-.levels table {border-collapse: collapse; font-size: .85rem; margin: .3rem 0}
+.levels table {font-size: .85rem}
 .levels td {padding: .1rem .5rem .1rem 0; text-align: left; white-space: nowrap; border: none}
 .levels .lost td {opacity: .5}
 .levels .bar {display: inline-block; height: .6rem; background: #0072b2; vertical-align: middle; margin-right: .3rem}
@@ -68,10 +77,10 @@ class DemoPage:
 
     def show(
         self, history: list[int], k: int, num_beams: int, fuse_weight: float, exclude_seen: bool, categories: list[str]
-    ) -> tuple[list[list[Any]], str]:
-        """(rows of the list, the search tree as HTML)."""
+    ) -> tuple[str, str]:
+        """(the list, the search tree), both as HTML."""
         if not history:
-            raise gradio.Error("The history is empty: search a title and choose it first.")
+            raise gradio.Error("The history is empty: search a title and choose it first.", print_exception=False)
         k = min(int(k), int(num_beams))
         try:
             most = self.recommender.num_beams
@@ -82,12 +91,24 @@ class DemoPage:
             found = self.recommender.finder.find_history(history)
             levels = trace_levels(self.recommender, found, k, exclude_seen, categories, int(num_beams))
         except InputError as error:
-            raise gradio.Error(str(error)) from None
-        rows = [
-            [rank, item["title"], f"{item['probability']:.2%}", item["reason"] or "model", item["sid"]]
-            for rank, item in enumerate(answer["recommendations"], 1)
-        ]
-        return rows, draw_levels(levels)
+            raise gradio.Error(str(error), print_exception=False) from None
+        return draw_list(answer["recommendations"]), draw_levels(levels)
+
+
+def format_share(value: float) -> str:
+    """A probability in percent, small ones to two digits that say something."""
+    return f"{value:.1%}" if value >= 0.1 else f"{100 * value:.2g}%"
+
+
+def draw_list(items: list[dict[str, Any]]) -> str:
+    """The recommendations as a table: rank, title with reason and SID below it, probability by the model."""
+    rows = []
+    for rank, item in enumerate(items, 1):
+        title, reason, sid = (html.escape(text) for text in (item["title"], item["reason"] or "model", item["sid"]))
+        texts = f'<div class="title">{title}</div><div class="more"><span>{reason}</span> · <code>{sid}</code></div>'
+        rows.append(f"<tr><td>{rank}</td><td>{texts}</td><td>{format_share(item['probability'])}</td></tr>")
+    head = "<tr><th></th><th></th><th style='text-align:right'>by the model</th></tr>"
+    return f'<div class="items"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def draw_levels(levels: list[list[Any]]) -> str:
@@ -99,10 +120,11 @@ def draw_levels(levels: list[list[Any]]) -> str:
         lines = [
             f'<tr class="{"kept" if beam.survives else "lost"}"><td>{html.escape(shorten_prefix(beam.prefix))}</td>'
             f'<td><span class="bar" style="width:{4 * beam.probability / widest:.2f}rem"></span>'
-            f"{beam.probability:.2%}</td></tr>"
+            f"{format_share(beam.probability)}</td></tr>"
             for beam in beams[:SHOWN]
         ]
-        head = f"Code {number}: {len(beams)} beams, {kept} went on"
+        outcome = "are in the list" if number == len(levels) else "went on"
+        head = f"Code {number}: {len(beams)} beams, {kept} {outcome}"
         parts.append(f"<div><b>{head}</b><table>{''.join(lines)}</table></div>")
     return f'<div class="levels">{"".join(parts)}</div>'
 
@@ -149,29 +171,29 @@ def build_demo_page(recommender: Recommender, name: str, batch_size: int) -> gra
                 shown = gradio.Markdown(page.describe_history([]), elem_id="history", container=True)
                 with gradio.Row():
                     undo, clear = gradio.Button("Remove last"), gradio.Button("Clear")
-                k = gradio.Slider(1, min(50, most), value=min(SHOWN, most), step=1, label="Items to show")
-                beams = gradio.Slider(1, most, value=most, step=1, label="Beams")
+                k = gradio.Slider(1, min(50, most), value=min(SHOWN, most), step=1, label="Items to show", elem_id="k")
+                beams = gradio.Slider(1, most, value=most, step=1, label="Beams", elem_id="beams")
                 weight = gradio.Slider(
                     0,
                     1,
                     value=DEFAULT_WEIGHT,
                     step=0.05,
                     label="Weight of counting and titles against the model",
+                    elem_id="weight",
                     visible=recommender.fused is not None,
                 )
-                unseen = gradio.Checkbox(True, label="Leave out the history")
+                unseen = gradio.Checkbox(True, label="Leave out the history", elem_id="unseen")
                 chosen = gradio.Dropdown(
-                    page.categories, multiselect=True, label="Categories", visible=bool(page.categories)
+                    page.categories,
+                    multiselect=True,
+                    label="Categories",
+                    visible=bool(page.categories),
+                    elem_id="categories",
                 )
                 button = gradio.Button("Recommend", variant="primary", elem_id="go")
             with gradio.Column(scale=2, min_width=320):
-                table = gradio.Dataframe(
-                    headers=["rank", "title", "by the model", "because", "SID"],
-                    label="Recommendations",
-                    interactive=False,
-                    wrap=True,
-                    elem_id="list",
-                )
+                gradio.Markdown("### Recommendations")
+                table = gradio.HTML("<p>Search a title, choose it, and press Recommend.</p>", elem_id="list")
                 gradio.Markdown("### The search, code by code")
                 tree = gradio.HTML(elem_id="tree")
         private = {"api_visibility": "private"}
