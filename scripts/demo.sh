@@ -8,19 +8,15 @@
 # Makes .venv-demo once, with requirements-demo.txt beside what everything else uses.
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source scripts/extra_env.sh
 DEMO_VENV="${DEMO_VENV:-.venv-demo}"
 MODEL=output/quickstart/rl/final_checkpoint
 if [ $# -gt 0 ] && [[ "$1" != --* ]]; then
     MODEL="$1"
     shift
 fi
-if ! cmp -s requirements-demo.txt "$DEMO_VENV/requirements.installed"; then
-    echo "[demo] installing requirements-demo.txt into $DEMO_VENV (once, a minute)"
-    "$PYTHON" -m venv "$DEMO_VENV"
-    # What the environment of everything else holds, torch included, is found there too, and not installed again.
-    "$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
-        > "$("$DEMO_VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/base.pth"
-    "$DEMO_VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements-demo.txt
-    cp requirements-demo.txt "$DEMO_VENV/requirements.installed"
-fi
+# Before a minute of installing.
+[ -f "$MODEL/config.json" ] ||
+    { echo "error: $MODEL: no model there; bash scripts/quickstart.sh makes one, or name a folder" >&2; exit 2; }
+extra_environment "$DEMO_VENV" demo -r requirements-demo.txt
 exec "$DEMO_VENV/bin/python" -m scripts.demo --model "$MODEL" "$@"
