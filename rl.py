@@ -143,15 +143,14 @@ def rl(flags: RLFlags) -> None:
     """GRPO from an SFT checkpoint."""
     load_plugins(flags.plugin)
     flags = resolve_rl_flags(flags)
-    if flags.dry_run:
-        plan_rl(flags)
-        return
     output, final = Path(flags.output_dir), Path(flags.output_dir) / "final_checkpoint"
     optional = ("model_path", "ref_model_path", "item_meta_path", "preference_file")
     optional += ("ada_path", "cf_path", "sid_index_path")
     files = list_training_inputs(flags, ("train_file", "eval_file", "info_file"), optional)
     files += [flags.reward_module.rpartition(":")[0]] if flags.reward_module else []
     stage = open_stage("rl", flags, files, [final], output / "rl.stage.json")
+    if flags.dry_run:
+        plan_rl(flags)
     if stage.finished:
         return
     # Now, not when training begins: a run cut off before that must not leave another run's checkpoints to be resumed.

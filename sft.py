@@ -162,14 +162,13 @@ def sft(flags: SFTFlags) -> None:
     """Fine-tune a causal LM on next-SID prediction and, for pretrained bases, language alignment."""
     load_plugins(flags.plugin)
     flags, prompts, weights = resolve_sft_flags(flags)
-    if flags.dry_run:
-        plan_sft(flags, prompts, weights)
-        return
     output, final = Path(flags.output_dir), Path(flags.output_dir) / "final_checkpoint"
     required = ("train_file", "eval_file", "sid_index_path", "item_meta_path")
     optional = ("base_model", "preference_file", "sid_init")
     inputs = list_training_inputs(flags, required, optional)
     stage = open_stage("sft", flags, inputs, [final], output / "sft.stage.json")
+    if flags.dry_run:
+        plan_sft(flags, prompts, weights)
     if stage.finished:
         return
     # Now, not when training begins: a run cut off before that must not leave another run's checkpoints to be resumed.

@@ -12,13 +12,15 @@
 #                         Beauty.item for beauty; ml-100k is fetched with pip without it
 #   --output_dir DIR      default output/benchmark/NAME; every seed has a folder below it, which is one of pipeline.sh
 #   --seeds "N N N"       default "42 1 2"; every stage of a run uses its seed
+#   --dry_run True        write nothing: the plan of the stages of every seed
 #
 # At the end: DIR/table.txt, DIR/table.csv and DIR/table.png with the mean and the standard deviation of every figure,
 # the published ones beside them, and CPU minutes; a page about every run, SEED/report.html, and one over all of them.
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
-DATASET="" RECIPE="" DATA="" OUTPUT_DIR="" SEEDS="42 1 2"
-read_flags "dataset recipe data output_dir seeds" "$@"
+DATASET="" RECIPE="" DATA="" OUTPUT_DIR="" SEEDS="42 1 2" DRY_RUN=""
+read_flags "dataset recipe data output_dir seeds dry_run" "$@"
+check_dry_run "$DRY_RUN"
 [ -n "$DATASET$RECIPE" ] || fail "--dataset is missing: industrial, beauty or ml-100k; or --recipe"
 [ -z "$DATASET" ] || [ -z "$RECIPE" ] || fail "--dataset: goes without --recipe"
 ROOT="$(dirname "${BASH_SOURCE[0]}")/.."
@@ -32,6 +34,10 @@ OUT="${OUTPUT_DIR:-output/benchmark/$NAME}"
 if [ -z "$DATA" ]; then
     source scripts/movielens.sh
     DATA="$OUT/raw"
+    if [ "$DRY_RUN" = True ] && [ ! -f "$DATA/ml-100k.item" ]; then
+        DATA=$(mktemp -d)
+        trap 'rm -rf "$DATA"' EXIT
+    fi
     fetch_movielens "$DATA"
 fi
 
@@ -44,8 +50,9 @@ for seed in $SEEDS; do
         --output_dir "$OUT/seed_$seed" --seed "$seed" || echo failed)
     [ "${ARGUMENTS[-1]}" != failed ] || exit 2
     echo "[benchmark] $NAME, seed $seed"
-    bash scripts/pipeline.sh "${ARGUMENTS[@]}"
+    bash scripts/pipeline.sh "${ARGUMENTS[@]}" ${DRY_RUN:+--dry_run "$DRY_RUN"}
     RUNS+=("$OUT/seed_$seed")
 done
+[ "$DRY_RUN" != True ] || exit 0
 "$PYTHON" -m scripts.benchmark_table --run_dir "$OUT" --recipe "$RECIPE"
 "$PYTHON" -m scripts.report "${RUNS[@]}" --output_dir "$OUT"

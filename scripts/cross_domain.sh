@@ -10,6 +10,7 @@
 #   --second PREFIX       B
 #   --output_dir DIR      default output/cross_domain; every seed has a folder below it
 #   --seeds "N N N"       default 42
+#   --dry_run True        write nothing: the plan of every stage
 #   --sample N            take that many random test rows of either dataset; default all
 #
 # Every stage takes all flags of its command in one argument; they win over config/recipes/cross_domain_*.yaml:
@@ -19,7 +20,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
 FIRST="" SECOND="" OUTPUT_DIR=output/cross_domain SEEDS=42 SAMPLE="" TEXT2EMB="" SIDS="" SFT="" RL="" EVAL=""
-read_flags "first second output_dir seeds sample text2emb sids sft rl eval" "$@"
+DRY_RUN=""
+read_flags "first second output_dir seeds sample text2emb sids sft rl eval dry_run" "$@"
+check_dry_run "$DRY_RUN"
 [ -n "$FIRST" ] || fail "--first is missing: DIR/NAME of NAME.item.json and NAME.train.inter"
 [ -n "$SECOND" ] || fail "--second is missing: DIR/NAME of NAME.item.json and NAME.train.inter"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -91,6 +94,7 @@ run_all() {
 
 for SEED in $SEEDS; do
     OUT="$OUTPUT_DIR/seed_$SEED"
-    check_then_run run_all
+    check_then_run run_all "$DRY_RUN"
 done
+[ "$DRY_RUN" != True ] || exit 0
 "$PYTHON" -m scripts.benchmark_table --run_dir "$OUTPUT_DIR" --kind cross_domain

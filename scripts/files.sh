@@ -39,3 +39,11 @@ find_splits() {
     TEST=$(find_file "test/$CATEGORY*.csv")
     INFO=$(find_file "info/$CATEGORY*.txt")
 }
+
+# check_dry_run VALUE: what --dry_run is given.
+check_dry_run() {
+    case "$1" in
+        True | False | "") ;;
+        *) fail "--dry_run $1: expected True or False" ;;
+    esac
+}

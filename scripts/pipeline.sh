@@ -23,6 +23,7 @@
 #   --networks LIST       item-id networks among the baselines; default "sasrec gru4rec", "" for none
 #   --shared_sids True    allow several items to have one SID
 #   --seed N              default 42
+#   --dry_run True        write nothing: the plan of every stage, and a table of what is to be done and how long it takes
 #
 # Every stage takes all flags of its command, in one argument, with quotes as in a shell, and they win over the above:
 #   --sft "--config config/recipes/quickstart_sft.yaml --num_epochs 3"
@@ -47,12 +48,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
 DATASET="" INPUT_DIR="" SPLITS_DIR="" REVIEWS_FILE="" METADATA_FILE="" DATA_ROOT="" CATEGORY="" OUTPUT_DIR=""
 INTERACTIONS_FILE="" ITEMS_FILE=""
 BASE_MODEL=""
-SID_METHOD=rqvae PLM_CHECKPOINT="" PLM_NAME="" NETWORKS="sasrec gru4rec" SHARED_SIDS="" SEED=42 FUSE=""
+SID_METHOD=rqvae PLM_CHECKPOINT="" PLM_NAME="" NETWORKS="sasrec gru4rec" SHARED_SIDS="" SEED=42 FUSE="" DRY_RUN=""
 DATA="" TEXT2EMB="" BEHAVIOUR="" SIDS="" CONVERT="" BASELINES="" NETWORK="" LIKENESS="" SFT="" RL="" EVAL=""
 KNOWN="dataset input_dir splits_dir reviews_file metadata_file interactions_file items_file data_root category"
-KNOWN+=" output_dir base_model sid_method plm_checkpoint plm_name fuse networks shared_sids seed"
+KNOWN+=" output_dir base_model sid_method plm_checkpoint plm_name fuse networks shared_sids seed dry_run"
 KNOWN+=" data text2emb behaviour sids convert baselines network likeness sft rl eval"
 read_flags "$KNOWN" "$@"
+check_dry_run "$DRY_RUN"
 COMMAND_LINE="bash scripts/pipeline.sh$(printf ' %q' "$@")"
 
 # What the data are, and where everything lies.
@@ -78,10 +80,6 @@ else
     [ -z "$REVIEWS_FILE" ] || [ -n "$METADATA_FILE" ] || fail "--metadata_file is missing"
     OUT="${OUTPUT_DIR:-output/$DATASET}"
     PLM_NAME="${PLM_NAME:-$([ -n "$PLM_CHECKPOINT" ] && echo qwen || echo tfidf)}"
-    EMBEDDINGS="$OUT/data/$DATASET.emb-$PLM_NAME-td.npy"
-    INDEX="$OUT/data/$DATASET.index.json" ITEMS="$OUT/data/$DATASET.item.json"
-    TRAIN="$OUT/csv/train/$DATASET.csv" VALID="$OUT/csv/valid/$DATASET.csv" TEST="$OUT/csv/test/$DATASET.csv"
-    INFO="$OUT/csv/info/$DATASET.txt"
 fi
 case "$SID_METHOD" in
     rqvae | rqkmeans_faiss | rqkmeans_constrained | rqkmeans_plus) ;;
@@ -93,21 +91,32 @@ for network in $NETWORKS; do
         *) fail "--networks $NETWORKS: expected sasrec, gru4rec, both or none" ;;
     esac
 done
-FUSION=()
-if [ -n "$FUSE" ]; then
-    FUSION=(--fuse "$FUSE" --fuse_valid_file "$VALID")
-    [[ "$FUSE" != *content* ]] || FUSION+=(--item_meta_path "$ITEMS")
-    for network in sasrec gru4rec; do
-        [[ "$FUSE" != *$network* ]] || FUSION+=(--cf_path "$OUT/$network/model")
-        [[ "$FUSE" != *$network* ]] || [[ " $NETWORKS " == *" $network "* ]] ||
-            fail "--fuse $FUSE: needs $network among --networks"
-    done
-fi
+for network in sasrec gru4rec; do
+    [[ "$FUSE" != *$network* ]] || [[ " $NETWORKS " == *" $network "* ]] ||
+        fail "--fuse $FUSE: needs $network among --networks"
+done
 [[ "$TEXT2EMB" != *--plm_* ]] || fail "--text2emb: --plm_name and --plm_checkpoint are flags of pipeline.sh itself"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source scripts/launch.sh
 source scripts/stages.sh
 SHARED=(${SHARED_SIDS:+--shared_sids "$SHARED_SIDS"})
+
+# name_files: what stages read from each other, below OUT.
+name_files() {
+    if [ -z "$DATA_ROOT" ]; then
+        EMBEDDINGS="$OUT/data/$DATASET.emb-$PLM_NAME-td.npy"
+        INDEX="$OUT/data/$DATASET.index.json" ITEMS="$OUT/data/$DATASET.item.json"
+        TRAIN="$OUT/csv/train/$DATASET.csv" VALID="$OUT/csv/valid/$DATASET.csv" TEST="$OUT/csv/test/$DATASET.csv"
+        INFO="$OUT/csv/info/$DATASET.txt"
+    fi
+    FUSION=()
+    [ -n "$FUSE" ] || return 0
+    FUSION=(--fuse "$FUSE" --fuse_valid_file "$VALID")
+    [[ "$FUSE" != *content* ]] || FUSION+=(--item_meta_path "$ITEMS")
+    for network in sasrec gru4rec; do
+        [[ "$FUSE" != *$network* ]] || FUSION+=(--cf_path "$OUT/$network/model")
+    done
+}
 
 prepare_data() {
     split_flags data "$DATA"
@@ -191,8 +200,9 @@ run_all() {
         run_stage "card_$name" "$PYTHON" -m scripts.model_card --model "$OUT/$name/final_checkpoint" \
             --metrics "$OUT/$name/test.metrics.json"
     done
-    [ -n "${MINIONEREC_CHECK_FLAGS:-}" ] || echo "$COMMAND_LINE" > "$OUT/command.txt"
+    [ -n "${MINIONEREC_CHECK_FLAGS:-}$PLANNING" ] || echo "$COMMAND_LINE" > "$OUT/command.txt"
     run_stage summary "$PYTHON" -m scripts.summary --run_dir "$OUT"
     run_stage report "$PYTHON" -m scripts.report "$OUT"
 }
-check_then_run run_all
+name_files
+check_then_run run_all "$DRY_RUN"

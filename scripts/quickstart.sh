@@ -4,10 +4,15 @@
 #
 #   bash scripts/quickstart.sh                     results in output/quickstart
 #   OUT=elsewhere SEED=7 bash scripts/quickstart.sh
+#   bash scripts/quickstart.sh --dry_run True      write nothing, say what is to be done and how long it takes
 #
 # Its settings stand in config/recipes/quickstart_*.yaml; the stages are those of pipeline.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
-[ $# -eq 0 ] || { echo "error: unexpected argument $1; OUT and SEED stand before the command" >&2; exit 2; }
+source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
+DRY_RUN=""
+[[ $# -eq 0 || "$1" == --dry_run* ]] || fail "unexpected argument $1; OUT and SEED stand before the command"
+read_flags dry_run "$@"
+check_dry_run "$DRY_RUN"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 OUT="${OUT:-output/quickstart}"
@@ -17,12 +22,16 @@ RECIPES=config/recipes/quickstart
 RAW="$OUT/raw"
 
 source scripts/movielens.sh
+if [ "$DRY_RUN" = True ] && [ ! -f "$RAW/$DS.item" ]; then
+    RAW=$(mktemp -d)
+    trap 'rm -rf "$RAW"' EXIT
+fi
 fetch_movielens "$RAW"
 
 # One thread: these models are too small to gain from two, which on a busy machine wait for each other, up to ten times
 # as long. The figures of docs/results.md are of one thread.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" LAUNCH="${LAUNCH:-none}"
-exec bash scripts/pipeline.sh --dataset $DS --input_dir "$RAW" --output_dir "$OUT" --seed "$SEED" \
+bash scripts/pipeline.sh --dataset $DS --input_dir "$RAW" --output_dir "$OUT" --seed "$SEED" \
     --data "--config ${RECIPES}_data.yaml" --text2emb "--config ${RECIPES}_text2emb.yaml" \
     --sids "--config ${RECIPES}_rqvae.yaml" --sft "--config ${RECIPES}_sft.yaml" --rl "--config ${RECIPES}_rl.yaml" \
-    --network "--num_epochs 10"  # a few minutes for both; 60 epochs would take longer than all else
+    ${DRY_RUN:+--dry_run "$DRY_RUN"} --network "--num_epochs 10"  # a few minutes for both; 60 epochs would take longer than all else

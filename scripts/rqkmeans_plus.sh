@@ -10,9 +10,17 @@ COMMAND=rq.rqkmeans_plus CHECKPOINT=best_collision_model.pth
 source "$(dirname "${BASH_SOURCE[0]}")/sids.sh"
 if [[ " ${FLAGS[*]} " != *" --pretrained_codebook_path"* ]]; then
     KMEANS="$OUT/kmeans/$(basename "$INDEX")"
-    "$PYTHON" -m rq.rqkmeans_faiss --data_path "$DATA_PATH" --output_file "$KMEANS"
+    if [ -n "$DRY_RUN" ] && [ ! -f "${KMEANS%.json}.codebooks.npz" ]; then
+        # The plan needs its codebooks, which are a matter of seconds.
+        SCRATCH=$(mktemp -d)
+        trap 'rm -rf "$SCRATCH"' EXIT
+        "$PYTHON" -m rq.rqkmeans_faiss --data_path "$DATA_PATH" --output_file "$KMEANS" --dry_run True
+        KMEANS="$SCRATCH/$(basename "$INDEX")"
+        "$PYTHON" -m rq.rqkmeans_faiss --data_path "$DATA_PATH" --output_file "$KMEANS" > /dev/null 2>&1
+    else
+        "$PYTHON" -m rq.rqkmeans_faiss --data_path "$DATA_PATH" --output_file "$KMEANS" ${DRY_RUN:+--dry_run True}
+    fi
     FLAGS+=(--pretrained_codebook_path "${KMEANS%.json}.codebooks.npz")
 fi
 train_codes --data_path "$DATA_PATH" --ckpt_dir "$OUT/rqkmeans_plus" "${FLAGS[@]}"
-"$PYTHON" -m rq.generate_indices_plus --ckpt_path "$OUT/rqkmeans_plus/$CHECKPOINT" --data_path "$DATA_PATH" \
-    --output_file "$INDEX" "${WORDS[@]}"
+generate rq.generate_indices_plus "$OUT/rqkmeans_plus/$CHECKPOINT" "${WORDS[@]}"

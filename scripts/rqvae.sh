@@ -13,5 +13,4 @@
 COMMAND=rq.rqvae CHECKPOINT=best_collision_model.pth
 source "$(dirname "${BASH_SOURCE[0]}")/sids.sh"
 train_codes --data_path "$DATA_PATH" --ckpt_dir "$OUT/rqvae" "${FLAGS[@]}"
-"$PYTHON" -m rq.generate_indices --ckpt_path "$OUT/rqvae/$CHECKPOINT" --data_path "$DATA_PATH" \
-    --output_file "$INDEX" "${WORDS[@]}"
+generate rq.generate_indices "$OUT/rqvae/$CHECKPOINT" "${WORDS[@]}"

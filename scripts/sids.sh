@@ -1,6 +1,7 @@
 # Sourced by the SID scripts: answers --help; reads --data_path, --output_dir, --index_file and, where the sourcing
 # script has set CHECKPOINT to a default, --checkpoint and --indices; leaves every other flag in FLAGS. Sets OUT (the
-# folder), INDEX (--index_file, or OUT/NAME.index.json, NAME from NAME.emb-PLM-td.npy) and WORDS (those of --indices).
+# folder), INDEX (--index_file, or OUT/NAME.index.json, NAME from NAME.emb-PLM-td.npy), WORDS (those of --indices) and
+# DRY_RUN (--dry_run True, which stays among FLAGS).
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source scripts/launch.sh
@@ -8,7 +9,7 @@ source scripts/stages.sh
 
 fail() { echo "error: $1" >&2; exit 2; }
 
-DATA_PATH="" OUT="" INDEX="" INDICES="" FLAGS=()
+DATA_PATH="" OUT="" INDEX="" INDICES="" DRY_RUN="" FLAGS=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --data_path | --output_dir | --index_file | --checkpoint | --indices)
@@ -23,6 +24,10 @@ while [ $# -gt 0 ]; do
             [ "$1" = --indices ] && INDICES="$2" || CHECKPOINT="$2"
             shift 2
             ;;
+        --dry_run=True) DRY_RUN=True FLAGS+=("$1"); shift ;;
+        --dry_run)
+            [ "${2:-}" != True ] || DRY_RUN=True
+            FLAGS+=("$1"); shift ;;
         *) FLAGS+=("$1"); shift ;;
     esac
 done
@@ -37,3 +42,13 @@ train_codes() (
     [ -z "${SID_THREADS:-}" ] || export OMP_NUM_THREADS="$SID_THREADS"
     launch_whole -m "$COMMAND" "$@"
 )
+
+# generate MODULE CHECKPOINT FLAGS...: the SIDs that a trained model gives; in a dry run it need not be trained yet.
+generate() {
+    if [ -n "$DRY_RUN" ] && [ ! -f "$2" ]; then
+        printf '[generate_indices] dry run; the model is to be trained first\n  reads  %s\n  writes %s\n' "$2" "$INDEX"
+        return
+    fi
+    "$PYTHON" -m "$1" --ckpt_path "$2" --data_path "$DATA_PATH" --output_file "$INDEX" "${@:3}" \
+        ${DRY_RUN:+--dry_run True}
+}

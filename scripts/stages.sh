@@ -1,4 +1,6 @@
 # Sourced by pipeline.sh and sids.sh after launch.sh: runs stages one after another, each with its log in OUT/logs.
+source "$(dirname "${BASH_SOURCE[0]}")/dry_run.sh"
+PLANNING="" # set while stages are planned
 
 # split_flags NAME TEXT: sets WORDS to the words of --NAME TEXT, quotes understood as in a shell, nothing expanded.
 split_flags() {
@@ -22,6 +24,10 @@ run_stage() {
     log=$(printf '%s/logs/%02d_%s.log' "$OUT" "$STAGE" "$name")
     if [ -n "${MINIONEREC_CHECK_FLAGS:-}" ]; then
         "$@" > /dev/null || fail "stage $name: its flags are wrong, nothing was run"
+        return 0
+    fi
+    if [ -n "$PLANNING" ]; then
+        plan_stage "$name" "$@"
         return 0
     fi
     mkdir -p "$OUT/logs"
@@ -50,8 +56,8 @@ launch_as() {
     esac
 }
 
-# check_then_run FUNCTION: the stages that a function runs, after the flags of all of them were read; with
-# MINIONEREC_CHECK_FLAGS set they are only read.
+# check_then_run FUNCTION [DRY]: the stages that a function runs, after the flags of all of them were read; with
+# MINIONEREC_CHECK_FLAGS set they are only read, with DRY True they are planned.
 check_then_run() {
     (export MINIONEREC_CHECK_FLAGS=1; "$1")
     [ -z "${MINIONEREC_CHECK_FLAGS:-}" ] || return 0
@@ -60,5 +66,5 @@ check_then_run() {
         none | cpu) ;;
         *) GPU_COUNT=$(count_gpus); export GPU_COUNT ;;
     esac
-    "$1"
+    if [ "${2:-}" = True ]; then plan_run "$1"; else "$1"; fi
 }

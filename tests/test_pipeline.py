@@ -109,3 +109,23 @@ def test_raw_data_to_metrics_by_two_processes_and_on_after_a_break(tmp_path):
     assert (out / "command.txt").read_text().startswith("bash scripts/pipeline.sh --dataset toy")
     for name in Path(out / "sft").glob("test.metrics.json"):
         assert read_json(name)["illegal"] == 0
+
+
+def test_a_dry_run_plans_every_stage_and_writes_nothing(tmp_path):
+    """What training would leave is stood in for, so that SFT, RL and evaluation are planned before there is a model."""
+    write_raw(tmp_path / "raw")
+    flags = [text.replace("{config}", str(ROOT / "config/tiny_qwen3.json")) for pair in SMALL.items() for text in pair]
+    flags += ["--networks", ""]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done = run(tmp_path, *flags, "--dry_run", "True", TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (tmp_path / "out").exists() and not list(temporary.glob("tmp.*"))
+    plans, table = done.stdout.split("Plan of ")
+    assert "optimizer steps" in plans and "rollouts" in plans and "4 epochs take about" in plans
+    assert f"writes {tmp_path}/out/rl/final_checkpoint" in plans and "cannot be planned" not in table
+    names = [name for name in NAMES if name != "sasrec"] + LAST
+    assert [line.split()[1] for line in table.splitlines()[2:]] == names
+    assert [name for name in names if f" {name} " in table and "to be done" in table] == names
+    wrong = run(tmp_path, "--dry_run", "yes")
+    assert wrong.returncode == 2 and "--dry_run yes: expected True or False" in wrong.stderr
