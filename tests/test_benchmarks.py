@@ -9,6 +9,7 @@ from tiny import make_dataset, write_config
 
 from benchmarks import (
     bench_balanced_kmeans,
+    bench_batch,
     bench_data,
     bench_decode,
     bench_evaluation,
@@ -21,6 +22,8 @@ from benchmarks.arithmetic import count_forward_flops
 from minionerec.common.cli import parse_flags
 from minionerec.common.files import InputError
 from minionerec.evaluation import predict
+from minionerec.evaluation.settings import RecommendFlags
+from recommend import recommend
 
 DECODE_KEYS = {
     "ratio",
@@ -210,3 +213,30 @@ def test_grpo(data_root, capsys):
     assert last_line(capsys)["data"] == "made up"
     with pytest.raises(InputError, match="--batch_size a multiple of --prompts_per_pass"):
         grpo(batch_size=5)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_batch(trained, tmp_path, monkeypatch, capsys, kind):
+    """The command in this process, which spares the start of another."""
+
+    def run_here(flags, users, output):
+        names = {"base_model": flags.model, "top": flags.K, "num_beams": flags.num_beams, "exclude_seen": True}
+        recommend(RecommendFlags(**names, input=str(users), output=str(output)))
+        return 2.0
+
+    monkeypatch.setattr(bench_batch, "run_recommend", run_here)
+    sizes = {"users": 40, "K": 3, "num_beams": 10, "longest_history": 4, "kind": kind}
+    bench_batch.bench(bench_batch.BatchBenchFlags(model=trained.checkpoint, **sizes, work_dir=str(tmp_path)))
+    report = last_line(capsys)
+    assert report["users_per_s"] == 20 and report["rows_per_s"] == 60 and report["peak_mb"] >= 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_batch_finds_a_user_without_a_list(tmp_path):
+    path = tmp_path / "lists.jsonl"
+    lines = [{"user_id": f"U{number}", "recommendations": [{"item_id": number + 5}]} for number in range(3)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert bench_batch.check_lists(path, iter([[1], [2], [3]]), 1) == 3
+    for histories, said in (([[1], [2], [3], [4]], "for U3, found 0 for None"), ([[5], [2], [3]], "for U0, found 1")):
+        with pytest.raises(InputError, match=said):
+            bench_batch.check_lists(path, iter(histories), 1)
