@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minionerec.common.cli import Flags, flag, parse_flags, run_command
+from minionerec.common.cli import flag, parse_flags, run_command
+from minionerec.common.settings import DryRunFlags
 
 
 @dataclass
-class BenchmarkTableFlags(Flags):
+class BenchmarkTableFlags(DryRunFlags):
     """Benchmark."""
 
     run_dir: str = flag(help="folder with seed_N/ folders of runs; table.txt, .csv and .png are written there")
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from minionerec.common.files import InputError, atomic_write, read_json, write_text
-from minionerec.common.processes import say
+from minionerec.common.processes import say, say_outputs
 from minionerec.evaluation.plot import COLOURS
 from scripts.benchmark_recipe import read_recipe
 
@@ -189,12 +190,12 @@ def tabulate_benchmark(flags: BenchmarkTableFlags) -> None:
     rows = add_published(summarise_seeds(seeds, models), recipe.get("published", {}))
     table = format_benchmark(rows)
     notes = f"Test rows, item level; mean and standard deviation over the seeds. {NOTES[flags.kind]}"
-    write_text(root / "table.txt", f"{table}\n\n{notes}\n")
-    write_text(root / "table.csv", format_csv(rows))
-    draw_benchmark(rows, root / "table.png", f"{recipe.get('dataset', root.name)}, seeds: {len(seeds)}")
+    if not flags.dry_run:
+        write_text(root / "table.txt", f"{table}\n\n{notes}\n")
+        write_text(root / "table.csv", format_csv(rows))
+        draw_benchmark(rows, root / "table.png", f"{recipe.get('dataset', root.name)}, seeds: {len(seeds)}")
     say(f"\n{table}\n\n{notes}")
-    for name in ("table.txt", "table.csv", "table.png"):
-        say(f"  -> {root / name}")
+    say_outputs((root / name for name in ("table.txt", "table.csv", "table.png")), flags.dry_run)
 
 
 if __name__ == "__main__":

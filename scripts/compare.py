@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minionerec.common.cli import flag, parse_flags, run_command
-from minionerec.common.settings import CatalogueFlags, SeedFlags
+from minionerec.common.settings import CatalogueFlags, DryRunFlags, SeedFlags
 
 
 @dataclass
-class CompareFlags(CatalogueFlags, SeedFlags):
+class CompareFlags(CatalogueFlags, SeedFlags, DryRunFlags):
     """Predictions to compare."""
 
     a: str = flag(help="predictions of evaluate.py, baselines.py or sasrec.py")
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     FLAGS = parse_flags(CompareFlags)
 
 from minionerec.common.files import InputError, write_json
-from minionerec.common.processes import say
+from minionerec.common.processes import say, say_outputs
 from minionerec.common.records import read_info, read_rows
 from minionerec.evaluation.predictions import read_predictions
 from minionerec.evaluation.significance import check_same_rows, compare_paired, compute_item_ranks, format_comparison
@@ -59,7 +59,9 @@ def compare(flags: CompareFlags) -> None:
         wins, losses = result[key]["wins"], result[key]["losses"]
         say(f"{key}: {wins + losses:,} discordant rows (hit by one of the two): {wins:,} by b, {losses:,} by a")
     say("p: exact McNemar test for HR, sign-flip permutation test for NDCG and MRR; interval: paired bootstrap")
-    if flags.output:
+    if flags.output and flags.dry_run:
+        say_outputs([flags.output], dry_run=True)
+    elif flags.output:
         settings = {"a": a, "b": b, "seed": flags.seed, "rows": rows, "longest": longest}
         write_json(flags.output, {**settings, "item": result})
         say(f"-> {flags.output}")

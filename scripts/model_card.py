@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minionerec.common.cli import flag, parse_flags, run_command
-from minionerec.common.settings import HubFlags
+from minionerec.common.settings import DryRunFlags, HubFlags
 
 
 @dataclass
-class ModelCardFlags(HubFlags):
+class ModelCardFlags(HubFlags, DryRunFlags):
     """The card."""
 
     model: str = flag(help="final_checkpoint of sft.py or rl.py")
@@ -26,7 +26,7 @@ if __name__ == "__main__":
     FLAGS = parse_flags(ModelCardFlags)
 
 from minionerec.common.files import InputError, read_json
-from minionerec.common.processes import say
+from minionerec.common.processes import say, say_outputs
 from minionerec.training.hub import check_hub_flags, push_model_folder
 from minionerec.training.model_card import CARD_FILE, add_results
 
@@ -47,8 +47,14 @@ def complete_model_card(flags: ModelCardFlags) -> None:
         items = content.get("item") if isinstance(content, dict) else None
         if not isinstance(items, dict) or not all(isinstance(value, float | int) for value in items.values()):
             raise InputError(f"--metrics {flags.metrics}: expected a NAME.metrics.json of evaluate.py")
+        if flags.dry_run:
+            say_outputs([f"{flags.model}/{CARD_FILE}"], dry_run=True)
+            return
         add_results(flags.model, flags.split, {name: items[name] for name in SHOWN if name in items})
         say(f"[model_card] {flags.model}/{CARD_FILE} says the figures of {flags.metrics}")
+    if flags.dry_run:
+        say(f"[model_card] not sent, dry run: {flags.model} to {flags.hub_model_id}")
+        return
     push_model_folder(flags.model, flags)
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minionerec.common.cli import Flags, flag, parse_flags, run_command
+from minionerec.common.cli import flag, parse_flags, run_command
+from minionerec.common.settings import DryRunFlags
 
 
 @dataclass
-class PlotsFlags(Flags):
+class PlotsFlags(DryRunFlags):
     """Models and page."""
 
     metrics: list[str] = flag(
@@ -31,7 +32,7 @@ if __name__ == "__main__":
 from pathlib import Path
 
 from minionerec.common.files import InputError
-from minionerec.common.processes import say
+from minionerec.common.processes import say, say_outputs
 from minionerec.evaluation.metrics import format_metrics
 from minionerec.evaluation.plot import draw_metrics, read_metrics
 
@@ -48,8 +49,10 @@ def plot_models(flags: PlotsFlags) -> None:
     if twice:
         raise InputError(f"--names: {twice[0]} stands for two files of --metrics; give each its own name")
     columns = {name: read_metrics(path) for name, path in zip(names, paths, strict=True)}
-    draw_metrics(columns, flags.output, flags.title)
-    say(f"{format_metrics(columns)}\n-> {flags.output}")
+    if not flags.dry_run:
+        draw_metrics(columns, flags.output, flags.title)
+    say(format_metrics(columns))
+    say_outputs([flags.output], flags.dry_run)
 
 
 if __name__ == "__main__":

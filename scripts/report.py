@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minionerec.common.cli import Flags, flag, parse_flags, run_command
+from minionerec.common.cli import flag, parse_flags, run_command
+from minionerec.common.settings import DryRunFlags
 
 
 @dataclass
-class ReportFlags(Flags):
+class ReportFlags(DryRunFlags):
     """Runs."""
 
     folders: list[str] = flag(help="the run folders; the first words without a flag are taken for them")
@@ -35,9 +36,9 @@ import os
 from pathlib import Path
 
 from minionerec.common.files import InputError
-from minionerec.common.processes import say
-from minionerec.reports.page import write_overview, write_page
-from minionerec.reports.results import write_results
+from minionerec.common.processes import say_outputs
+from minionerec.reports.page import PAGE, write_overview, write_page
+from minionerec.reports.results import TABLES, write_results
 from minionerec.reports.runs import read_run
 
 
@@ -59,12 +60,15 @@ def report(flags: ReportFlags) -> None:
     output = Path(flags.output_dir) if flags.output_dir else shared
     if several and output.resolve() in resolved:
         raise InputError(f"--output_dir {output}: is one of the runs, whose page would be overwritten")
+    if flags.dry_run:
+        pages = [run.folder / PAGE for run in runs] + ([output / PAGE] if several else [])
+        say_outputs([*pages, *(output / name for name in TABLES)], dry_run=True)
+        return
     paths = [write_page(run) for run in runs]
     output.mkdir(parents=True, exist_ok=True)
     paths += [write_overview(runs, output)] if several else []
     paths += write_results(runs, output)
-    for path in paths:
-        say(f"  -> {path}")
+    say_outputs(paths)
 
 
 if __name__ == "__main__":

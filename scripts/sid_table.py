@@ -11,7 +11,8 @@ from typing import Any
 
 from minionerec.common.cli import flag, parse_flags, run_command
 from minionerec.common.files import InputError, read_json, write_json
-from minionerec.common.processes import say
+from minionerec.common.processes import say, say_outputs
+from minionerec.common.settings import DryRunFlags
 
 COLUMNS = {
     "before": "collisions_before",
@@ -30,7 +31,7 @@ same first code / first two codes; seconds: k-means, training and index, all cou
 
 
 @dataclass
-class SidTableFlags:
+class SidTableFlags(DryRunFlags):
     """Table."""
 
     run_dir: str = flag(help="a folder with quality reports below it; the table is also written to RUN_DIR/sids.json")
@@ -104,9 +105,10 @@ def tabulate_sids(flags: SidTableFlags) -> None:
         raise InputError(f"--run_dir {flags.run_dir}: no quality report below it")
     rows = {str(path.parent.relative_to(root)): read_figures(path) for path in files}
     say(format_table(rows))
-    write_json(root / "sids.json", rows)
+    if not flags.dry_run:
+        write_json(root / "sids.json", rows)
     say(NOTES)
-    say(f"  -> {root / 'sids.json'}")
+    say_outputs([root / "sids.json"], flags.dry_run)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minionerec.common.cli import Flags, flag, parse_flags, run_command
+from minionerec.common.cli import flag, parse_flags, run_command
+from minionerec.common.settings import DryRunFlags
 
 
 @dataclass
-class SummaryFlags(Flags):
+class SummaryFlags(DryRunFlags):
     """The run."""
 
     run_dir: str = flag(help="folder of pipeline.sh, quickstart.sh or run_category.sh; summary.json is written there")
@@ -24,7 +25,7 @@ if __name__ == "__main__":
 from pathlib import Path
 
 from minionerec.common.files import write_json
-from minionerec.common.processes import say
+from minionerec.common.processes import say, say_outputs
 from minionerec.evaluation.metrics import format_metrics
 from minionerec.reports.runs import describe_rl, read_run
 
@@ -48,8 +49,9 @@ def summary(flags: SummaryFlags) -> None:
     for output in sorted({output for record in stages.values() for output in record["outputs"]}):
         say(f"  {output}")
     shown = {path: {key: record[key] for key in ("seconds", "peak_memory_mb")} for path, record in stages.items()}
-    write_json(root / "summary.json", {"metrics": metrics, "stages": shown})
-    say(f"  {root / 'summary.json'}")
+    if not flags.dry_run:
+        write_json(root / "summary.json", {"metrics": metrics, "stages": shown})
+    say_outputs([root / "summary.json"], flags.dry_run)
 
 
 if __name__ == "__main__":

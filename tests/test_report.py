@@ -17,6 +17,7 @@ from minionerec.reports.figures import estimate_share, rank_models, split_rows
 from minionerec.reports.page import format_change, format_metric, render_run
 from minionerec.reports.results import average_runs, tabulate_runs
 from minionerec.reports.runs import describe_rl, read_run, read_run_data
+from scripts.plots import PlotsFlags, plot_models
 from scripts.report import ReportFlags, report
 from scripts.summary import SummaryFlags, summary
 
@@ -213,3 +214,18 @@ def test_wrong_input(tmp_path):
         for name in ("c", "d"):
             make_run(tmp_path / name)
         report(ReportFlags(folders=[str(tmp_path / "c"), str(tmp_path / "d")], output_dir=str(tmp_path / "c")))
+
+
+def test_dry_runs_write_nothing(tmp_path, capsys):
+    folder = tmp_path / "seed0"
+    make_run(folder)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    report(ReportFlags(folders=[str(folder)], dry_run=True))
+    summary(SummaryFlags(run_dir=str(folder), dry_run=True))
+    plot_models(
+        PlotsFlags(metrics=[str(folder / "rl/test.metrics.json")], output=str(tmp_path / "plots.png"), dry_run=True)
+    )
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    printed = capsys.readouterr().out
+    for name in ("report.html", "results.csv", "results.md", "summary.json", "plots.png"):
+        assert f"not written, dry run: {tmp_path}" in printed and f"/{name}\n" in printed

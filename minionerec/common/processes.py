@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ def say(text: str) -> None:
     """Print a line on the main process only."""
     if is_main_process():
         print(text, flush=True)
+
+
+def say_outputs(paths: Iterable[str | os.PathLike], dry_run: bool = False) -> None:
+    """Name the files that a command wrote or, in a dry run, would write."""
+    for path in paths:
+        say(f"  {'not written, dry run:' if dry_run else '->'} {os.fspath(path)}")
 
 
 def process_state() -> PartialState:

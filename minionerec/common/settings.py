@@ -27,6 +27,13 @@ class StageFlags(Flags):
 
 
 @dataclass
+class DryRunFlags(Flags):
+    """What is written."""
+
+    dry_run: bool = flag(False, "write nothing: read and check the input, and print what would be written")
+
+
+@dataclass
 class PluginFlags(Flags):
     """Plugins."""
 

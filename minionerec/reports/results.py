@@ -14,6 +14,7 @@ from minionerec.reports.runs import Run, describe_rl
 
 METRIC_NAMES = [f"{name}@{k}" for name, k in METRICS]
 SUMMARY = ["HR@5", "HR@10", "HR@50", "NDCG@5", "NDCG@10", "HR@10 unseen", "minutes"]
+TABLES = ("results.csv", "results.md")
 KEYS = ["data set", "method"]
 
 
@@ -96,7 +97,7 @@ def format_results(table: pd.DataFrame) -> str:
 def write_results(runs: Sequence[Run], folder: str | Path) -> list[Path]:
     """Write results.csv and results.md into a folder; returns their paths."""
     table = tabulate_runs(runs)
-    paths = [Path(folder) / "results.csv", Path(folder) / "results.md"]
+    paths = [Path(folder) / name for name in TABLES]
     with atomic_write(paths[0]) as temporary:
         table.to_csv(temporary, index=False)
     write_text(paths[1], format_results(table))
