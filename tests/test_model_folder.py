@@ -79,7 +79,7 @@ def test_a_broken_catalogue_is_one_line(folder, name, text, said):
 def test_a_folder_without_catalogue_needs_an_info_file(trained, folder, capsys):
     shutil.rmtree(folder / "catalogue")
     flags = {"base_model": str(folder), "titles": "number 7,", "num_beams": 30}
-    with pytest.raises(InputError, match=r"carries no catalogue/ .*; give --info_file"):
+    with pytest.raises(InputError, match=r"carries no catalogue/ .*give --info_file"):
         recommend(RecommendFlags(**flags))
     recommend(RecommendFlags(**flags, info_file=trained.paths["info_file"]))
     assert "after: Item number 7" in capsys.readouterr().out

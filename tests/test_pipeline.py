@@ -111,6 +111,7 @@ def test_raw_data_to_metrics_by_two_processes_and_on_after_a_break(tmp_path):
         assert read_json(name)["illegal"] == 0
 
 
+@long_form
 def test_a_dry_run_plans_every_stage_and_writes_nothing(tmp_path):
     """What training would leave is stood in for, so that SFT, RL and evaluation are planned before there is a model."""
     write_raw(tmp_path / "raw")
@@ -129,3 +130,56 @@ def test_a_dry_run_plans_every_stage_and_writes_nothing(tmp_path):
     assert [name for name in names if f" {name} " in table and "to be done" in table] == names
     wrong = run(tmp_path, "--dry_run", "yes")
     assert wrong.returncode == 2 and "--dry_run yes: expected True or False" in wrong.stderr
+
+
+PLANNING = """
+set -euo pipefail
+PYTHON=python3
+fail() { echo "error: $1" >&2; exit 2; }
+source scripts/launch.sh
+source scripts/stages.sh
+OUT="$1"
+say_plan() {
+    [ -z "${MINIONEREC_CHECK_FLAGS:-}" ] || return 0
+    case "$1" in
+        failing) echo "error: it needs a model"; return 2 ;;
+        trained) echo "  time, validation left out         12.5 minutes at 40 % of 1 TFLOPS" ;;
+        finished) echo "[x] dry run, nothing is written; it is done already, and --force True would do it again"
+            echo "  an earlier run with the same settings took 3.5 minutes and 870 MB" ;;
+    esac
+    echo "  writes $OUT/$1 ${*: -1}"
+}
+run_all() {
+    STAGE=0
+    for name in trained finished failing other; do run_stage $name say_plan $name; done
+}
+check_then_run run_all True
+"""
+
+
+def test_the_table_of_a_dry_run(tmp_path):
+    """State and time as the commands say them; a stage that cannot be planned is not the end of the others."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "log.txt").write_text("kept")
+    before = (out / "log.txt").stat().st_mtime_ns
+    done = subprocess.run(
+        ["bash", "-c", PLANNING, "plan", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path), "LAUNCH": "none"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    plans, table = done.stdout.split("Plan of ")
+    assert f"writes {out}/trained True" in plans and "error: it needs a model" in plans
+    rows = [line.split(maxsplit=2) for line in table.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["1", "trained"], ["2", "finished"], ["3", "failing"], ["4", "other"]]
+    said = [" ".join(row[2].split()) for row in rows]
+    assert said[0] == "to be done 12.5 minutes, counted"
+    assert said[1] == "done already 3.5 minutes, an earlier run 870 MB"
+    assert said[2:] == ["cannot be planned, see above", "to be done not known before it runs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and [path.name for path in out.iterdir()] == [
+        "log.txt"
+    ]
+    assert (out / "log.txt").stat().st_mtime_ns == before

@@ -145,9 +145,10 @@ def read_model_catalogue(model: str | Path, flag: str = "model") -> ModelCatalog
     """
     folder = Path(model) / CATALOGUE_FOLDER
     if not has_catalogue(model):
-        raise InputError(
-            f"--{flag} {model}: carries no {CATALOGUE_FOLDER}/ (sft.py and rl.py write it); give --info_file"
+        what = (
+            f"carries no {CATALOGUE_FOLDER}/ (sft.py and rl.py write it)" if Path(model).is_dir() else "no such folder"
         )
+        raise InputError(f"--{flag} {model}: {what}; for a model without one, such as one of the hub, give --info_file")
     settings = _read_settings(folder / "settings.yaml")
     catalogue = read_info(folder / "info.txt", settings["shared_sids"])
     counts = _read_numbers(folder / "counts.json")
