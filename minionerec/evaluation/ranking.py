@@ -53,7 +53,13 @@ def rank_sids(
     order = sorted(range(len(examples)), key=lambda number: len(examples[number].prompt_ids))
     rankings: list[list[str]] = [[] for _ in examples]
     scores: list[list[float]] = [[] for _ in examples]
-    bar = ProgressBar(total=len(examples), unit="row", disable=not (progress and is_main_process()), mininterval=2.0)
+    bar = ProgressBar(
+        total=len(examples),
+        desc="validation",
+        unit="row",
+        disable=not (progress and is_main_process()),
+        mininterval=2.0,
+    )
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         result = beam_search(

@@ -182,7 +182,9 @@ def work_in_shards(
     main = state.is_main_process
     with (
         (folder / f"rank{state.process_index}.jsonl").open("ab") as file,
-        ProgressBar(total=len(lengths), initial=finished, unit="rows", mininterval=2.0, shorter=SHORTER) as bar,
+        ProgressBar(
+            total=len(lengths), initial=finished, desc="search", unit="rows", mininterval=2.0, shorter=SHORTER
+        ) as bar,
     ):
         for start in batches[state.process_index :: state.num_processes]:
             rows = order[start : start + batch_size].tolist()

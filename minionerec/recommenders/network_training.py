@@ -152,6 +152,7 @@ class NetworkTrainer:
         """Train to the end. Returns one {"epoch", "loss", "HR@10", "NDCG@10"} an epoch."""
         rows = count_targets(self.sequences)
         bar = ProgressBar(
+            desc="training",
             total=self.num_epochs * rows,
             initial=len(self.epochs) * rows,
             unit="rows",
