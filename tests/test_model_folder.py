@@ -283,7 +283,11 @@ def test_a_file_that_was_cut_off_goes_on(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "text, flags, said",
     [
-        ("user_id,other\nU1,3\n", {}, "row 1: no column history or .*; found user_id, other"),
+        (
+            "user_id,other\nU1,3\n",
+            {},
+            "row 1: no column history or .*; found user_id, other; --history_column names another",
+        ),
         ("user_id,history\nU1,3\n", {"history_column": "items"}, "row 1: no column items"),
         ("", {}, "expected a header line"),
     ],

@@ -245,6 +245,15 @@ def test_titles_that_are_not_one_item(title, said):
     assert "\n" not in str(error.value)
 
 
+def test_an_article_may_stand_in_front():
+    films = Catalogue(
+        ["<a_1>", "<a_2>", "<a_3>"], ["Empire Strikes Back, The (1980)", "Alien, An", "Theory, A"], [0, 1, 2]
+    )
+    finder = ItemFinder(films)
+    names = ("The Empire Strikes Back (1980)", "an alien", "a theory", "Alien, An", "the empire strikes")
+    assert [finder.find(name) for name in names] == [0, 1, 2, 1, 0]
+
+
 def test_at_most_five_candidates_of_at_most_sixty_characters():
     many = Catalogue([f"<a_{i}>" for i in range(9)], [f"Pen {i}" for i in range(9)], list(range(9)))
     for title in ("pen", "blue pen"):

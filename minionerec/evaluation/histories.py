@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,11 @@ class History:
 def normalise_title(text: str) -> str:
     """`text` for comparing: without case, with single blanks."""
     return " ".join(text.casefold().split())
+
+
+def move_article(title: str) -> str:
+    """A normalised title with the article in front that lists of films put behind: "alien, the" is "the alien"."""
+    return re.sub(r"^(.+), (the|a|an)\b", r"\2 \1", title)
 
 
 def split_titles(text: str) -> list[str]:
@@ -52,11 +58,14 @@ class ItemFinder:
     def __init__(self, catalogue: Catalogue, original_ids: Mapping[int, str] | None = None):
         self.catalogue, self._original_ids = catalogue, original_ids or {}
         self._titles = [normalise_title(text) for text in catalogue.titles]
+        self._moved = [move_article(title) for title in self._titles]
         self._of_sid: dict[str, list[int]] = defaultdict(list)
         self._of_title: dict[str, list[int]] = defaultdict(list)
         for number, (sid, title) in enumerate(zip(catalogue.sids, self._titles, strict=True)):
             self._of_sid[sid].append(number)
             self._of_title[title].append(number)
+            if self._moved[number] != title:
+                self._of_title[self._moved[number]].append(number)
         self._of_item = {item: number for number, item in enumerate(catalogue.item_ids)}
         self._of_original = {
             text: self._of_item[item] for item, text in self._original_ids.items() if item in self._of_item
@@ -66,7 +75,8 @@ class ItemFinder:
     def find(self, name: str | int) -> int:
         """Number in the catalogue of the item that `name` means.
 
-        A number is an item id. A text is a SID, else an id of the raw log, else a title in any case, else an item id in
+        A number is an item id. A text is a SID, else an id of the raw log, else a title in any case, also with the
+        article in front where the catalogue has it behind ("Alien, The"), else an item id in
         digits (where no ids of a raw log are known, which may be digits too), else a part of one item's title. Items
         that share a SID are the same to a model: of several that fit, with one SID, the first is taken.
 
@@ -98,7 +108,8 @@ class ItemFinder:
         numbers = self._of_sid.get(name.strip()) or self._of_title.get(wanted) or []
         if not numbers and not self._of_original and wanted.isdecimal() and int(wanted) in self._of_item:
             numbers = [self._of_item[int(wanted)]]
-        numbers = numbers or [number for number, text in enumerate(self._titles) if wanted in text]
+        pairs = enumerate(zip(self._titles, self._moved, strict=True))
+        numbers = numbers or [number for number, (title, moved) in pairs if wanted in title or wanted in moved]
         if len({sids[number] for number in numbers}) == 1:
             return numbers[0]
         message = f"{len(numbers)} items have {name!r} in their title; write one title in full, or its SID"

@@ -81,7 +81,9 @@ def read_users(path: str, column: str | None = None, flag: str = "input") -> Ite
             chosen = next((name for name in HISTORY_COLUMNS if name in record), None)
         if chosen is None or chosen not in record:
             expected = chosen or " or ".join(HISTORY_COLUMNS)
-            raise InputError(f"--{flag} {path}, row {row}: no column {expected}; found {', '.join(map(str, record))}")
+            found = ", ".join(map(str, record))
+            hint = "" if column else "; --history_column names another"
+            raise InputError(f"--{flag} {path}, row {row}: no column {expected}; found {found}{hint}")
         user_id = record.get(USER_COLUMN)
         user_id = str(row) if user_id is None else str(user_id)
         try:
