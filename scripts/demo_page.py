@@ -16,7 +16,7 @@ from minionerec.evaluation.requests import answer_requests, read_request
 from minionerec.evaluation.search_levels import trace_levels
 
 SHOWN = 10  # recommendations, and beams of a level
-DEFAULT_WEIGHT = 0.3  # of the baselines on the page
+DEFAULT_WEIGHT = 0.0  # of the baselines on the page: what is shown first is the model alone
 FOUND = 12  # titles that a search shows
 STYLE = """
 .items table, .levels table {border-collapse: collapse; border: none !important; margin: .3rem 0}
@@ -178,7 +178,7 @@ def build_demo_page(recommender: Recommender, name: str, batch_size: int) -> gra
                     1,
                     value=DEFAULT_WEIGHT,
                     step=0.05,
-                    label="Weight of counting and titles against the model",
+                    label="Weight of counting and likeness of titles (above 0 they rank too, and give reasons)",
                     elem_id="weight",
                     visible=recommender.fused is not None,
                 )

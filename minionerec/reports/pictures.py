@@ -56,17 +56,18 @@ def _close_figure(figure: Figure, alt: str) -> Picture:
     return Picture(f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}", alt)
 
 
-def _add_legend(axes: Axes) -> None:
-    """A legend below the axes, where there is more than one thing to tell apart."""
+def _add_legend(axes: Axes, always: bool = False) -> None:
+    """A legend below the axes, `always` or where there is more than one thing to tell apart."""
     handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
+    if always or len(labels) > 1:
         columns = 3 if sum(map(len, labels)) < 40 else 2
         axes.figure.legend(handles, labels, loc="outside lower center", fontsize=7.5, frameon=False, ncols=columns)
 
 
 def draw_curves(panel: Panel, training: str, step_name: str, place: str) -> Picture:
     """Curves over the steps of a training."""
-    figure, axes = _open_figure(f"{training}: {panel.title}", place)
+    title = panel.title.replace("a step", "an epoch") if step_name == "epoch" else panel.title
+    figure, axes = _open_figure(f"{training}: {title}", place)
     for number, (name, (steps, values)) in enumerate(panel.curves.items()):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         few = len(steps) <= 30
@@ -79,7 +80,7 @@ def draw_curves(panel: Panel, training: str, step_name: str, place: str) -> Pict
     if panel.unit in FROM_ZERO:
         axes.set_ylim(bottom=0)
     _add_legend(axes)
-    return _close_figure(figure, f"{training}, {panel.title} over {step_name}s: {', '.join(panel.curves)}")
+    return _close_figure(figure, f"{training}, {title} over {step_name}s: {', '.join(panel.curves)}")
 
 
 def draw_cutoffs(metric: str, rows: dict[str, dict[str, Estimate]], cutoffs: Sequence[int], place: str) -> Picture:
@@ -100,7 +101,7 @@ def draw_cutoffs(metric: str, rows: dict[str, dict[str, Estimate]], cutoffs: Seq
     axes.set_ylim(bottom=0)
     axes.set_xlabel("K", fontsize=8)
     axes.set_ylabel(f"{metric}@K", fontsize=8)
-    _add_legend(axes)
+    _add_legend(axes, always=True)
     return _close_figure(figure, f"{metric} at {', '.join(map(str, cutoffs))} with 95 % intervals: {', '.join(rows)}")
 
 
@@ -124,18 +125,21 @@ def draw_group_points(title: str, groups: Sequence[Group], place: str) -> Pictur
     axes.set_xlim(left=0)
     axes.set_xlabel("HR@10", fontsize=8)
     axes.grid(axis="y", visible=False)
-    _add_legend(axes)
+    _add_legend(axes, always=True)
     return _close_figure(figure, f"HR@10 with 95 % intervals by {title.lower()}")
 
 
 def draw_code_use(counts: Sequence[Sequence[int]], sizes: Sequence[int], title: str, place: str) -> Picture:
     """Items of every code, most used first, one curve a level."""
+    from matplotlib.ticker import LogFormatter
+
     figure, axes = _open_figure(title, place)
     for number, (level, size) in enumerate(zip(counts, sizes, strict=True)):
         share = [position / size * 100 for position in range(1, len(level) + 1)]
         axes.step(share, level, where="pre", color=COLOURS[number], label=f"level {number + 1}: {len(level)} of {size}")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter())  # plain numbers where the axis is shorter than a power of ten
     axes.set_xlim(0, 100)
     axes.set_xlabel("codes of the level, most used first (%)", fontsize=8)
     axes.set_ylabel("items with the code", fontsize=8)
