@@ -71,7 +71,7 @@ def draw_histories(known: ModelCatalogue, flags: BatchBenchFlags) -> Iterator[li
         yield list(dict.fromkeys(drawn))
 
 
-def write_users(path: Path, histories: Iterator[list[int]]) -> None:
+def write_user_file(path: Path, histories: Iterator[list[int]]) -> None:
     """The file of users, as a stream, in the format of its name."""
     rows = ((f"U{number}", history) for number, history in enumerate(histories))
     if path.suffix == ".parquet":
@@ -167,7 +167,7 @@ def bench(flags: BatchBenchFlags) -> dict[str, Any]:
     known = read_model_catalogue(flags.model)
     with tempfile.TemporaryDirectory(dir=flags.work_dir) as folder:
         users, output = Path(folder, f"users.{flags.kind}"), Path(folder, f"lists.{flags.kind}")
-        write_users(users, draw_histories(known, flags))
+        write_user_file(users, draw_histories(known, flags))
         say(f"[bench_batch] {flags.users:,} users, {users.stat().st_size / 2**20:.1f} MB")
         seconds = run_recommend(flags, users, output)
         rows = check_lists(output, draw_histories(known, flags), flags.K)

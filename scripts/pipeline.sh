@@ -23,7 +23,7 @@
 #   --networks LIST       item-id networks among the baselines; default "sasrec gru4rec", "" for none
 #   --shared_sids True    allow several items to have one SID
 #   --seed N              default 42
-#   --dry_run True        write nothing: the plan of every stage, and a table of what is to be done and how long it takes
+#   --dry_run True        write nothing: the plan of every stage, and a table of states, times and memory
 #
 # Every stage takes all flags of its command, in one argument, with quotes as in a shell, and they win over the above:
 #   --sft "--config config/recipes/quickstart_sft.yaml --num_epochs 3"

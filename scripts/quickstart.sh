@@ -31,7 +31,8 @@ fetch_movielens "$RAW"
 # One thread: these models are too small to gain from two, which on a busy machine wait for each other, up to ten times
 # as long. The figures of docs/results.md are of one thread.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" LAUNCH="${LAUNCH:-none}"
+# The networks are trained for a few minutes; the 60 epochs of their default would take longer than all else.
 bash scripts/pipeline.sh --dataset $DS --input_dir "$RAW" --output_dir "$OUT" --seed "$SEED" \
     --data "--config ${RECIPES}_data.yaml" --text2emb "--config ${RECIPES}_text2emb.yaml" \
     --sids "--config ${RECIPES}_rqvae.yaml" --sft "--config ${RECIPES}_sft.yaml" --rl "--config ${RECIPES}_rl.yaml" \
-    ${DRY_RUN:+--dry_run "$DRY_RUN"} --network "--num_epochs 10"  # a few minutes for both; 60 epochs would take longer than all else
+    --network "--num_epochs 10" ${DRY_RUN:+--dry_run "$DRY_RUN"}

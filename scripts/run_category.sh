@@ -9,7 +9,7 @@
 #   --base_model MODEL    HF folder or hub name; default: a tiny model from scratch (config/recipes/industrial_*.yaml)
 #   --output_dir DIR      default output/NAME; what every stage prints also goes to DIR/logs/NN_STAGE.log
 #   --seed N              default 42
-#   --dry_run True        write nothing: the plan of every stage, and a table of what is to be done and how long it takes
+#   --dry_run True        write nothing: the plan of every stage, and a table of states, times and memory
 #   --sft "--flag value"  more flags for sft.py;  --rl "..." for rl.py;  --eval "..." for evaluate.py;
 #                         --likeness "..." for the run of sft.py before SFT ("--num_epochs 10" makes it shorter)
 #
