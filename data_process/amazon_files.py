@@ -29,7 +29,8 @@ import orjson
 import pandas as pd
 
 from data_process.cleaning import TimeReader, clean_title, is_id
-from minionerec.common.files import InputError, require_file
+from minionerec.common.file_kinds import GZIP
+from minionerec.common.files import InputError, require_text
 from minionerec.common.processes import say
 from minionerec.common.progress import ProgressBar
 from minionerec.common.texts import clean_text
@@ -72,7 +73,7 @@ class Dump:
     """
 
     def __init__(self, path: str | Path, flag: str, max_bad_lines: int):
-        self.path = require_file(path, flag)
+        self.path = require_text(path, flag, allowed=(GZIP,))
         self.max_bad_lines = max_bad_lines
         self.lines = self.bad_lines = 0
         self._first_bad: str | None = None
@@ -104,7 +105,7 @@ class Dump:
             unit_scale=True,
         )
         with self.path.open("rb", buffering=BLOCK) as file, bar:
-            packed = file.peek(2)[:2] == b"\x1f\x8b"
+            packed = file.peek(2)[:2] == GZIP
             # GzipFile finds line ends in Python; a buffer around it does that in C.
             source = io.BufferedReader(gzip.GzipFile(fileobj=file), BLOCK) if packed else file
             number = 0

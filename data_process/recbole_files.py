@@ -13,7 +13,7 @@ import pandas as pd
 from data_process.cleaning import EARLIEST, LeftOut, clean_title, convert_times, is_id, unify_ids
 from data_process.interactions import bound_window, select_interactions
 from data_process.settings import RecboleFlags
-from minionerec.common.files import InputError, first_line, require_file
+from minionerec.common.files import InputError, first_line, require_text
 from minionerec.common.texts import clean_text
 
 TITLE_FIELDS = ("title", "movie_title", "item_title", "name", "item_name", "product_name")
@@ -29,7 +29,7 @@ def read_atomic(path: str | Path) -> tuple[pd.DataFrame, dict[str, str]]:
     Raises:
         InputError: an untyped header, a line with too many or too few fields, or text that is not UTF-8; with the line.
     """
-    path = require_file(path)
+    path = require_text(path)
     content = path.read_bytes().replace(b"\r\n", b"\n")
     if not content:
         raise InputError(f"{path}: the file is empty")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from minionerec.common.embeddings import open_array
+from minionerec.common.file_kinds import name_other_kind
 from minionerec.common.files import HALF_PAIR, WHOLE_NUMBER, InputError, open_text, replace_surrogates
 from minionerec.common.processes import say
 from minionerec.common.progress import ProgressBar
@@ -109,14 +110,16 @@ class Items:
 
 
 def iterate_lines(report: Report, path: Path) -> Iterator[str]:
-    """The lines of a text file as they are; bytes that are not UTF-8 are reported and end it."""
+    """The lines of a text file as they are; bytes that are not UTF-8, and files that are no text, are reported."""
     try:
         with open_text(path) as file:
             yield from ProgressBar(file, desc=path.name, unit=" lines", leave=False, delay=2, mininterval=1)
-    except InputError:
+    except InputError as error:
         with path.open("rb") as file:
-            line = next(number for number, raw in enumerate(file, 1) if raw.decode("utf-8", "replace").encode() != raw)
-        report.error("not UTF-8", path, f"line {line}", "not UTF-8 text; the file was not read to its end")
+            wrong = (number for number, raw in enumerate(file, 1) if raw.decode("utf-8", "replace").encode() != raw)
+            line = 0 if name_other_kind(path) else next(wrong, 0)
+        what = "not UTF-8 text; the file was not read to its end" if line else str(error).removeprefix(f"{path}: ")
+        report.error("not text", path, f"line {line}" if line else "", what)
 
 
 def iterate_fields(report: Report, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -128,7 +131,7 @@ def iterate_fields(report: Report, path: Path) -> Iterator[tuple[int, list[str]]
 def parse_json(report: Report, path: Path, pairs_hook: Callable[[list], object] | None = None) -> object:
     """What a JSON file holds, None when that is not JSON."""
     text = "".join(iterate_lines(report, path))
-    if ("error", "not UTF-8", path) in report.counts:
+    if ("error", "not text", path) in report.counts:
         return None
     try:
         value = json.loads(text, object_pairs_hook=pairs_hook)

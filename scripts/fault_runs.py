@@ -140,6 +140,30 @@ def list_files(folder: Path) -> set[str]:
     return {os.path.join(place, name) for place, _, names in os.walk(folder) for name in names}
 
 
+def list_versions(folder: Path) -> set[tuple[str, int]]:
+    """(path, number on the disk) of all files below a folder: one that is written anew is another version."""
+    versions = set()
+    for path in list_files(folder):
+        try:
+            versions.add((path, os.stat(path).st_ino))
+        except FileNotFoundError:  # renamed meanwhile
+            continue
+    return versions
+
+
+def count_done(out: Path) -> int:
+    """Stages whose record says that they are done."""
+    return sum(read_status(path) == "done" for path in out.rglob("*.stage.json"))
+
+
+def read_status(record: Path) -> str | None:
+    """The status in the record of a stage, None where it is not whole."""
+    try:
+        return read_json(record).get("status")
+    except InputError:
+        return None
+
+
 def kill_once(command: list[str], log: Path, out: Path, said: int, draws: random.Random, *, by_file: bool) -> bool:
     """Start a stage and kill it; False where it ended before.
 
@@ -147,13 +171,13 @@ def kill_once(command: list[str], log: Path, out: Path, said: int, draws: random
 
     Args:
         said: bytes of what it prints, after which it is killed.
-        by_file: kill it shortly after it has made its n-th new file instead, for a random n.
+        by_file: kill it shortly after it has written its n-th file instead, for a random n.
     """
-    before, wanted = list_files(out), draws.randint(1, 8)
+    before, wanted = list_versions(out), draws.randint(1, 8)
     process = start(command, log)
     begin, deadline = log.stat().st_size, time.monotonic() + SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        if by_file and len(list_files(out) - before) >= wanted or not by_file and log.stat().st_size - begin >= said:
+        if by_file and len(list_versions(out) - before) >= wanted or not by_file and log.stat().st_size - begin >= said:
             time.sleep(draws.random() * 0.05)
             break
         time.sleep(0.002)
@@ -193,36 +217,70 @@ def fingerprint_files(out: Path) -> dict[str, str]:
     return found
 
 
-def disturb(commands: dict[str, list[str]], out: Path, flags: FaultFlags) -> Outcome:
-    """Run all stages and kill those of the flags, until all have ended.
+@dataclass
+class Victim:
+    """A stage that is killed while it runs.
 
-    Where a stage ends before it is killed, it is done again by force, so that there are as many kills as asked for.
+    Attributes:
+        log: what all its starts print. expected: bytes that it prints undisturbed. before: stages before it.
     """
+
+    name: str
+    command: list[str]
+    log: Path
+    expected: int
+    before: int
+
+
+def check_end(victim: Victim, out: Path, begin: int, was_done: bool, forced: bool) -> str | None:
+    """What is wrong with a start that was not killed: it skips what was done, and does the rest.
+
+    Args:
+        begin: bytes of the log before it. was_done: whether the record said so before it.
+    """
+    text = victim.log.read_bytes()[begin:].decode(errors="replace")
+    skipped, done = "] already done" in text, "] done in " in text
+    if skipped != (was_done and not forced) or skipped == done or count_done(out) != victim.before + 1:
+        return f"stage {victim.name} was {'skipped' if skipped else 'done'} wrongly: {text[-200:]!r}"
+    return None
+
+
+def disturb_stage(victim: Victim, out: Path, kills: int, draws: random.Random, outcome: Outcome) -> None:
+    """Kill a stage as often as asked for, then run it to its end; a finished one is done again by force before that."""
+    killed = missed = 0
+    while killed < kills and missed < MOST_MISSED:
+        # A start that goes on says less than one from the beginning.
+        said = int(victim.expected * draws.uniform(0.05, 0.95 if killed == 0 else 0.6) / (1 + missed))
+        was_done, begin = count_done(out) > victim.before, victim.log.stat().st_size if victim.log.exists() else 0
+        command = [*victim.command, *(["--force", "True"] if was_done else [])]
+        if kill_once(command, victim.log, out, said, draws, by_file=(killed + missed) % 2 == 1):
+            killed += 1
+            continue
+        missed += 1
+        outcome.wrong += filter(None, [check_end(victim, out, begin, was_done, was_done)])
+    was_done, begin = count_done(out) > victim.before, victim.log.stat().st_size if victim.log.exists() else 0
+    run_to_end(victim.name, victim.command, victim.log)
+    outcome.wrong += filter(None, [check_end(victim, out, begin, was_done, False)])
+    text = victim.log.read_text(errors="replace")
+    outcome.kills += killed
+    outcome.resumes += text.count("an earlier run was cut off; going on")
+    if killed < kills:
+        outcome.wrong.append(f"stage {victim.name} was killed {killed} times only")
+    if "Traceback" in text:
+        outcome.wrong.append(f"stage {victim.name} printed a traceback")
+    say(f"[faults] {victim.name}: {killed} kills, {missed} starts that ended before, then to its end")
+
+
+def disturb(commands: dict[str, list[str]], out: Path, flags: FaultFlags) -> Outcome:
+    """Run all stages and kill those of the flags, until all have ended."""
     outcome, draws, logs = Outcome(), random.Random(flags.seed), out.parent / "logs"
     shares = {name: flags.kills // len(flags.stages) for name in flags.stages}
     for name in draws.sample(flags.stages, flags.kills % len(flags.stages)):
         shares[name] += 1
-    for name, command in commands.items():
-        log, expected = logs / f"disturbed_{name}.log", (logs / f"undisturbed_{name}.log").stat().st_size
-        killed = missed = 0
-        again: list[str] = []
-        while killed < shares.get(name, 0) and missed < MOST_MISSED:
-            # A start that goes on says less than one from the beginning.
-            said = int(expected * draws.uniform(0.05, 0.95 if killed == 0 else 0.6))
-            by_file = (killed + missed) % 2 == 1
-            if kill_once([*command, *again], log, out, said, draws, by_file=by_file):
-                killed, again = killed + 1, []
-            else:
-                missed, again = missed + 1, ["--force", "True"]
-        run_to_end(name, command, log)
-        text = log.read_text()
-        outcome.kills += killed
-        outcome.resumes += text.count("an earlier run was cut off; going on")
-        if text.count("] done in ") not in (missed, missed + 1) or text.count("] done in ") == 0:
-            outcome.wrong.append(f"stage {name} was done {text.count('] done in ')} times, {missed} of them asked for")
-        if "Traceback" in text:
-            outcome.wrong.append(f"stage {name} printed a traceback")
-        say(f"[faults] {name}: {killed} kills, {missed} starts that ended before, then to its end")
+    for before, (name, command) in enumerate(commands.items()):
+        expected = (logs / f"undisturbed_{name}.log").stat().st_size
+        victim = Victim(name, command, logs / f"disturbed_{name}.log", expected, before)
+        disturb_stage(victim, out, shares.get(name, 0), draws, outcome)
     return outcome
 
 
@@ -252,7 +310,7 @@ def fault_runs(flags: FaultFlags) -> None:
     found = fingerprint_files(out)
     left = sorted(path for path in list_files(out) if LEFT.fullmatch(path))
     differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    unfinished = [str(path) for path in out.rglob("*.stage.json") if read_json(path).get("status") != "done"]
+    unfinished = [str(path) for path in out.rglob("*.stage.json") if read_status(path) != "done"]
     outcome.wrong += [f"{name} differs" for name in differ] + [f"{path} is left" for path in left]
     outcome.wrong += [f"{path} says that it is not done" for path in unfinished]
     for text in outcome.wrong:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from minionerec.common.file_kinds import describe_packed, describe_stand_in, read_start
+
 
 class InputError(Exception):
     """The user's input is wrong. The message is one line: which file, which line or flag, what was expected."""
@@ -80,10 +82,32 @@ def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> N
 
 
 def require_file(path: str | os.PathLike, flag: str | None = None) -> Path:
-    """`path` if it is a file that can be read; `flag` is the command-line flag that named it."""
+    """`path` if it is a file that can be read; `flag` is the command-line flag that named it.
+
+    Raises:
+        InputError: no such file, or what a clone without git-lfs or a failed download leaves in its place.
+    """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{f'--{flag}: ' if flag else ''}{path}: no such file")
+        packed = path.with_name(f"{path.name}.gz")
+        hint = f"; {packed.name} is there: unpack it with gunzip" if packed.is_file() else ""
+        raise InputError(f"{f'--{flag}: ' if flag else ''}{path}: no such file{hint}")
+    problem = describe_stand_in(read_start(path))
+    if problem:
+        raise InputError(f"{path}: {problem}")
+    return path
+
+
+def require_text(path: str | os.PathLike, flag: str | None = None, allowed: tuple[bytes, ...] = ()) -> Path:
+    """`path` if it is a file that may be text, see `require_file`; packed files that begin as one of `allowed` may be.
+
+    Raises:
+        InputError: no such file, or one of a known kind that is no text.
+    """
+    path = require_file(path, flag)
+    problem = describe_packed(read_start(path), allowed)
+    if problem:
+        raise InputError(f"{path}: {problem}")
     return path
 
 
@@ -94,7 +118,7 @@ def open_text(path: str | os.PathLike, flag: str | None = None) -> Iterator[Text
     Raises:
         InputError: no such file, or bytes that are not UTF-8.
     """
-    with require_file(path, flag).open(encoding="utf-8-sig", newline="\n") as file:
+    with require_text(path, flag).open(encoding="utf-8-sig", newline="\n") as file:
         try:
             yield file
         except UnicodeDecodeError as error:

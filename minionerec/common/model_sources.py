@@ -10,6 +10,7 @@ import difflib
 import os
 import socket
 import struct
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,12 +18,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from minionerec.common.file_kinds import describe_stand_in, read_start
 from minionerec.common.files import InputError, first_line, read_json
 
-LFS_POINTER = b"version https://git-lfs"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
+READ_AS_JSON = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    ADAPTER_CONFIG,
+)
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 # {method in a config's "quantization_config": packages of which one must be there}
 QUANTISED_BY = {
     "bitsandbytes": ("bitsandbytes",),
@@ -92,23 +102,25 @@ def _list_folders(folder: Path) -> list[str]:
 
 
 def _check_whole(file: Path) -> None:
-    """Stop at a git-lfs pointer and at weights that are cut off."""
-    with file.open("rb") as opened:
-        start = opened.read(len(LFS_POINTER))
-        size = file.stat().st_size
-        if start == LFS_POINTER:
-            raise InputError(
-                f"{file}: a git-lfs pointer and not the file itself; run `git lfs pull` in its folder, or download it"
-            )
-        if file.name in ("config.json", "tokenizer.json", "tokenizer_config.json") and not size:
+    """Stop at what stands in for a file, at broken settings, and at weights that are cut off."""
+    start, size = read_start(file), file.stat().st_size
+    problem = describe_stand_in(start)
+    if problem:
+        raise InputError(f"{file}: {problem}")
+    if file.name in READ_AS_JSON:
+        if not size:
             raise InputError(f"{file}: the file is empty; copy or download it again")
-        if file.suffix != ".safetensors":
-            return
-        opened.seek(0)
-        head = opened.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
-        if length < 0 or length > size - 8:
-            raise InputError(f"{file}: cut off or damaged ({size:,} bytes); copy or download it again")
+        read_json(file)
+    damaged = f"{file}: cut off or damaged ({size:,} bytes); copy or download it again"
+    if file.suffix == ".bin" and file.name.startswith(("pytorch_model", "adapter_model")):
+        # A zip archive, whose directory is its end; files of before 2020 are bare pickles.
+        if not size or start.startswith(b"PK") and not zipfile.is_zipfile(file):
+            raise InputError(damaged)
+    if file.suffix != ".safetensors":
+        return
+    length = struct.unpack("<Q", start[:8])[0] if size >= 8 else -1
+    if length < 0 or length > size - 8:
+        raise InputError(damaged)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -133,7 +145,14 @@ def _check_weight_files(folder: Path, where: str) -> None:
             raise InputError(f"{folder}: {missing[0]}, which {name} names, is missing; copy or download it again")
         return
     if not any(True for pattern in WEIGHT_FILES for _ in folder.glob(pattern)):
-        raise InputError(f"{where}: no weights there (model.safetensors)")
+        if (folder / ADAPTER_CONFIG).is_file() and any(folder.glob("adapter_model.*")):
+            return
+        name = "adapter_model" if (folder / ADAPTER_CONFIG).is_file() else "model"
+        raise InputError(f"{where}: no weights there ({name}.safetensors)")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        stem, _, suffix = name.partition(".")
+        if any(folder.glob(f"{stem}-*-of-*.{suffix}")) and not (folder / name).is_file():
+            raise InputError(f"{where}: its weights are in parts, but {name}.index.json, which lists them, is missing")
 
 
 def _check_quantisation(config: dict[str, Any], where: str) -> None:
@@ -235,7 +254,8 @@ def translate_errors(path: str, flag: str, purpose: str) -> Iterator[None]:
         if type(error).__name__ == "OutOfMemoryError":
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else ""
+        # A line that ends with a colon announces what the next one says.
+        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else ""
         name = "" if isinstance(error, (OSError, ValueError)) and reason else f"{type(error).__name__}: "
         text = f"{name}{reason[:300]}".removesuffix(": ")
         raise InputError(f"--{flag} {path}: cannot be used as {purpose} ({text})") from None

@@ -64,8 +64,8 @@ def parse_row(record: dict[str, Any], where: str) -> Row:
         raise InputError(f"{where}: the history is empty")
     try:
         item_ids = [parse_item_id(value) for value in (*ids, record["item_id"])]
-    except ValueError:
-        raise InputError(f"{where}: item ids must be whole numbers") from None
+    except ValueError as error:
+        raise InputError(f"{where}: item ids must be whole numbers, {error}") from None
     return Row(
         str(record["user_id"]),
         tuple(map(str, titles)),

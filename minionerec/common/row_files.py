@@ -48,13 +48,17 @@ def _check_columns(path: str | Path, found: list[str]) -> None:
     missing = [name for name in CSV_COLUMNS if name not in found]
     if missing:
         where = f"{path}, line 1" if Path(path).suffix != ".parquet" else path
-        raise InputError(f"{where}: missing column {', '.join(missing)}; found {', '.join(found)[:200]}")
+        separator = next((sign for sign in ";\t|" if len(found) == 1 and found[0].count(sign) >= len(missing) - 1), "")
+        hint = f"; its columns are separated by {separator!r}, and commas are expected" if separator else ""
+        raise InputError(f"{where}: missing column {', '.join(missing)}; found {', '.join(found)[:200]}{hint}")
 
 
 def _iterate_csv(path: str | Path, flag: str | None) -> Records:
     with open_text(path, flag) as file:
         lines = iterate_csv(file, path)
         header = next(lines, (1, []))[1]
+        if not header:
+            raise InputError(f"{path}: the file is empty")
         _check_columns(path, header)
         for number, cells in lines:
             where = f"{path}, line {number}"

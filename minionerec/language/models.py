@@ -201,13 +201,22 @@ def read_adapter_base(path: str, flag: str) -> str:
             f"--{flag} {path}: an adapter that does not name the model it belongs to; give the merged model, such as "
             "the final_checkpoint of its run"
         )
+    where = f"--{flag} {path}: an adapter of {base}, which"
+    if is_adapter(base):
+        raise InputError(f"{where} is an adapter itself; merge that one into its base first")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise InputError(f"{where} is not here; name its place as base_model_name_or_path in {ADAPTER_CONFIG}")
     return base
 
 
 def _load_adapter(path: str, flag: str, attention: str, in_4bit: bool, tokens: int) -> PreTrainedModel:
     """The base of an adapter with the adapter merged into its weights; `tokens` is the size of its vocabulary."""
-    from peft import PeftModel
+    from peft import PeftModel, PeftType
 
+    check_model_source(path, flag, tokenizer=False)
+    kind = read_json(Path(path) / ADAPTER_CONFIG).get("peft_type")
+    if kind not in PeftType.__members__:
+        raise InputError(f"an adapter of kind {kind}, which the installed version of peft does not know")
     if in_4bit:
         raise InputError("an adapter is not merged into 4-bit weights; leave --load_in_4bit out or name a whole model")
     base = read_adapter_base(path, flag)
@@ -216,6 +225,7 @@ def _load_adapter(path: str, flag: str, attention: str, in_4bit: bool, tokens: i
     if rows != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
     merged = PeftModel.from_pretrained(model, path).merge_and_unload()
+    merged.requires_grad_(True)  # peft froze the base; what is merged is a model like others
     say(f"[model] {path} is an adapter: merged into its base {base}")
     return merged
 
