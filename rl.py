@@ -148,7 +148,7 @@ def rl(flags: RLFlags) -> None:
     optional += ("ada_path", "cf_path", "sid_index_path")
     files = list_training_inputs(flags, ("train_file", "eval_file", "info_file"), optional)
     files += [flags.reward_module.rpartition(":")[0]] if flags.reward_module else []
-    stage = open_stage("rl", flags, files, [final], output / "rl.stage.json")
+    stage = open_stage("rl", flags, files, [final], output / "rl.stage.json", trains_in=output)
     if flags.dry_run:
         plan_rl(flags)
     if stage.finished:

@@ -51,7 +51,7 @@ def sasrec(flags: SASRecFlags) -> None:
         output / name for name in ("model", "test.json", "test.metrics.json", "epochs.json")
     ]
     inputs = [*(getattr(flags, name) for name in SPLIT_FLAGS), flags.info_file]
-    stage = open_stage(flags.model, flags, inputs, outputs, output / "sasrec.stage.json")
+    stage = open_stage(flags.model, flags, inputs, outputs, output / "sasrec.stage.json", trains_in=output)
     if stage.finished and not flags.dry_run:
         return
     catalogue, (train_rows, valid_rows, test_rows) = read_sasrec_data(flags)

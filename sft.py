@@ -166,7 +166,7 @@ def sft(flags: SFTFlags) -> None:
     required = ("train_file", "eval_file", "sid_index_path", "item_meta_path")
     optional = ("base_model", "preference_file", "sid_init")
     inputs = list_training_inputs(flags, required, optional)
-    stage = open_stage("sft", flags, inputs, [final], output / "sft.stage.json")
+    stage = open_stage("sft", flags, inputs, [final], output / "sft.stage.json", trains_in=output)
     if flags.dry_run:
         plan_sft(flags, prompts, weights)
     if stage.finished:

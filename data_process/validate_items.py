@@ -110,7 +110,7 @@ class Items:
 
 
 def iterate_lines(report: Report, path: Path) -> Iterator[str]:
-    """The lines of a text file as they are; bytes that are not UTF-8, and files that are no text, are reported."""
+    """The lines of a text file as they are; bytes that are not UTF-8 end it and are reported, as is what is no text."""
     try:
         with open_text(path) as file:
             yield from ProgressBar(file, desc=path.name, unit=" lines", leave=False, delay=2, mininterval=1)

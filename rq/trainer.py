@@ -33,6 +33,8 @@ from rq.index.codebook import load_checkpoint, load_items, pick_device
 from rq.models.rqvae import RQVAE
 from rq.settings import AutoencoderFlags, TrainerFlags
 
+OVERFLOW = "without overflow"  # in what torch says of a step that float32 cannot hold
+
 LEARNERS = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
@@ -133,15 +135,24 @@ class Trainer:
             # A mean over the parts of the batch, which may differ by a row, is to be the mean over its rows.
             (loss * (len(batch) * count_processes() / len(rows))).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm)
-            self.optimizer.step()
+            try:
+                self.optimizer.step()
+            except RuntimeError as error:
+                if OVERFLOW in str(error):
+                    self._stop_diverged("the step is larger than float32 holds")
+                raise
             self.step += 1
             totals += len(batch) * torch.stack([loss.detach(), reconstruction.detach()]).double()
         mean_loss, mean_reconstruction = (add_up(totals) / n).tolist()
         if not math.isfinite(mean_loss):
-            raise InputError(
-                f"the loss is {mean_loss} in epoch {self.epoch + 1}; a lower --lr or longer --warmup_epochs may help"
-            )
+            self._stop_diverged(f"the loss is not finite ({mean_loss})")
         return mean_loss, mean_reconstruction
+
+    def _stop_diverged(self, what: str) -> None:
+        raise InputError(
+            f"training diverged in epoch {self.epoch + 1}: {what}, at --lr {self.settings.lr:g}; try a tenth of it, or "
+            "a longer --warmup_epochs; nothing is exported"
+        )
 
     @torch.no_grad()
     def _revive(self, data: torch.Tensor) -> None:
@@ -346,6 +357,7 @@ def train_autoencoder(
         inputs=[flags.data_path, side_file_path(flags.data_path), codebooks_file],
         outputs=[folder / BEST_LOSS, folder / BEST_COLLISION, folder / FINAL],
         record=folder / f"{name}.stage.json",
+        trains_in=folder,
     )
     if stage.finished and not flags.dry_run:
         return

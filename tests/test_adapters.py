@@ -28,7 +28,8 @@ from minionerec.language.adapters import (
 )
 from minionerec.language.models import add_dropout, load_model, train_tokenizer
 from minionerec.language.sid_tokens import add_sid_tokens
-from minionerec.search.prefix_tree import batch_trees, check_tree_attention, compute_tree_log_probs
+from minionerec.search.attention_check import check_tree_attention
+from minionerec.search.prefix_tree import batch_trees, compute_tree_log_probs
 from minionerec.training.checkpoints import find_last_checkpoint
 from minionerec.training.settings import SFTFlags
 from minionerec.training.sft_trainer import TreeTrainer

@@ -22,7 +22,8 @@ from minionerec.common.settings import StageFlags
 from minionerec.common.stage import Stage
 from minionerec.recommenders.network_training import NetworkTrainer, TrainSequence
 from minionerec.recommenders.networks import build_network
-from minionerec.training.settings import SFTFlags
+from minionerec.training.settings import RLFlags, SFTFlags
+from rl import rl
 from sft import sft
 
 ROOT = Path(__file__).parent.parent
@@ -102,6 +103,29 @@ def test_a_second_run_is_refused_until_the_first_is_dead(work):
     assert (work / "toy.lock").is_file()  # stale: nobody holds it
     finish(work)
     assert not (work / "toy.lock").exists()
+
+
+def test_two_trainings_in_one_folder_are_refused_whichever_they_are(work):
+    """SFT and RL keep different records and locks, but write the same checkpoints."""
+
+    def train(name):
+        return Stage(name, StageFlags(), [work / "in.txt"], [work / "out"], work / f"{name}.stage.json", trains_in=work)
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HOLD, str(work / "training.lock")]  # as a stage sft would
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"another run is writing there \(process {holder.pid} on "):
+            train("rl")
+        assert not (work / "rl.lock").exists() and not (work / "rl.stage.json").exists()
+        holder.send_signal(signal.SIGKILL)
+    running = train("rl")
+    assert (work / "rl.lock").exists() and (work / "training.lock").exists()
+    (work / "out").write_text("done")
+    running.done()
+    assert not list(work.glob("*.lock"))
+    (work / "training.lock").write_text("{}")  # of a run that was killed after its last word
+    assert train("rl").finished and not list(work.glob("*.lock"))
 
 
 def test_a_finished_stage_removes_the_lock_of_a_run_that_was_killed_after_its_last_word(work):
@@ -208,6 +232,17 @@ def test_an_sft_that_diverges_stops_and_exports_nothing(tmp_path, rate):
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "sft" / "final_checkpoint").exists()
     assert read_json(tmp_path / "sft" / "sft.stage.json")["status"] == "running"
+
+
+def test_an_rl_that_diverges_says_step_and_rate(tmp_path):
+    """The weights are broken by a step, and noticed by the rollouts of the next one, which know no step."""
+    sft(sft_flags(tmp_path, num_epochs=1))
+    settings = dict(model_path=str(tmp_path / "sft" / "final_checkpoint"), output_dir=str(tmp_path / "rl"), max_steps=3)
+    settings |= {name: getattr(sft_flags(tmp_path / "again"), name) for name in ("train_file", "eval_file")}
+    settings |= dict(info_file=str(tmp_path / "data" / "info.txt"), num_generations=2, train_batch_size=4)
+    settings |= dict(gradient_accumulation_steps=1, learning_rate=1e30, test_during_training=False)
+    with pytest.raises(InputError, match=r"diverged at step \d: .*--learning_rate 1e\+30.*nothing is exported"):
+        rl(RLFlags(**settings))
 
 
 @pytest.mark.parametrize("model", ["sasrec", "gru4rec"])

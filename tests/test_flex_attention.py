@@ -15,13 +15,13 @@ from minionerec.common.files import InputError
 from minionerec.language.adapters import train_token_rows
 from minionerec.language.prompts import load_checkpoint_prompts
 from minionerec.search import prefix_tree
+from minionerec.search.attention_check import check_tree_attention
 from minionerec.search.beam_search import beam_search
 from minionerec.search.prefix_tree import (
     TreeBatch,
     build_attention_mask,
     build_block_mask,
     build_tree_mask,
-    check_tree_attention,
     compute_tree_log_probs,
 )
 from minionerec.search.trie import SidTrie

@@ -22,16 +22,20 @@ def test_a_bf16_checkpoint_trains_in_float32(tmp_path):
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_a_sliding_window_model_is_refused_for_training_alone(tmp_path):
+def test_a_window_shorter_than_the_sequences_is_refused_for_training_alone(tmp_path):
     tokenizer = train_tokenizer(["some words to learn from"], 300)
-    tiny_model("qwen2", len(tokenizer), use_sliding_window=True, sliding_window=4, max_window_layers=0).save_pretrained(
-        tmp_path
-    )
+    tiny_model(
+        "qwen2", len(tokenizer), use_sliding_window=True, sliding_window=16, max_window_layers=0
+    ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="prefix trees need full attention"):
-        load_model(str(tmp_path), "base_model")
+    for longest in (None, 17):
+        with pytest.raises(
+            InputError, match="of 16 tokens, and prefix trees need full attention .* lower --cutoff_len"
+        ):
+            load_model(str(tmp_path), "base_model", longest=longest)
+    load_model(str(tmp_path), "base_model", longest=16)
     model, _ = load_model(str(tmp_path), "base_model", for_training=False)
-    assert model.config.sliding_window == 4
+    assert model.config.sliding_window == 16
 
 
 def write_checkpoint(folder, step):

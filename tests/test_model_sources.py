@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -72,6 +73,19 @@ def spoil_weight(folder):
     model.save_pretrained(folder)
 
 
+def cut_bin(share):
+    def change(folder):
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        cut("pytorch_model.bin", share)(folder)
+
+    return change
+
+
+def in_parts(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -88,7 +102,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
         (cut("config.json", 0), "config.json: the file is empty"),
         (write("config.json", "[]"), "config.json: expected an object"),
         (write("config.json", "{}"), "config.json: .* no model_type"),
-        (cut("tokenizer.json", 0.5), "cannot be used as a tokenizer"),
+        (cut("tokenizer.json", 0.5), "tokenizer.json, line .*: not valid JSON"),
+        (cut("tokenizer_config.json", 0.5), "tokenizer_config.json, line .*: not valid JSON"),
+        (write("special_tokens_map.json", POINTER), "special_tokens_map.json: a git-lfs pointer"),
+        (write("tokenizer.json", "<!DOCTYPE html>\n<html>"), "tokenizer.json: a web page"),
+        (cut_bin(0.5), "pytorch_model.bin: cut off or damaged"),
+        (cut_bin(0), "pytorch_model.bin: cut off or damaged"),
+        (in_parts, "in parts, but model.safetensors.index.json, which lists them, is missing"),
         (remove("config.json"), "no model folder, it has no config.json"),
         (remove("model.safetensors"), "no weights there"),
         (remove(*TOKENIZER_FILES), "no tokenizer there"),
@@ -143,10 +163,43 @@ def test_an_adapter_is_merged_into_its_base(whole, tmp_path, capsys, own_rows):
     assert "merged into its base" in capsys.readouterr().out and found.get_vocab() == tokenizer.get_vocab()
     assert type(model).__name__ == "LlamaForCausalLM"
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    assert all(weight.requires_grad for weight in model.parameters())  # peft freezes the base
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": ""}))
     with pytest.raises(InputError, match="does not name the model it belongs to"):
         load_model(str(tmp_path / "adapter"), "base_model")
+
+
+def test_what_is_wrong_with_an_adapter_is_one_line(whole, tmp_path):
+    base, tokenizer = load_model(str(whole), "base_model")
+    wrapped = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    wrapped.peft_config["default"].base_model_name_or_path = str(whole)
+    wrapped.save_pretrained(tmp_path / "adapter")
+
+    def configure(**changes):
+        def change(folder):
+            config = folder / "adapter_config.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+
+        return change
+
+    changes = {
+        "not here; name its place as base_model_name": configure(base_model_name_or_path="/models/gone"),
+        "is an adapter itself": configure(base_model_name_or_path=str(tmp_path / "adapter")),
+        "does not know": configure(peft_type="FUTURE"),
+        r"size mismatch for .*lora_A": configure(r=4),  # a library's line that ends with a colon says nothing alone
+        r"no weights there \(adapter_model.safetensors\)": remove("adapter_model.safetensors"),
+        "adapter_model.safetensors: a git-lfs pointer": write("adapter_model.safetensors", POINTER),
+        "adapter_config.json: a git-lfs pointer": write("adapter_config.json", POINTER),
+        "adapter_model.safetensors: cut off": cut("adapter_model.safetensors", 0.5),
+    }
+    for number, (message, change) in enumerate(changes.items()):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "adapter", folder)
+        change(folder)
+        with pytest.raises(InputError, match=message) as error:
+            load_model(str(folder), "base_model")
+        assert len(str(error.value).splitlines()) == 1 and str(folder) in str(error.value)
 
 
 # ------------------------------------------------------------------------------------------------- what a model can do
@@ -162,7 +215,11 @@ GPT = {"vocab_size": 100, "n_embd": 32, "n_layer": 1, "n_head": 2}
         ("biogpt", {**SMALL, "intermediate_size": 32, "vocab_size": 100}, None),
         ("gpt_neox", {**SMALL, "intermediate_size": 32, "vocab_size": 100}, None),
         ("falcon", {**SMALL, "vocab_size": 100, "alibi": True}, "falcon"),
-        ("mistral", {**SMALL, "intermediate_size": 32, "vocab_size": 100, "num_key_value_heads": 1}, "sliding-window"),
+        (
+            "mistral",
+            {**SMALL, "intermediate_size": 32, "vocab_size": 100, "num_key_value_heads": 1},
+            "sliding_attention",
+        ),
         ("gemma2", {**SMALL, "intermediate_size": 32, "vocab_size": 100, "head_dim": 16}, "sliding_attention"),
     ],
 )

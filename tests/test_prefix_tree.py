@@ -6,12 +6,13 @@ import random
 import pytest
 import torch
 from tiny import tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from minionerec.search.attention_check import check_tree_attention, check_trees
 from minionerec.search.prefix_tree import (
     batch_trees,
     build_prefix_tree,
     build_tree_mask,
-    check_tree_attention,
     compute_tree_log_probs,
 )
 
@@ -102,3 +103,56 @@ def test_empty_rows_and_wrong_attention_are_errors():
         batch_trees([[([], [3])]], 0)
     with pytest.raises(ValueError, match="sliding_attention"):
         check_tree_attention(tiny_model("qwen2", 20, use_sliding_window=True, sliding_window=4, max_window_layers=0))
+
+
+PLAIN = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+PLAIN |= dict(vocab_size=100, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+WINDOWED = {
+    "mistral": {},
+    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "phi3": {},
+    "starcoder2": {},
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": {"use_sliding_window": True, "max_window_layers": 1, "head_dim": 16},
+    "gemma3_text": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "attn_logit_softcapping": None},
+    "olmo3": {},
+    "cohere2": {},
+    "llama4_text": {"head_dim": 16, "num_local_experts": 2},
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+@pytest.mark.parametrize("window", [4, 22])
+def test_windows_are_exact_where_they_hold_the_sequences_and_refused_where_not(kind, window):
+    """Sequences of 22 tokens against separate rows, in trees that are longer than either window."""
+    size = {"attention_chunk_size" if kind == "llama4_text" else "sliding_window": window}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **PLAIN | WINDOWED[kind] | size)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32).eval()
+    rng = random.Random(0)
+    groups = []
+    for _ in range(2):
+        first, *rests = ([rng.randrange(3, 100) for _ in range(length)] for length in (14, *[5] * 5))
+        groups.append([(first + rest, [rng.randrange(3, 100) for _ in range(3)]) for rest in rests])
+    with torch.no_grad():
+        ours = compute_tree_log_probs(model, batch_trees(groups, 0))
+    difference = (ours - separate_log_probs(model, groups)).abs().max()
+    if window < 22:
+        assert difference > 1e-3
+        with pytest.raises(ValueError, match=f"of {window} tokens, and prefix trees need full attention"):
+            check_trees(model, 22)
+    else:
+        assert difference < 1e-5
+        check_trees(model, 22)
+
+
+def test_windows_are_refused_where_the_kernel_cannot_follow_or_scores_are_capped():
+    model = tiny_model("qwen2", 20, use_sliding_window=True, sliding_window=40, max_window_layers=0)
+    check_tree_attention(model, 40)
+    model.config.attn_logit_softcapping = 50.0
+    with pytest.raises(ValueError, match="caps its attention scores"):
+        check_tree_attention(model, 40)
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="with flex_attention; use sdpa"):
+        check_tree_attention(model, 40)

@@ -32,6 +32,8 @@ from data import (
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue
 from minionerec.language.prompts import TASK_FIELDS, Encoder, load_prompts
+from minionerec.training.settings import SFTFlags
+from minionerec.training.sft_setup import check_teaching_flags
 from minionerec.training.sft_trainer import TreeBatches
 
 
@@ -333,3 +335,24 @@ def test_a_preference_is_said_once_a_user():
     assert dataset.left_out == {"without preference": 1}
     for example, row in zip(dataset, dataset.rows, strict=True):
         assert row is [r for r in rows if r.user_id == example.user_id][-1]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (dict(teacher="transitions"), "--teacher transitions: .* add teacher_sid to --tasks"),
+        (dict(tasks=["next_sid", "teacher_sid:0.5"], walks=2), "--walks 2: .* add walk_sid to --tasks"),
+        (dict(tasks=["next_sid", "teacher_sid:0.5"], teacher="transitions"), None),
+        (dict(tasks=["walk_sid"], teacher="transitions", walks=2), None),
+        (dict(teacher="transitions+content", walks=3), None),  # the defaults, as settings files hold them
+        (dict(teacher="transitions", plugin=["own_task.py"]), None),  # whose tasks may read it
+    ],
+)
+def test_flags_of_a_teacher_without_a_task_that_reads_them_are_refused(flags, message):
+    required = dict.fromkeys(("base_model", "train_file", "eval_file", "sid_index_path", "item_meta_path"), "x")
+    settings = SFTFlags(**required, output_dir="x", **flags)
+    if message is None:
+        check_teaching_flags(settings)
+    else:
+        with pytest.raises(InputError, match=message):
+            check_teaching_flags(settings)

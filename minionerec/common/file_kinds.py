@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 LFS_POINTER = b"version https://git-lfs"
@@ -54,3 +55,35 @@ def read_start(path: Path) -> bytes:
     """The first bytes of a file, as the functions above want them."""
     with path.open("rb") as file:
         return file.read(64)
+
+
+def hint_at_missing(path: Path, *, folders: bool = False) -> str:
+    """What a path that is not there may be instead, for the end of an error: "; did you mean ...?", or nothing.
+
+    Args:
+        path: that was named. folders: only a folder will do.
+    """
+    packed = path.with_name(f"{path.name}.gz")
+    if packed.is_file():
+        return f"; {packed.name} is there: unpack it with gunzip"
+    near = _find_near(path, folders)
+    return f"; did you mean {near}?" if near else ""
+
+
+def _find_near(path: Path, folders: bool) -> Path | None:
+    """The file or folder that a misspelt path may mean."""
+    parts, found = path.parts, Path()
+    for number, part in enumerate(parts):
+        if (found / part).exists():
+            found = found / part
+            continue
+        try:
+            names = sorted(child.name for child in found.iterdir() if child.is_dir() or not folders)
+        except OSError:  # no folder, or one that may not be read
+            return None
+        near = difflib.get_close_matches(part, names, n=1, cutoff=0.6)
+        if not near:
+            return None
+        candidate = found.joinpath(near[0], *parts[number + 1 :])
+        return candidate if candidate.exists() else found / near[0]
+    return None

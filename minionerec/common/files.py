@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from minionerec.common.file_kinds import describe_packed, describe_stand_in, read_start
+from minionerec.common.file_kinds import describe_packed, describe_stand_in, hint_at_missing, read_start
 
 
 class InputError(Exception):
@@ -89,9 +89,7 @@ def require_file(path: str | os.PathLike, flag: str | None = None) -> Path:
     """
     path = Path(path)
     if not path.is_file():
-        packed = path.with_name(f"{path.name}.gz")
-        hint = f"; {packed.name} is there: unpack it with gunzip" if packed.is_file() else ""
-        raise InputError(f"{f'--{flag}: ' if flag else ''}{path}: no such file{hint}")
+        raise InputError(f"{f'--{flag}: ' if flag else ''}{path}: no such file{hint_at_missing(path)}")
     problem = describe_stand_in(read_start(path))
     if problem:
         raise InputError(f"{path}: {problem}")
@@ -140,6 +138,8 @@ def read_json(path: str | os.PathLike, flag: str | None = None, *, pairs: bool =
     """
     with open_text(path, flag) as file:
         text = file.read()
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
     try:
         value = json.loads(text, object_pairs_hook=tuple if pairs else None)
     except json.JSONDecodeError as error:

@@ -6,7 +6,6 @@ All commands load models, tokenizers and encoders behind these checks: `check_mo
 
 from __future__ import annotations
 
-import difflib
 import os
 import socket
 import struct
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from minionerec.common.file_kinds import describe_stand_in, read_start
+from minionerec.common.file_kinds import describe_stand_in, hint_at_missing, read_start
 from minionerec.common.files import InputError, first_line, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -180,33 +179,14 @@ def _check_hub_name(path: str, flag: str) -> dict[str, Any]:
         raise InputError(f"{where}: a file; expected a model folder or the name of a model on the hub")
     local = path.startswith(("/", ".", "~")) or path.count("/") > 1 or ("/" in path and Path(path).parent.is_dir())
     if local and not _is_cached(path):
-        near = _find_near(Path(path))
-        raise InputError(f"{where}: no such folder{f'; did you mean {near}?' if near else ''}")
+        raise InputError(f"{where}: no such folder{hint_at_missing(Path(path), folders=True)}")
     if _is_cached(path):
         return {} if _reach_hub() is None else {"local_files_only": True}
     reason = _reach_hub()
     if reason:
-        near = _find_near(Path(path))
-        hint = f"; did you mean {near}?" if near else ""
+        hint = hint_at_missing(Path(path), folders=True)
         raise InputError(f"{where}: no such folder, no such model in the hub's cache, and {reason}{hint}")
     return {}
-
-
-def _find_near(path: Path) -> Path | None:
-    """The folder that a misspelt path may mean."""
-    parts, found = path.parts, Path()
-    for number, part in enumerate(parts):
-        if (found / part).exists():
-            found = found / part
-            continue
-        if not found.is_dir():
-            return None
-        near = difflib.get_close_matches(part, _list_folders(found), n=1, cutoff=0.6)
-        if not near:
-            return None
-        candidate = found.joinpath(near[0], *parts[number + 1 :])
-        return candidate if candidate.is_dir() else found / near[0]
-    return None
 
 
 def _is_cached(name: str) -> bool:

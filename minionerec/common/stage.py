@@ -18,6 +18,7 @@ from typing import Any
 from minionerec.common.cli import get_default, recorded_settings
 from minionerec.common.console import open_log
 from minionerec.common.environment import describe_environment
+from minionerec.common.file_kinds import hint_at_missing
 from minionerec.common.files import TEMPORARY, InputError, read_json, write_json, write_text
 from minionerec.common.processes import count_processes, is_main_process, process_state, say
 from minionerec.common.run_lock import release_lock, remove_stale_files, take_lock
@@ -25,6 +26,7 @@ from minionerec.common.sharing import broadcast_value
 
 UNREAD = ("README.md",)  # of a folder: a model card says more after each evaluation, and no stage reads it
 RECORD_SUFFIX, SETTINGS_SUFFIX, LOCK_SUFFIX = ".stage.json", ".settings.yaml", ".lock"
+TRAINING_LOCK = "training.lock"  # in a folder of checkpoints, whichever command trains there
 
 
 def _fingerprint(path: Path) -> list:
@@ -89,6 +91,8 @@ def open_stage(
     inputs: Iterable[str | os.PathLike | None],
     outputs: Iterable[str | os.PathLike],
     record: str | os.PathLike,
+    *,
+    trains_in: str | os.PathLike | None = None,
 ) -> Stage:
     """Open a stage on every process of a run, the main one first, so that the others see what it decided.
 
@@ -98,12 +102,13 @@ def open_stage(
         inputs: files and folders the stage reads. None and names of hub models, which are no paths here, are skipped.
         outputs: what it makes.
         record: the JSON file that remembers the run, named X.stage.json.
+        trains_in: a folder of checkpoints, in which no other training may write meanwhile, of this stage or another.
 
     Returns:
         The stage; where its `finished` is True there is nothing left to do.
     """
     with process_state().main_process_first() if count_processes() > 1 else nullcontext():
-        stage = Stage(name, flags, inputs, outputs, record)
+        stage = Stage(name, flags, inputs, outputs, record, trains_in=trains_in)
     # The main process has already written that a run began, which to the others looks like one that was cut off.
     stage.finished, stage.resuming = broadcast_value((stage.finished, stage.resuming))
     return stage
@@ -130,15 +135,19 @@ class Stage:
         inputs: Iterable[str | os.PathLike | None],
         outputs: Iterable[str | os.PathLike],
         record: str | os.PathLike,
+        *,
+        trains_in: str | os.PathLike | None = None,
     ):
         self.name, self.record = name, Path(record)
         self.outputs = [str(path) for path in outputs]
+        self._locks = [self.record.with_name(self.record.name.removesuffix(RECORD_SUFFIX) + LOCK_SUFFIX)]
+        self._locks += [Path(trains_in) / TRAINING_LOCK] if trains_in is not None else []
         self.settings = recorded_settings(flags)
         force = getattr(flags, "force", False)
         paths = [Path(path) for path in inputs if path is not None]
         for path in paths:
             if not path.exists():
-                raise InputError(f"{path}: no such file or folder (an input of {name})")
+                raise InputError(f"{path}: no such file or folder (an input of {name}){hint_at_missing(path)}")
         # The main process decides, see `open_stage`; reading all inputs on every one would take long.
         self._inputs = {str(path): _fingerprint(path) for path in paths} if is_main_process() else {}
         self._started = time.time()
@@ -160,7 +169,7 @@ class Stage:
             say(f"[{name}] already done ({self.record}); --force True does it again")
             return
         if is_main_process():
-            take_lock(self._lock, str(self.record.parent))
+            self._take_locks()
         open_log(self.record.parent)
         if is_main_process():
             for path in remove_stale_files(self.record.parent, [self.record, *map(Path, self.outputs)]):
@@ -177,17 +186,31 @@ class Stage:
 
     def _clear_up(self) -> None:
         """Remove what a run left that was killed after its last word; nothing where a run still writes."""
-        if is_main_process() and self._lock.exists():
-            try:
-                take_lock(self._lock, str(self.record.parent))
-            except InputError:
-                return
-            remove_stale_files(self.record.parent, [self.record, *map(Path, self.outputs)])
-            release_lock(self._lock)
+        if not is_main_process() or not any(lock.exists() for lock in self._locks):
+            return
+        try:
+            self._take_locks()
+        except InputError:
+            return
+        remove_stale_files(self.record.parent, [self.record, *map(Path, self.outputs)])
+        self._release_locks()
 
-    @property
-    def _lock(self) -> Path:
-        return self.record.with_name(self.record.name.removesuffix(RECORD_SUFFIX) + LOCK_SUFFIX)
+    def _take_locks(self) -> None:
+        """Hold all locks or none.
+
+        Raises:
+            InputError: another run holds one.
+        """
+        try:
+            for lock in self._locks:
+                take_lock(lock, str(lock.parent))
+        except InputError:
+            self._release_locks()
+            raise
+
+    def _release_locks(self) -> None:
+        for lock in self._locks:
+            release_lock(lock)
 
     def _read_record(self) -> dict[str, Any]:
         """The record of an earlier run; one that is cut off counts as none."""
@@ -297,7 +320,7 @@ class Stage:
         """Record success and print what was made."""
         self._write("done", results)
         if is_main_process():
-            release_lock(self._lock)
+            self._release_locks()
         say(f"[{self.name}] done in {time.time() - self._started:.1f} s")
         for key, value in results.items():
             say(f"  {key:<28} {value}")

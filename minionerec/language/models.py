@@ -32,8 +32,7 @@ from minionerec.common.model_sources import (
 from minionerec.common.processes import process_state, say
 from minionerec.language.model_checks import check_decoder_only, check_loading_report, check_weights
 from minionerec.language.quantization import keep_layout, quantize_on_loading
-from minionerec.search.attention_check import check_trees
-from minionerec.search.prefix_tree import check_tree_attention
+from minionerec.search.attention_check import check_tree_attention, check_trees
 
 transformers_logging.set_verbosity_error()
 
@@ -123,13 +122,19 @@ def load_tokenizer(path: str, flag: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    path: str, flag: str, attention: str = "sdpa", in_4bit: bool = False, for_training: bool = True
+    path: str,
+    flag: str,
+    attention: str = "sdpa",
+    in_4bit: bool = False,
+    for_training: bool = True,
+    longest: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (float32 weights) and tokenizer of a HF folder or hub name; an adapter's is merged into its base.
 
     Training keeps float32 master weights and computes in bf16 under autocast on a GPU; loading in the checkpoint's own
     dtype, the library's default, would train in bf16. With `in_4bit` the linear layers of the decoder are quantised,
-    and the model is on its device. A search takes any model; prefix trees, on which models are trained, do not.
+    and the model is on its device. A search takes any model; prefix trees, on which models are trained, do not: one
+    with windows only where they hold `longest` tokens.
 
     Raises:
         InputError: nothing loadable there, weights that do not fit the config or are not finite, or, for training,
@@ -144,7 +149,7 @@ def load_model(
                 model = _load_weights(path, flag, attention, in_4bit, for_training)
             check_weights(model)
             if for_training:
-                check_trees(model)
+                check_trees(model, longest)
         except InputError as error:
             text = str(error)
             if text.startswith("--") or path in text:
@@ -243,13 +248,14 @@ def _count_adapter_rows(folder: Path) -> int | None:
 
 
 def build_model_from_config(
-    path: str, texts: Iterable[str], seed: int, attention: str = "sdpa"
+    path: str, texts: Iterable[str], seed: int, attention: str = "sdpa", longest: int | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A randomly initialised model.
 
     Args:
         path: a JSON config file (its "tokenizer_vocab_size" entries of byte-level BPE are trained on `texts`), or a HF
             folder, whose config and tokenizer are used without its weights.
+        longest: tokens of the longest sequence, which a window of its attention must hold.
     """
     if Path(path).is_file():
         settings = read_json(path, "base_model")
@@ -286,9 +292,9 @@ def build_model_from_config(
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
         try:
             if model.device.type != "meta":
-                check_trees(model)
+                check_trees(model, longest)
             else:
-                check_tree_attention(model)
+                check_tree_attention(model, longest)
         except ValueError as error:
             raise InputError(f"--base_model {path}: {error}") from None
     return model, tokenizer

@@ -31,6 +31,8 @@ from minionerec.common.sharing import (
 )
 from minionerec.recommenders.networks import SequentialRecommender
 
+OVERFLOW = "without overflow"  # in what torch says of a step that float32 cannot hold
+
 RANKED_AT_ONCE = 512  # histories; bounds the memory of the scores over all items
 
 
@@ -203,7 +205,12 @@ class NetworkTrainer:
             value = loss.item()
             if not math.isfinite(value):
                 self._stop_diverged(f"the loss is not finite ({value})")
-            self.optimizer.step()
+            try:
+                self.optimizer.step()
+            except RuntimeError as error:
+                if OVERFLOW in str(error):
+                    self._stop_diverged("the step is larger than float32 holds")
+                raise
             total += value * targets
             bar.update(whole)
         if not all(bool(torch.isfinite(weight).all()) for weight in self.network.parameters()):

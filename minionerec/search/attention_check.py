@@ -10,17 +10,20 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.functional import linear
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from minionerec.search.modes import evaluation_mode, use_attention, without_autocast
 from minionerec.search.output_head import OutputHead
 from minionerec.search.prefill import ATTENTION, SHORTEST_HEAD, PrefilledPrompts, UnknownAttentionError
-from minionerec.search.prefix_tree import batch_trees, check_tree_attention, compute_label_logits
+from minionerec.search.prefix_tree import batch_trees, compute_label_logits
 
 # Largest difference of logits, in their standard deviations. Lower precisions round; what that may hide, such as a cap
 # or a bias of positions, a layer says itself.
 TOLERANCE = 1e-3
 TOLERANCE_IN_LOWER_PRECISION = 0.3
+
+# {kind of layer: what its config calls the tokens that it sees}
+WINDOW_SIZES = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
 # (why not, or None; the smallest window of a layer, or None) of models asked before.
 _answers: WeakKeyDictionary[torch.nn.Module, tuple[str | None, int | None]] = WeakKeyDictionary()
@@ -104,13 +107,59 @@ def _compute(
     return torch.cat((prefilled.states, after_first, after_rest), dim=1), prefilled.window
 
 
-def check_trees(model: PreTrainedModel) -> None:
+def check_tree_attention(model: PreTrainedModel, longest: int | None = None) -> None:
+    """Stop if the model's attention cannot follow a prefix tree.
+
+    Args:
+        model: is asked by its config.
+        longest: tokens of the longest sequence; None where it is not known. A window that holds it hides nothing: the
+            mask of a tree is then right for layers with that window too.
+
+    Raises:
+        ValueError: layers with a shorter window or with linear attention, or an attention kernel without 4-D masks.
+    """
+    config, attention = model.config.get_text_config(), model.config._attn_implementation
+    windows = find_windows(config)
+    window = min((size for size in windows.values() if size is not None), default=None)
+    unknown = ", ".join(sorted(kind for kind, size in windows.items() if size is None))
+    if unknown:
+        raise ValueError(
+            f"{config.model_type}: its layers use {unknown}; prefix trees need full attention in every layer"
+        )
+    if window is not None and (longest is None or window < longest or attention == "flex_attention"):
+        kernel = " with flex_attention" if attention == "flex_attention" else ""
+        limit = f"; sequences of at most {window} tokens are exact: lower --cutoff_len" if not kernel else "; use sdpa"
+        raise ValueError(
+            f"{config.model_type}: its layers use {', '.join(windows)} of {window} tokens, and prefix trees need full "
+            f"attention in every layer{kernel}{limit}"
+        )
+    if window is not None and getattr(config, "attn_logit_softcapping", None) and attention == "sdpa":
+        raise ValueError(f"{config.model_type}: it caps its attention scores, which sdpa does not do")
+    if attention not in ("sdpa", "eager", "flex_attention"):
+        raise ValueError(f"attention {attention!r} takes no 4-D mask: load the model with sdpa")
+    if attention == "flex_attention" and getattr(config, "attention_dropout", 0):
+        raise ValueError(f"attention_dropout {config.attention_dropout}: flex_attention has no dropout; use sdpa")
+
+
+def find_windows(config: PretrainedConfig) -> dict[str, int | None]:
+    """{kind of layers without full attention: the tokens that they see}, None where those are not a window."""
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if not getattr(config, "layer_types", None) and getattr(config, "use_sliding_window", True):
+        kinds |= {"sliding_attention"} if getattr(config, "sliding_window", None) else set()
+    sizes = {name: getattr(config, key, None) for name, key in WINDOW_SIZES.items()}
+    return {kind: sizes.get(kind) for kind in sorted(kinds)}
+
+
+def check_trees(model: PreTrainedModel, longest: int | None = None) -> None:
     """Stop if a model cannot be trained on prefix trees: a small one is computed, and its rows one by one.
+
+    Args:
+        model: on its device. longest: tokens of the longest sequence, see `check_tree_attention`.
 
     Raises:
         ValueError: saying so.
     """
-    check_tree_attention(model)
+    check_tree_attention(model, longest)
     if model.config._attn_implementation == "flex_attention":  # its kernel would be compiled for this alone
         return
     if model.device.type == "meta":  # a plan's model has no numbers

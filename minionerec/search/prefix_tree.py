@@ -130,27 +130,6 @@ def build_attention_mask(model: PreTrainedModel, visible: torch.Tensor) -> torch
     return visible if model.config._attn_implementation == "sdpa" else to_additive_mask(visible, model.dtype)
 
 
-def check_tree_attention(model: PreTrainedModel) -> None:
-    """Stop if the model's attention cannot follow a prefix tree.
-
-    Raises:
-        ValueError: sliding-window or linear attention layers, or an attention kernel without 4-D masks.
-    """
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if kinds != {"full_attention"} or (window is not None and not getattr(config, "layer_types", None)):
-        others = ", ".join(sorted(kinds - {"full_attention"})) or "sliding-window attention"
-        raise ValueError(
-            f"{config.model_type}: its layers use {others}; prefix trees need full attention in every layer"
-        )
-    attention = model.config._attn_implementation
-    if attention not in ("sdpa", "eager", "flex_attention"):
-        raise ValueError(f"attention {attention!r} takes no 4-D mask: load the model with sdpa")
-    if attention == "flex_attention" and getattr(config, "attention_dropout", 0):
-        raise ValueError(f"attention_dropout {config.attention_dropout}: flex_attention has no dropout; use sdpa")
-
-
 @contextmanager
 def restrict_logits(
     model: torch.nn.Module, flat_nodes: torch.Tensor, more: torch.Tensor | None = None, logits_of: int | None = None

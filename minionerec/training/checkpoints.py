@@ -77,7 +77,7 @@ def export_model(
     if trainer.is_world_process_zero():
         model = trainer.model
         if unchanged:
-            model, state = load_model(unchanged, "model_path")[0], None
+            model, state = load_model(unchanged, "model_path", for_training=False)[0], None
         elif trainer.plain_copy is not None:
             trainer.plain_copy.load_state_dict(state)
             model, state = trainer.plain_copy, None

@@ -28,10 +28,10 @@ class FiniteGuard:
         self._step_loss = self._step_loss + loss.detach()
         return loss
 
-    def get_batch_samples(self, *arguments, **named):
-        """`Trainer.get_batch_samples`, in which a policy whose weights are broken may be asked for rollouts."""
+    def train(self, *arguments, **named):
+        """`Trainer.train`, in which a model whose weights are broken may be asked for rollouts or a validation."""
         try:
-            return super().get_batch_samples(*arguments, **named)
+            return super().train(*arguments, **named)
         except BrokenLogitsError:
             self.stop_diverged("the model's logits are not finite", before=True)
 

@@ -30,7 +30,7 @@ from minionerec.language.model_checks import check_decoder_only, limit_length
 from minionerec.language.models import build_model_from_config, load_tokenizer, train_tokenizer
 from minionerec.language.prompts import Encoder, PromptSet
 from minionerec.language.sid_tokens import add_sid_tokens
-from minionerec.search.prefix_tree import check_tree_attention
+from minionerec.search.attention_check import check_tree_attention
 from minionerec.training.optimizers import PLAIN_OPTIMIZERS
 from minionerec.training.plan_memory import (
     ATTENTION,
@@ -196,14 +196,14 @@ def build_base(
     base, titles = find_base(getattr(flags, flag), flag), [title for title in titles if title]
     if Path(base).is_file():
         with torch.device("meta"):
-            model, tokenizer = build_model_from_config(base, titles, flags.seed)
+            model, tokenizer = build_model_from_config(base, titles, flags.seed, longest=flags.cutoff_len)
         return Base(model, tokenizer, add_sid_tokens(model, tokenizer, sid_tokens, flags.seed))
     with translate_errors(base, flag, "a causal LM"):
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(base, local_files_only=True)
             check_decoder_only(config)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-        check_tree_attention(model)
+        check_tree_attention(model, flags.cutoff_len)
     if any((Path(base) / name).is_file() for name in TOKENIZER_FILES):
         tokenizer = load_tokenizer(base, flag)
         new = add_sid_tokens(model, tokenizer, sid_tokens, flags.seed) if add_tokens else 0

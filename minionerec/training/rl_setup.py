@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from minionerec.language.mixture import TaskMixture
 from minionerec.language.model_checks import limit_length
 from minionerec.language.models import add_dropout, load_model
 from minionerec.language.prompts import Encoder, PromptSet
+from minionerec.search.attention_check import check_tree_attention
 from minionerec.training.checkpoints import export_model
 from minionerec.training.grpo_loss import CLIP, choose_loss
 from minionerec.training.hub import check_hub_flags
@@ -147,15 +149,17 @@ def build_reward_terms(flags: RLFlags, data: RLData) -> list[NamedReward]:
 def build_policy(flags: RLFlags, data: RLData, prompts: PromptSet) -> Policy:
     """The model on its device, wrapped where only a part of it is trained, and the reference of its KL term."""
     set_seed(flags.seed)
-    model, tokenizer = load_model(flags.model_path, "model_path", flags.attention, in_4bit=flags.load_in_4bit)
+    how = {"attention": flags.attention, "longest": flags.cutoff_len}
+    model, tokenizer = load_model(flags.model_path, "model_path", in_4bit=flags.load_in_4bit, **how)
     encoder = Encoder(tokenizer, prompts, limit_length(flags.cutoff_len, model))
+    check_rollout_window(model, encoder, data.catalogue.sids, flags)
     device = process_state().device
     catalogue_trie = build_catalogue_trie(data.catalogue, encoder, device)
     check_token_rows(catalogue_trie, model, flags.model_path, "model_path")
     model.to(device)
     reference = None
     if flags.ref_model_path:
-        reference, other = load_model(flags.ref_model_path, "ref_model_path", flags.attention)
+        reference, other = load_model(flags.ref_model_path, "ref_model_path", **how)
         if other.get_vocab() != tokenizer.get_vocab():
             raise InputError(
                 f"--ref_model_path {flags.ref_model_path}: its vocabulary is not that of {flags.model_path}"
@@ -168,6 +172,19 @@ def build_policy(flags: RLFlags, data: RLData, prompts: PromptSet) -> Policy:
     if flags.dropout:  # after the wrapping: its hooks are to stand on the layers that are called
         add_dropout(model, flags.dropout)
     return Policy(model, reference, encoder, catalogue_trie)
+
+
+def check_rollout_window(model: PreTrainedModel, encoder: Encoder, sids: Sequence[str], flags: RLFlags) -> None:
+    """Stop where a rollout may be longer than a window of the attention: a prompt was cut to fit its own target's SID.
+
+    Raises:
+        InputError: saying so.
+    """
+    lengths = [len(ids) for ids in encoder.sid_ids(sids)]
+    try:
+        check_tree_attention(model, encoder.cutoff_len + max(lengths) - min(lengths))
+    except ValueError as error:
+        raise InputError(f"--model_path {flags.model_path}: {error}") from None
 
 
 def build_rollout_engine(flags: RLFlags) -> PrefixEngine | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ from minionerec.training.settings import SFTFlags
 from minionerec.training.setup import build_arguments, check_divisible, check_loading_flags, read_splits
 from minionerec.training.sft_trainer import TreeBatches
 
+# {flag: tasks that read it}; tasks of a plugin may read any.
+TEACHING_FLAGS = {"teacher": ("teacher_sid", "walk_sid"), "walks": ("walk_sid",)}
 NAMED_STARTS = ("text", "noise")  # of --sid_init; anything else is a file
 
 
@@ -56,6 +58,7 @@ def check_sft_flags(flags: SFTFlags) -> None:
         raise InputError(f"--walks {flags.walks}: must be at least 1")
     if flags.softmax == "legal" and (flags.lora or flags.freeze_LLM):
         raise InputError("--softmax legal: not with --lora or --freeze_LLM")
+    check_teaching_flags(flags)
     check_loading_flags(flags)
     check_hub_flags(flags)
     if Path(flags.base_model).is_file() and not flags.train_from_scratch:
@@ -63,6 +66,20 @@ def check_sft_flags(flags: SFTFlags) -> None:
             f"--base_model {flags.base_model}: a config file has no weights; add --train_from_scratch True"
         )
     check_divisible(flags.batch_size, flags.micro_batch_size)
+
+
+def check_teaching_flags(flags: SFTFlags) -> None:
+    """Stop at flags of a teacher where no task has one. Their defaults, which every settings file holds, may stand.
+
+    Raises:
+        InputError: which tasks they are for.
+    """
+    tasks = {task.partition(":")[0] for task in flags.tasks or ()}
+    defaults = {field.name: field.default for field in fields(flags)}
+    for name, readers in TEACHING_FLAGS.items():
+        value = getattr(flags, name)
+        if value != defaults[name] and not tasks.intersection(readers) and not flags.plugin:
+            raise InputError(f"--{name} {value}: none of the chosen tasks reads it; add {readers[0]} to --tasks")
 
 
 @dataclass
@@ -130,9 +147,13 @@ def build_sft_model(flags: SFTFlags, data: SFTInputs, prompts: PromptSet) -> SFT
     descriptions = list(data.descriptions.values())
     if scratch:
         texts = [text for text in (*titles, *descriptions) if text]
-        model, tokenizer = build_model_from_config(flags.base_model, texts, flags.seed, flags.attention)
+        model, tokenizer = build_model_from_config(
+            flags.base_model, texts, flags.seed, flags.attention, longest=flags.cutoff_len
+        )
     else:
-        model, tokenizer = load_model(flags.base_model, "base_model", flags.attention, flags.load_in_4bit)
+        model, tokenizer = load_model(
+            flags.base_model, "base_model", flags.attention, flags.load_in_4bit, longest=flags.cutoff_len
+        )
     directions = None
     rows, vocabulary = model.get_input_embeddings().weight.shape[0], tokenizer.get_vocab()
     if flags.sid_init != "noise" and any(vocabulary.get(token, rows) >= rows for token in data.sid_tokens):
