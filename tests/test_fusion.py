@@ -255,6 +255,18 @@ def test_several_baselines_by_a_plain_sum_over_the_whole_catalogue(trained, tmp_
     assert beside["weights"] == {"model": 0.7, "transitions": 0.4, "content": 1.1}
 
 
+def test_seen_items_are_in_no_fused_list(trained, tmp_path):
+    """Neither by the search nor by a baseline; the newest one may come back where it is asked for."""
+    rows = read_rows(trained.paths["test_data_path"])
+    settings = dict(fuse="transitions,content", fuse_weight=[0.1, 3.0, 1.0], exclude_seen=True)
+    *_, fused, _ = run(trained, tmp_path / "a", **settings)
+    seen = [set(row.history_ids) & set(own["predict_items"]) for row, own in zip(rows, fused, strict=True)]
+    assert not any(seen) and all(len(own["predict_items"]) == 10 for own in fused)
+    *_, fused, _ = run(trained, tmp_path / "b", **settings, repeat_newest=1)
+    seen = [set(row.history_ids) & set(own["predict_items"]) for row, own in zip(rows, fused, strict=True)]
+    assert any(seen) and all(items <= {row.history_ids[-1]} for row, items in zip(rows, seen, strict=True))
+
+
 def test_reasons_name_what_carried_an_item():
     """By hand: the item of the history with the largest part, and the shares of the terms in the score."""
     titles = ["red drill, 5% off", "blue saw", "red drill case", "blue saw blade", "tape"]

@@ -17,6 +17,7 @@ from minionerec.common.records import Catalogue, Row
 from minionerec.evaluation.fusion_weights import Term, choose_weights, fuse_scores, list_terms
 from minionerec.evaluation.likelihood_file import LikelihoodFile
 from minionerec.evaluation.predictions import EvaluationFiles, RankedItems, write_item_predictions
+from minionerec.evaluation.ranking import find_excluded
 from minionerec.evaluation.settings import EvaluateFlags, FuseFlags
 from minionerec.language.prompts import Encoder
 from minionerec.recommenders.likeliest import select_likeliest
@@ -115,11 +116,8 @@ def check_fusion_flags(flags: EvaluateFlags) -> None:
                 raise InputError(f"--{name}: has an effect with --fuse only")
         return
     check_fuse_names(flags, bool(flags.train_file), files=True)
-    if flags.length_penalty or flags.renormalize or flags.only_items or flags.exclude_seen:
-        raise InputError(
-            "--fuse: adds probabilities, so it goes without --length_penalty, --renormalize, --only_items and "
-            "--exclude_seen"
-        )
+    if flags.length_penalty or flags.renormalize or flags.only_items:
+        raise InputError("--fuse: adds probabilities, so it goes without --length_penalty, --renormalize, --only_items")
     if (flags.fuse_weight is None) == (flags.fuse_valid_file is None):
         raise InputError("--fuse: expected either --fuse_weight or --fuse_valid_file to choose it on")
     if flags.fuse_weight is None and not all(map(is_baseline, split_names(flags.fuse))):
@@ -233,7 +231,18 @@ class Fusion:
                 return LikelihoodFile(name, rows, self.catalogue).read
             return lambda numbers: self._predict[name]([rows[number].history_ids for number in numbers])
 
-        return CandidateScorer(model, encoder, self.catalogue, list(map(predict_rows, self.names)), self.flags.K)
+        def predict_unseen(name: str) -> RowLikelihoods:
+            """Without what the search may not find either."""
+            predict, sid_of = predict_rows(name), self.catalogue.sid_of
+
+            def leave_out(number: int, likelihoods: dict[int, float]) -> dict[int, float]:
+                excluded = set(find_excluded(rows[number].history_sids, self.flags.repeat_newest))
+                return {item: p for item, p in likelihoods.items() if sid_of[item] not in excluded}
+
+            return lambda numbers: list(map(leave_out, numbers, predict(numbers)))
+
+        predict = predict_unseen if self.flags.exclude_seen else predict_rows
+        return CandidateScorer(model, encoder, self.catalogue, list(map(predict, self.names)), self.flags.K)
 
     def choose_weights(self, rows: Sequence[Row], results: Collection[dict]) -> None:
         """Choose the weights on validation rows and what `CandidateScorer` found of them."""

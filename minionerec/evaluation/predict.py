@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from minionerec.common.records import Row
 from minionerec.evaluation.fusion import CandidateScorer
-from minionerec.evaluation.ranking import rank_sids
+from minionerec.evaluation.ranking import find_excluded, rank_sids
 from minionerec.evaluation.settings import EvaluateFlags
 from minionerec.evaluation.shards import RowResults, work_in_shards
 from minionerec.language.catalogue_trie import CatalogueTrie
@@ -22,12 +22,6 @@ from minionerec.search.tree_scorer import choose_batch_size
 
 VLLM_BATCH = 64  # prompts; vLLM itself decides how many of them it computes together
 Rankings = tuple[list[list[str]], list[list[float]]]  # the SIDs of every example, best first; their scores
-
-
-def find_excluded(history: Sequence[str], repeat_newest: int) -> list[str]:
-    """The SIDs of a history, oldest first, without those of its newest items."""
-    newest = set(history[-repeat_newest:]) if repeat_newest else set()
-    return [sid for sid in history if sid not in newest]
 
 
 class SplitRanker:
