@@ -71,7 +71,16 @@ def test_the_commands_are_these():
         *("data_process.csv_data_process", "data_process.recbole_data_process", "data_process.validate"),
         *(
             f"scripts.{name}"
-            for name in ("benchmark_table", "compare", "demo", "model_card", "plan", "plots", "recipe")
+            for name in (
+                "average_models",
+                "benchmark_table",
+                "compare",
+                "demo",
+                "model_card",
+                "plan",
+                "plots",
+                "recipe",
+            )
         ),
         *(f"scripts.{name}" for name in ("fault_runs", "fuzz_readers", "report", "serve_vllm", "sid_table", "summary")),
         *(f"scripts.{name}" for name in ("stand_in_model", "stand_in_sids")),
