@@ -172,13 +172,26 @@ def read_yaml(path: str | os.PathLike, flag: str | None = None) -> Any:
     """
     import yaml  # only here, so that a command without YAML does not wait for it
 
+    class Loader(yaml.SafeLoader):
+        """Of plain values; a key that stands there twice is an error, where the library takes the last."""
+
+        def construct_mapping(self, node, deep=False):
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for number, key in enumerate(keys):
+                if any((key.tag, key.value) == (other.tag, other.value) for other in keys[:number]):
+                    text = f"{key.value} stands there twice"
+                    raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+            return super().construct_mapping(node, deep)
+
     with open_text(path, flag) as file:
         try:
-            return yaml.safe_load(file)
+            return yaml.load(file, Loader)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = f", line {mark.line + 1}" if mark else ""
-            raise InputError(f"{path}{place}: not valid YAML ({first_line(error)})") from None
+            raise InputError(
+                f"{path}{place}: not valid YAML ({getattr(error, 'problem', None) or first_line(error)})"
+            ) from None
         except UnicodeDecodeError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:

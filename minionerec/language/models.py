@@ -149,7 +149,10 @@ def load_model(
                 model = _load_weights(path, flag, attention, in_4bit, for_training)
             check_weights(model)
             if for_training:
-                check_trees(model, longest)
+                try:
+                    check_trees(model, longest)
+                except ValueError as error:
+                    raise InputError(str(error)) from None
         except InputError as error:
             text = str(error)
             if text.startswith("--") or path in text:
