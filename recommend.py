@@ -55,8 +55,9 @@ def check_recommend_flags(flags: RecommendFlags) -> None:
     for first, second in (("user_id", "history_file"), ("input", "output")):
         if (getattr(flags, first) is None) != (getattr(flags, second) is None):
             raise InputError(f"--{first} and --{second} go together")
-    if flags.input is None and flags.history_column is not None:
-        raise InputError("--history_column: has an effect with --input only")
+    for name in ("history_column", "user_column"):
+        if flags.input is None and getattr(flags, name) is not None:
+            raise InputError(f"--{name}: has an effect with --input only")
     for name in ("input", "output"):
         if getattr(flags, name) is not None:
             check_format(getattr(flags, name), name)
@@ -107,6 +108,7 @@ def recommend_to_file(flags: RecommendFlags, load: Callable[[], Recommender]) ->
         load(),
         flags.input,
         flags.history_column,
+        flags.user_column,
         partial,
         flags.top,
         flags.exclude_seen,

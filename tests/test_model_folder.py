@@ -289,6 +289,7 @@ def test_a_file_that_was_cut_off_goes_on(trained, tmp_path, monkeypatch):
             "row 1: no column history or .*; found user_id, other; --history_column names another",
         ),
         ("user_id,history\nU1,3\n", {"history_column": "items"}, "row 1: no column items"),
+        ("user_id,history\nU1,3\n", {"user_column": "who"}, "row 1: no column who; found user_id, history"),
         ("", {}, "expected a header line"),
     ],
 )
@@ -303,6 +304,25 @@ def test_files_without_the_column(trained, tmp_path, text, flags, said):
                 **flags,
             )
         )
+
+
+def test_users_in_a_column_of_another_name(trained, tmp_path, capsys):
+    """Their names are in the recommendations and among those left out; without the flag a line says what happens."""
+    text = "customer,bought,history\nanna,1; 2,3\nben,99999,3\n"
+    users, output = tmp_path / "users.csv", tmp_path / "lists.csv"
+    users.write_text(text)
+    flags = {"base_model": trained.checkpoint, "num_beams": 10, "top": 2}
+    columns = {"user_column": "customer", "history_column": "bought"}
+    recommend(RecommendFlags(**flags, **columns, input=str(users), output=str(output)))
+    assert [row["user_id"] for row in csv.DictReader(output.open())] == ["anna", "anna"]
+    assert json.loads((tmp_path / "lists.csv.skipped.jsonl").read_text())["user_id"] == "ben"
+    assert "--user_column" not in capsys.readouterr().out
+    assert [user.user_id for user in read_users(str(users), "bought")] == ["1", "2"]
+    said = "no column user_id, users are row numbers; --user_column names one of customer, history\n"
+    assert capsys.readouterr().out.count(said) == 1
+    for name in columns:
+        with pytest.raises(InputError, match=f"--{name}: has an effect with --input only"):
+            recommend(RecommendFlags(**flags, **{name: "x"}, titles="a"))
 
 
 def test_formats_are_told_by_name(trained):

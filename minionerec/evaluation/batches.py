@@ -50,6 +50,7 @@ def recommend_in_chunks(
     recommender: Recommender,
     path: str,
     column: str | None,
+    user_column: str | None,
     folder: Path,
     k: int,
     exclude_seen: bool,
@@ -61,7 +62,7 @@ def recommend_in_chunks(
 
     Args:
         recommender: the model and its catalogue.
-        path: of the file of users. column: of their histories, see `read_users`.
+        path: of the file of users. column, user_column: of their histories and names, see `read_users`.
         folder: on a disk that all processes share.
         k, exclude_seen, categories: see `Recommender.recommend`.
 
@@ -72,7 +73,7 @@ def recommend_in_chunks(
     folder.mkdir(parents=True, exist_ok=True)
     began = shown = time.monotonic()
     chunks = done = 0
-    stream = read_users(path, column)
+    stream = read_users(path, column, user_column)
     while users := list(islice(stream, CHUNK)):
         number, chunks = chunks, chunks + 1
         finished = folder / f"part-{number:06}.json"

@@ -149,8 +149,8 @@ class RecommendFlags(FuseFlags, FolderCatalogueFlags, PromptFlags, PrecisionFlag
     interactive: bool = flag(False, "read lines such as those of --titles from the standard input until an empty one")
     input: str | None = flag(
         None,
-        "a file of users, *.csv, *.jsonl or *.parquet, with a column of titles, SIDs or item ids and maybe user_id; "
-        "several processes share it, and a run that was cut off goes on",
+        "a file of users, *.csv, *.jsonl or *.parquet, with a column of titles, SIDs or item ids and maybe one of "
+        "users; several processes share it, and a run that was cut off goes on",
     )
     output: str | None = flag(
         None,
@@ -161,6 +161,11 @@ class RecommendFlags(FuseFlags, FolderCatalogueFlags, PromptFlags, PrecisionFlag
         None,
         "column of the histories in --input",
         default_text="history, history_item_id, history_item_sid or history_item_title, the first that is there",
+    )
+    user_column: str | None = flag(
+        None,
+        "column of the users in --input",
+        default_text="user_id; without it users are called by their row numbers",
     )
     top: int = flag(10, "recommendations for a user, at most --num_beams", aliases=("K",))
     num_beams: int = flag(50, "beams of the search")

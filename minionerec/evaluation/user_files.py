@@ -19,11 +19,12 @@ from minionerec.common.files import (
     replace_surrogates,
     require_file,
 )
+from minionerec.common.processes import say
 from minionerec.common.row_files import iterate_csv
 from minionerec.evaluation.histories import split_titles
 
 FORMATS = (".csv", ".jsonl", ".parquet")
-# The column of the histories, where none is named: what users write, then those of the project's own splits.
+# The columns where none are named. Of the histories: what users write, then those of the project's own splits.
 HISTORY_COLUMNS = ("history", "history_item_id", "history_item_sid", "history_item_title")
 USER_COLUMN = "user_id"
 OUTPUT_COLUMNS = ("user_id", "rank", "item_id", "sid", "title", "score", "reason", "original_id")
@@ -59,20 +60,23 @@ def check_format(path: str, flag: str) -> str:
     return suffix
 
 
-def read_users(path: str, column: str | None = None, flag: str = "input") -> Iterator[User]:
+def read_users(
+    path: str, column: str | None = None, user_column: str | None = None, flag: str = "input"
+) -> Iterator[User]:
     """The users of a file, one by one, in its order. A row that cannot be read is a user with a `problem`.
 
     Args:
         path: a CSV file with a header, JSON objects a line, or Parquet.
         column: of the histories; None takes the first of HISTORY_COLUMNS that is there. A cell is a list, or a text:
             a list literal, or names between semicolons.
+        user_column: of the users; None takes USER_COLUMN, and row numbers where that is not there.
         flag: the command-line flag that named the file.
 
     Raises:
-        InputError: no such file, or one without the column.
+        InputError: no such file, or one without a column that is named, or without any of histories.
     """
     records = {".csv": _read_csv, ".jsonl": _read_json_lines, ".parquet": _read_parquet}[check_format(path, flag)]
-    chosen = column
+    chosen, told = column, False
     for row, (record, problem) in enumerate(records(path, flag), 1):
         if record is None:
             yield User(str(row), row, problem=problem)
@@ -84,7 +88,14 @@ def read_users(path: str, column: str | None = None, flag: str = "input") -> Ite
             found = ", ".join(map(str, record))
             hint = "" if column else "; --history_column names another"
             raise InputError(f"--{flag} {path}, row {row}: no column {expected}; found {found}{hint}")
-        user_id = record.get(USER_COLUMN)
+        if user_column is not None and user_column not in record:
+            found = ", ".join(map(str, record))
+            raise InputError(f"--{flag} {path}, row {row}: no column {user_column}; found {found}")
+        if not told and user_column is None and USER_COLUMN not in record and len(record) > 1:
+            others = ", ".join(str(name) for name in record if name != chosen)
+            say(f"--{flag} {path}: no column {USER_COLUMN}, users are row numbers; --user_column names one of {others}")
+        told = True
+        user_id = record.get(user_column or USER_COLUMN)
         user_id = str(row) if user_id is None else str(user_id)
         try:
             history = parse_history(record[chosen])
