@@ -120,7 +120,8 @@ def parse_history(value: Any) -> tuple[str | int, ...]:
     names: list[str | int] = []
     for entry in value:
         if isinstance(entry, bool) or not isinstance(entry, str | int):
-            raise InputError(f"expected titles, SIDs or item ids, got {str(entry)[:60]!r}")
+            hint = "; item ids are whole numbers" if isinstance(entry, float) else ""
+            raise InputError(f"expected titles, SIDs or item ids, got {str(entry)[:60]!r}{hint}")
         if not isinstance(entry, str) or entry.strip():
             names.append(entry)
     if not names:
