@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from data_process.cleaning import EARLIEST, LeftOut, convert_times, unify_ids
+from data_process.cleaning import EARLIEST, LATEST, LeftOut, convert_times, unify_ids
 from data_process.interactions import bound_window, select_interactions
 from data_process.recbole_files import TITLE_FIELDS, YEAR_FIELDS, build_item_records, parse_numbers
 from data_process.settings import CsvFlags
@@ -95,13 +96,16 @@ def parse_times(path: str | Path, table: pd.DataFrame, column: str, *, needs_uni
     if not _DATE.match(table[column].iloc[0].strip()):
         return convert_times(path, column, parse_numbers(path, table, column), needs_unit=needs_unit)
     times = pd.to_datetime(table[column].str.strip(), utc=True, errors="coerce", format="ISO8601")
-    if times.isna().any():
-        row = times.isna().idxmax()
+    # Not by a difference of times, which overflows in the year 7024 of a slip of the finger.
+    seconds = times.dt.tz_localize(None).to_numpy().astype("datetime64[ms]").astype(np.int64) / 1000
+    wrong = times.isna() | (seconds < 0) | (seconds >= LATEST)
+    if wrong.any():
+        row = wrong.idxmax()
         raise InputError(
-            f"{path}, line {row + 2}, column {column}: expected a date such as 2024-05-31 17:20:00, "
+            f"{path}, line {row + 2}, column {column}: expected a date from 1970 to 2099 such as 2024-05-31 17:20:00, "
             f"got {table.loc[row, column]!r}"
         )
-    return (times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+    return pd.Series(seconds, index=table.index)
 
 
 def read_csv_items(path: str | Path, flags: CsvFlags) -> dict[str, dict[str, str]]:

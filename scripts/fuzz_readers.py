@@ -47,8 +47,9 @@ import yaml
 
 from data_process.amazon_files import Dump, read_reviews, read_titles
 from data_process.cleaning import LeftOut
+from data_process.csv_files import read_csv_interactions, read_csv_items
 from data_process.recbole_files import read_interaction_table, read_item_table
-from data_process.settings import ConvertFlags, RecboleFlags
+from data_process.settings import ConvertFlags, CsvFlags, RecboleFlags
 from data_process.validate_items import Items, Report, check_index, check_info, check_item_file, check_names
 from data_process.validate_rows import read_inter_rows, read_table_rows
 from minionerec.common.cli import read_config
@@ -386,7 +387,19 @@ def build_log_readers() -> dict[str, Reader]:
     def read_dump(path: Path) -> None:
         read_reviews(Dump(path, "reviews_file", 3), numbers, None, None, 1.0)
 
+    def read_csv_log(path: Path) -> None:
+        csv_flags = CsvFlags(dataset="x", output_path="x", interactions_file=str(path), min_rating=1.0)
+        read_csv_interactions(csv_flags, titled, LeftOut())
+
+    csv_log = "user,item,rating,date\n"
+    csv_log += "".join(f"u{n % 4},{n % ITEMS},5.0,2024-05-{n % 28 + 1:02} 08:00\n" for n in range(40))
+    csv_items = "item,title,brand,year\n"
+    csv_items += "".join(f'{n},"{title}",b,{1990 + n}\n' for n, title in enumerate(TITLES))
+    csv_flags = CsvFlags(dataset="x", output_path="x", interactions_file="x")
+
     return {
+        "CSV log": Reader("log.csv", csv_log.encode(), read_csv_log),
+        "CSV items": Reader("items.csv", csv_items.encode(), lambda path: read_csv_items(path, csv_flags)),
         "RecBole log": Reader(
             "x.inter", log.encode(), lambda path: read_interaction_table(path, flags, titled, LeftOut())
         ),

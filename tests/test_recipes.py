@@ -12,6 +12,7 @@ import pytest
 from launching import long_form
 
 from minionerec.common.files import read_json
+from minionerec.language.prompts import load_prompts
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "recipes.md"
@@ -69,6 +70,14 @@ def test_a_log_is_read_and_checked(shop):
 def test_the_flags_of_the_pipeline_are_read(shop):
     run_step(STEPS[1], shop, MINIONEREC_CHECK_FLAGS="1")
     assert not (shop / "output/shop/sft").exists()
+
+
+def test_the_prompts_of_a_published_checkpoint_are_read(tmp_path):
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "published_prompts.yaml").write_text(block)
+    prompts = load_prompts(tmp_path / "published_prompts.yaml")
+    assert prompts.prompt("next_sid", ["<a_1>", "<a_2>"]).count("<a_1>, <a_2>") == 1
+    assert prompts.target("next_sid", "<a_3>") == "<a_3>\n"
 
 
 @long_form
