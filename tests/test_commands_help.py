@@ -72,7 +72,6 @@ def test_the_commands_are_these():
         *(
             f"scripts.{name}"
             for name in (
-                "average_models",
                 "benchmark_table",
                 "compare",
                 "demo",
