@@ -257,7 +257,10 @@ def test_networks_are_trained_once_and_stand_in_sums_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"names": ["luck"]}, "--names luck: expected some of popularity, transitions, repeat_last, content, sasrec"),
+        (
+            {"names": ["luck"]},
+            "--names luck: expected some of popularity, transitions, repeat_last, cooccurrence, cooccurrence_wide, content, sasrec",
+        ),
         ({"names": ["content", "content"]}, "--names: content is given twice"),
         ({"names": []}, "--names: expected some of popularity"),
         ({"names": ["sasrec"]}, "--names sasrec: needs --valid_file to be trained, or --cf_path"),

@@ -151,7 +151,7 @@ def test_the_command(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["sft/test", "rl/test"]
     assert f"{read_json(files[1])['item']['HR@10']:.4f}" in lines[2]
-    assert lines[3] == f"-> {tmp_path / 'page.png'}" and imread(tmp_path / "page.png").shape[0] == 1200
+    assert lines[3] == f"  -> {tmp_path / 'page.png'}" and imread(tmp_path / "page.png").shape[0] == 1200
     plot_models(PlotsFlags(**flags, names=["one", "two"]))
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["one", "two"]
 

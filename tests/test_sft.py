@@ -327,7 +327,8 @@ def test_checkpoints_of_other_settings_are_never_resumed(toy, tmp_path, monkeypa
     expected = weights(train(toy, tmp_path / "fresh", num_epochs=1, learning_rate=1e-3))
     with monkeypatch.context() as patch:
         patch.setattr(
-            "minionerec.training.sft_setup.build_model_from_config", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            "minionerec.training.sft_setup.build_model_from_config",
+            lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):
             train(toy, output, num_epochs=1, learning_rate=1e-3)
@@ -454,7 +455,7 @@ def test_wrong_settings(toy, tmp_path, changes, said, monkeypatch):
 def no_training(monkeypatch):
     """Wrong input must be found before a model is even made."""
     monkeypatch.setattr(
-        "minionerec.training.sft_setup.build_model_from_config", lambda *_: pytest.fail("a model was made")
+        "minionerec.training.sft_setup.build_model_from_config", lambda *_, **__: pytest.fail("a model was made")
     )
 
 
