@@ -259,7 +259,7 @@ def test_networks_are_trained_once_and_stand_in_sums_too(tmp_path, monkeypatch):
     [
         (
             {"names": ["luck"]},
-            "--names luck: expected some of popularity, transitions, repeat_last, cooccurrence, cooccurrence_wide, content, sasrec",
+            "--names luck: expected some of popularity, transitions, repeat_last, cooccurrence",
         ),
         ({"names": ["content", "content"]}, "--names: content is given twice"),
         ({"names": []}, "--names: expected some of popularity"),
