@@ -1,8 +1,8 @@
 """The demo's API under many clients at once: latency, requests a second, and whether every answer is right.
 
 Start the demo first (`bash scripts/demo.sh FOLDER`). Every client asks again as soon as it is answered, for histories
-drawn from the model folder's own items. Each answer is compared with `Recommender.recommend` in this process. The last
-line is JSON with `requests_per_s`, `p50_s`, `p99_s`, `wrong` and `failed`.
+drawn from the model folder's own items. Each answer is compared with what the demo's recommender, with its default
+flags, says in this process. The last line is JSON with `requests_per_s`, `p50_s`, `p99_s`, `wrong` and `failed`.
 
     python -m benchmarks.bench_demo --model output/quickstart/rl/final_checkpoint --clients 50 --seconds 60
 """
@@ -33,6 +33,7 @@ if __name__ == "__main__":
     FLAGS = parse_flags(DemoBenchFlags)
 
 import json
+import math
 import random
 import threading
 import time
@@ -43,10 +44,11 @@ import numpy as np
 
 from minionerec.common.files import InputError
 from minionerec.common.processes import say
-from minionerec.evaluation.recommender import Recommendation, Recommender
+from minionerec.evaluation.recommender import Recommendation
+from scripts.demo import DemoFlags, load_demo_recommender
 
 TIMEOUT = 60  # seconds of one request
-TOLERANCE = 1e-3  # of scores: what is searched together may round otherwise
+TOLERANCE = 1e-3  # share of a score: what is searched together may round otherwise
 
 
 def ask_demo(url: str, values: list[Any]) -> dict[str, Any]:
@@ -73,15 +75,15 @@ def is_right(answer: dict[str, Any], expected: list[Recommendation]) -> bool:
     found = answer.get("recommendations", [])
     scores = {item.item_id: item.score for item in expected}
     return len(found) == len(expected) and all(
-        abs(item["score"] - one.score) < TOLERANCE
-        and abs(scores.get(item["item_id"], one.score) - item["score"]) < TOLERANCE
+        math.isclose(item["score"], one.score, rel_tol=TOLERANCE)
+        and math.isclose(item["score"], scores.get(item["item_id"], one.score), rel_tol=TOLERANCE)
         for item, one in zip(found, expected, strict=True)
     )
 
 
 def bench_demo(flags: DemoBenchFlags) -> dict[str, Any]:
     """Ask with all clients, and return the figures of the last line."""
-    recommender = Recommender.load(flags.model, num_beams=flags.num_beams)
+    recommender = load_demo_recommender(DemoFlags(model=flags.model, num_beams=flags.num_beams))
     generator, items = random.Random(flags.seed), recommender.catalogue.item_ids
     histories = [generator.choices(items, k=generator.randint(1, 10)) for _ in range(flags.histories)]
     expected = recommender.recommend(histories, flags.K)

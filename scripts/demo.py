@@ -36,15 +36,24 @@ from minionerec.common.files import InputError
 from minionerec.evaluation.recommender import Recommender
 
 
+def load_demo_recommender(flags: DemoFlags) -> Recommender:
+    """What the demo asks: the model with baselines beside it whose weight is 0 until somebody moves the slider.
+
+    Raises:
+        InputError: no such model folder.
+    """
+    weights = [0.0] * len(flags.fuse.split(",")) if flags.fuse else None
+    options = {"fuse": flags.fuse, "fuse_weight": weights and [1.0, *weights]}
+    return Recommender.load(flags.model, num_beams=flags.num_beams, dtype=flags.dtype, **options)
+
+
 def demo(flags: DemoFlags) -> None:
     """Serve the page and its API until the process is ended.
 
     Raises:
         InputError: no such model folder, or gradio is not installed.
     """
-    weights = [0.0] * len(flags.fuse.split(",")) if flags.fuse else None
-    options = {"fuse": flags.fuse, "fuse_weight": weights and [1.0, *weights]}
-    recommender = Recommender.load(flags.model, num_beams=flags.num_beams, dtype=flags.dtype, **options)
+    recommender = load_demo_recommender(flags)
     try:
         from scripts.demo_page import STYLE, build_demo_page
     except ImportError:
