@@ -12,10 +12,11 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 
 from minionerec import Recommender
-from minionerec.common.files import InputError
+from minionerec.common.files import InputError, write_json
 from minionerec.common.model_folder import read_model_catalogue
-from minionerec.common.records import read_info, read_rows
+from minionerec.common.records import Catalogue, read_info, read_rows
 from minionerec.evaluation import batches
+from minionerec.evaluation.histories import ItemFinder
 from minionerec.evaluation.settings import EvaluateFlags, RecommendFlags
 from minionerec.evaluation.user_files import parse_history, read_users
 from recommend import recommend
@@ -197,7 +198,7 @@ def test_fusion_from_the_tables_of_the_folder(trained, folder):
 @pytest.mark.parametrize(
     "cell, names",
     [
-        ("[1, 2]", ("1", "2")),
+        ("[1, 2]", (1, 2)),
         ([1, "b"], (1, "b")),
         ("a; b ;", ("a", "b")),
         ('["a; b"]', ("a; b",)),
@@ -212,6 +213,25 @@ def test_cells(cell, names):
 def test_cells_that_are_no_history(cell):
     with pytest.raises(InputError):
         parse_history(cell)
+
+
+def test_digits_are_ids_and_no_titles_where_a_file_holds_ids(tmp_path):
+    """Films are called "187" and "1984"."""
+    catalogue = Catalogue(["<a>", "<b>", "<c>"], ["1984", "187", "alien"], [187, 1984, 3])
+    plain, raw = ItemFinder(catalogue), ItemFinder(catalogue, {187: "3", 1984: "187", 3: "x7"})
+    for cell in ([187, 1984], "[187, 1984]", "187; 1984", ["187", "1984"]):
+        write_json(tmp_path / "u.jsonl", {"history": cell}, indent=None)
+        (user,) = read_users(str(tmp_path / "u.jsonl"))
+        assert plain.find_history(user.history, has_ids=user.has_ids).item_ids == [187, 1984]
+    write_json(tmp_path / "u.jsonl", {"history_item_title": "187; 1984"}, indent=None)
+    (user,) = read_users(str(tmp_path / "u.jsonl"))
+    assert plain.find_history(user.history, has_ids=user.has_ids).item_ids == [1984, 187]
+    write_json(tmp_path / "u.jsonl", {"history_item_id": "[187]"}, indent=None)
+    (user,) = read_users(str(tmp_path / "u.jsonl"))
+    assert raw.find_history(user.history, has_ids=user.has_ids).item_ids == [187]
+    assert raw.find_history([187, "3", "x7", "alien"], has_ids=True).item_ids == [1984, 187, 3, 3]
+    with pytest.raises(InputError, match="no item has the id 1984"):
+        raw.find_history([1984], has_ids=True)
 
 
 def test_every_format_reads_the_same_users(tmp_path):

@@ -36,7 +36,7 @@ def recommend_to_users(
         try:
             if user.problem:
                 raise InputError(user.problem)
-            histories.append(recommender.finder.find_history(user.history))
+            histories.append(recommender.finder.find_history(user.history, has_ids=user.has_ids))
             asked.append(result)
         except InputError as error:
             result["problem"] = str(error)

@@ -91,15 +91,28 @@ class ItemFinder:
             self._known[name] = self._search(name)
         return self._known[name]
 
-    def find_history(self, names: Sequence[str | int]) -> History:
+    def find_history(self, names: Sequence[str | int], *, has_ids: bool = False) -> History:
         """The items that `names` mean, oldest first, see `find`.
+
+        Args:
+            names: of the items.
+            has_ids: numbers, and texts of digits, are ids of the raw log, or item ids where it has none.
 
         Raises:
             InputError: a name of no item, or of several.
         """
-        numbers, catalogue = [self.find(name) for name in names], self.catalogue
+        numbers = [self.find(self._read_id(name) if has_ids else name) for name in names]
+        catalogue = self.catalogue
         columns = (catalogue.sids, catalogue.titles, catalogue.item_ids)
         return History(*([column[number] for number in numbers] for column in columns))
+
+    def _read_id(self, name: str | int) -> str | int:
+        text = str(name).strip()
+        if self._of_original:
+            if isinstance(name, int) and text not in self._of_original:
+                raise InputError(f"no item has the id {name}")
+            return text
+        return int(text) if text.isdecimal() else name
 
     def _search(self, name: str) -> int:
         wanted, sids = normalise_title(name), self.catalogue.sids

@@ -15,6 +15,7 @@ from minionerec.common.files import (
     atomic_write,
     first_line,
     open_text,
+    parse_list,
     read_lines,
     replace_surrogates,
     require_file,
@@ -40,12 +41,14 @@ class User:
         row: its number in the file, from 1.
         history: names of items, oldest first; empty where `problem` says why it cannot be read.
         problem: why the row is left out, or "".
+        has_ids: digits in the history are what the raw log calls an item, or else its id, and no title such as "187".
     """
 
     user_id: str
     row: int
     history: tuple[str | int, ...] = ()
     problem: str = ""
+    has_ids: bool = False
 
 
 def check_format(path: str, flag: str) -> str:
@@ -100,9 +103,8 @@ def read_users(
         try:
             history = parse_history(record[chosen])
             # In a person's file a number is what that person calls the item; in a split it is the catalogue's number.
-            if chosen != "history_item_id":
-                history = tuple(str(name) for name in history)
-            yield User(user_id, row, history)
+            has_ids = chosen not in ("history_item_id", "history_item_title")
+            yield User(user_id, row, history, has_ids=has_ids)
         except InputError as error:
             yield User(user_id, row, problem=str(error))
 
@@ -114,7 +116,9 @@ def parse_history(value: Any) -> tuple[str | int, ...]:
         InputError: anything else, or no name.
     """
     if isinstance(value, str):
-        value = split_titles(value) if value.strip() else []
+        text = value.strip()
+        is_list = text.startswith("[") and text.endswith("]")
+        value = parse_list(text, "history") if is_list else split_titles(text) if text else []
     if not isinstance(value, list | tuple):
         raise InputError(f"expected a list of items, got {str(value)[:60]!r}")
     names: list[str | int] = []
