@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -289,7 +288,7 @@ def test_killed_stages_give_the_files_of_an_undisturbed_run(tmp_path):
 
 
 def test_mutated_files_are_read_rightly_or_refused_in_one_line():
-    """The short form of scripts/fuzz.sh, with seeds of its own."""
-    done = run_script("scripts.fuzz_readers", "--files", "1200", "--seed", str(int(time.time()) % 1000))
+    """The short form of scripts/fuzz.sh; a seed that is always the same, so that a run of the suite can be repeated."""
+    done = run_script("scripts.fuzz_readers", "--files", "1200", "--seed", "1")
     assert done.returncode == 0, done.stdout
     assert "0 tracebacks, 0 wrong" in done.stdout.splitlines()[-1]

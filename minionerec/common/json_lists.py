@@ -71,6 +71,8 @@ class _Window:
                 continue
             except RecursionError:
                 self.fail("nested too deeply")
+            except ValueError:
+                self.fail("a number with too many digits")
             length = end - self._position  # positions are others once the window has moved on
             # A number that the window cuts may go on, as 1.5 in 1.5e-3.
             if self._text[end : end + 1] in AFTER_VALUE or not self._extend():
