@@ -68,3 +68,15 @@ def test_what_is_no_list(tmp_path):
         list(iterate_json_list(tmp_path / "a.json", "a", "a list"))
     with pytest.raises(InputError, match="--a: .*none.json: no such file"):
         list(iterate_json_list(tmp_path / "none.json", "a", "a list"))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 2**20])
+def test_what_json_can_name_and_no_file_can_hold(tmp_path, monkeypatch, chunk):
+    """Halves of surrogate pairs, as `read_json` reads them, and numbers of thousands of digits."""
+    monkeypatch.setattr(json_lists, "CHUNK", chunk)
+    path = tmp_path / "a.json"
+    path.write_text(r'[{"a\ud83d": ["b\uDC01", "\ud83d\ude00"]}, "c\\ud83d", "d"]')
+    assert [value for value, _, _ in iterate_json_list(path, "a", "a list")] == read_json(path, "a")
+    path.write_text("[1,\n" + "9" * 5000 + "]")
+    with pytest.raises(InputError, match="a.json, line 2: not valid JSON .a number with too many digits"):
+        list(iterate_json_list(path, "a", "a list"))

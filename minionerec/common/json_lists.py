@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from minionerec.common.files import InputError, atomic_write, open_text, read_json
+from minionerec.common.files import HALF_PAIR, InputError, atomic_write, open_text, read_json, replace_surrogates
 
 CHUNK = 2**20  # characters read at once
 AFTER_VALUE = frozenset(",] \t\n\r")
@@ -76,8 +76,10 @@ class _Window:
             length = end - self._position  # positions are others once the window has moved on
             # A number that the window cuts may go on, as 1.5 in 1.5e-3.
             if self._text[end : end + 1] in AFTER_VALUE or not self._extend():
-                start = self.byte
-                self.skip(self._position + length)
+                start, end = self.byte, self._position + length
+                if HALF_PAIR.search(self._text, self._position, end):
+                    value = replace_surrogates(value)
+                self.skip(end)
                 return value, start, self.byte - start
 
     def fail(self, message: str, beyond: int = 0) -> NoReturn:
