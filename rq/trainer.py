@@ -16,6 +16,7 @@ import torch
 
 from minionerec.common.embeddings import side_file_path
 from minionerec.common.files import InputError, atomic_write
+from minionerec.common.overflow import step_or_stop
 from minionerec.common.processes import count_processes, is_main_process, say
 from minionerec.common.progress import ProgressBar, foretell_epochs
 from minionerec.common.sharing import (
@@ -32,8 +33,6 @@ from minionerec.common.step_log import TrainingLog
 from rq.index.codebook import load_checkpoint, load_items, pick_device
 from rq.models.rqvae import RQVAE
 from rq.settings import AutoencoderFlags, TrainerFlags
-
-OVERFLOW = "without overflow"  # in what torch says of a step that float32 cannot hold
 
 LEARNERS = {
     "adamw": torch.optim.AdamW,
@@ -135,12 +134,7 @@ class Trainer:
             # A mean over the parts of the batch, which may differ by a row, is to be the mean over its rows.
             (loss * (len(batch) * count_processes() / len(rows))).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm)
-            try:
-                self.optimizer.step()
-            except RuntimeError as error:
-                if OVERFLOW in str(error):
-                    self._stop_diverged("the step is larger than float32 holds")
-                raise
+            step_or_stop(self.optimizer, self._stop_diverged)
             self.step += 1
             totals += len(batch) * torch.stack([loss.detach(), reconstruction.detach()]).double()
         mean_loss, mean_reconstruction = (add_up(totals) / n).tolist()

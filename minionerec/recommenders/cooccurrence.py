@@ -15,6 +15,7 @@ from minionerec.common.records import Catalogue, Row
 from minionerec.common.texts import shorten_title
 from minionerec.recommenders.content import HISTORIES_AT_ONCE
 
+PAIR = np.dtype([("source", np.int64), ("target", np.int64), ("weight", np.float64)])
 ROUNDING = 1e-12  # of a score: what is left of a pair that the row alone has made
 
 
@@ -65,8 +66,9 @@ class Cooccurrences:
         self._item_ids = np.array(catalogue.item_ids)
         self._number_of = {item: number for number, item in enumerate(catalogue.item_ids)}
         size = len(self._item_ids)
-        sources, targets, weights = zip(*chain.from_iterable(map(self._list_pairs, rows)), strict=True)
-        self._weights = sparse.csr_matrix((weights, (sources, targets)), shape=(size, size))
+        pairs = np.fromiter(chain.from_iterable(map(self._list_pairs, rows)), PAIR)
+        where = (pairs["source"], pairs["target"])
+        self._weights = sparse.csr_matrix((pairs["weight"], where), shape=(size, size))
         self._sums = np.asarray(self._weights.sum(axis=1)).ravel()
 
     def predict(self, histories: Sequence[Sequence[int]]) -> list[dict[int, float]]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minionerec.common.files import InputError, atomic_write
+from minionerec.common.overflow import step_or_stop
 from minionerec.common.processes import count_processes, is_main_process, say
 from minionerec.common.progress import ProgressBar, foretell_epochs
 from minionerec.common.records import Row
@@ -30,8 +31,6 @@ from minionerec.common.sharing import (
     wrap_model,
 )
 from minionerec.recommenders.networks import SequentialRecommender
-
-OVERFLOW = "without overflow"  # in what torch says of a step that float32 cannot hold
 
 RANKED_AT_ONCE = 512  # histories; bounds the memory of the scores over all items
 
@@ -205,12 +204,7 @@ class NetworkTrainer:
             value = loss.item()
             if not math.isfinite(value):
                 self._stop_diverged(f"the loss is not finite ({value})")
-            try:
-                self.optimizer.step()
-            except RuntimeError as error:
-                if OVERFLOW in str(error):
-                    self._stop_diverged("the step is larger than float32 holds")
-                raise
+            step_or_stop(self.optimizer, self._stop_diverged)
             total += value * targets
             bar.update(whole)
         if not all(bool(torch.isfinite(weight).all()) for weight in self.network.parameters()):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
@@ -300,8 +299,16 @@ def _compute_shares(scores: dict[int, float], item_ids: set[int]) -> dict[int, f
     return {item: score / total for item, score in kept.items()}
 
 
-def _count_cooccurrences(inputs: BaselineInputs, settings: CooccurrenceSettings) -> Cooccurrences:
-    return Cooccurrences(inputs.train_rows, inputs.catalogue, settings)
+def _register_cooccurrence(name: str, settings: CooccurrenceSettings) -> None:
+    def count(inputs: BaselineInputs) -> Cooccurrences:
+        return Cooccurrences(inputs.train_rows, inputs.catalogue, settings)
+
+    register_baseline(
+        name,
+        lambda inputs: count(inputs).predict,
+        build_without_row=lambda inputs: count(inputs).predict_without_row,
+        explain=lambda inputs: count(inputs).explain,
+    )
 
 
 def build_content(catalogue: Catalogue, descriptions: dict[int, str] | None = None) -> Likelihoods:
@@ -360,14 +367,8 @@ register_baseline(
     build_without_row=build_transitions_without_row,
     explain=lambda inputs: explain_transitions(inputs.count_transitions(), inputs.catalogue),
 )
-for _name, _settings in (("cooccurrence", NEAR), ("cooccurrence_wide", WIDE)):
-    _count = partial(_count_cooccurrences, settings=_settings)
-    register_baseline(
-        _name,
-        lambda inputs, count=_count: count(inputs).predict,
-        build_without_row=lambda inputs, count=_count: count(inputs).predict_without_row,
-        explain=lambda inputs, count=_count: count(inputs).explain,
-    )
+_register_cooccurrence("cooccurrence", NEAR)
+_register_cooccurrence("cooccurrence_wide", WIDE)
 register_baseline(
     "content",
     lambda inputs: build_content(inputs.catalogue, inputs.descriptions),
