@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+CORES = "VLLM_CPU_OMP_THREADS_BIND"
 CPU_SETTINGS = {
     "dtype": "float32",
     "block_size": 32,
@@ -52,6 +54,22 @@ def share_cores(processes: int) -> str:
     if processes == 1:
         return "auto"
     return "|".join(",".join(map(str, cores[rank::processes] or cores)) for rank in range(processes))
+
+
+@contextmanager
+def bound_to_cores(processes: int) -> Iterator[None]:
+    """Inside, engines on a CPU start with the cores of `share_cores`, unless the environment names some.
+
+    An engine that is started later may have another number of processes.
+    """
+    named = CORES in os.environ
+    if not named and not torch.cuda.is_available():
+        os.environ[CORES] = share_cores(processes)
+    try:
+        yield
+    finally:
+        if not named:
+            os.environ.pop(CORES, None)
 
 
 class VllmEngine(PrefixEngine):
@@ -86,30 +104,27 @@ class VllmEngine(PrefixEngine):
 
         if not torch.cuda.is_available():
             # A prefill is not cut into pieces there, so that it must fit into one pass.
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", share_cores(tensor_parallel_size))
             settings = CPU_SETTINGS | {"max_num_batched_tokens": max(max_model_len + 1, 4096)} | settings
         self._params = SamplingParams
         try:
             limit = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
             # The one token that every request makes, and that is not used, needs a place as well.
             self._longest = min(max_model_len + 1, limit or max_model_len + 1)
-            self._llm = LLM(
-                model=model,
-                skip_tokenizer_init=True,
-                **{
-                    "dtype": "bfloat16",
-                    "max_model_len": self._longest,
-                    "tensor_parallel_size": tensor_parallel_size,
-                    "gpu_memory_utilization": gpu_memory_utilization,
-                    "enforce_eager": True,
-                    "enable_prefix_caching": True,
-                    "logprobs_mode": "raw_logprobs",
-                    "max_logprobs": MOST_TOKENS,
-                    "generation_config": "vllm",
-                    "worker_extension_cls": "minionerec.engines.worker.WeightLoader",
-                    **settings,
-                },
-            )
+            options = {
+                "dtype": "bfloat16",
+                "max_model_len": self._longest,
+                "tensor_parallel_size": tensor_parallel_size,
+                "gpu_memory_utilization": gpu_memory_utilization,
+                "enforce_eager": True,
+                "enable_prefix_caching": True,
+                "logprobs_mode": "raw_logprobs",
+                "max_logprobs": MOST_TOKENS,
+                "generation_config": "vllm",
+                "worker_extension_cls": "minionerec.engines.worker.WeightLoader",
+                **settings,
+            }
+            with bound_to_cores(tensor_parallel_size):
+                self._llm = LLM(model=model, skip_tokenizer_init=True, **options)
         except (ValueError, RuntimeError, NotImplementedError, OSError, AssertionError) as error:
             raise InputError(f"{flag}: vLLM cannot run {model} ({shorten_error(error)})") from error
         self.vocabulary = self._llm.model_config.get_vocab_size()
