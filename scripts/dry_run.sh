@@ -45,6 +45,7 @@ show_plan() { sed -e "s#$SCRATCH/run#$PLANNED#g" -e 's/^/  /' "$1"; }
 plan_stage() {
     local name="$1" said="$SCRATCH/said.txt" status=0 state time="" memory=""
     shift
+    set -- "${@/#"$PLANNED/"/"$OUT/"}" # files of the run that the flags of a recipe name
     printf '\n[pipeline] %s, dry run\n' "$name"
     case " $* " in
         *" scripts.model_card "* | *" scripts.summary "* | *" scripts.report "*)
@@ -118,19 +119,24 @@ try_stage() {
 
 # stand_in_sids COMMAND...: random SIDs with the levels and codes that the plan of a SID method names.
 stand_in_sids() {
-    local index codes levels
+    local index codes levels own=()
     index=$(sed -n 's/^  writes \(.*\.index\.json\)$/\1/p' "$said" | tail -n 1)
     [ -n "$index" ] && [ ! -e "$index" ] || return 0
-    codes=$(grep -o 'num_emb_list=\[[0-9, ]*\]' "$said" | tail -n 1 | tr -d ' ' | sed 's/.*\[\(.*\)\]/\1/')
+    codes=$(sed -n 's/.* num_emb_list=\[\([0-9, ]*\)\].*/\1/p' "$said" | tail -n 1 | tr -d ' ')
     if [ -z "$codes" ]; then
-        codes=$(grep -o 'codebook_size=[0-9]*' "$said" | tail -n 1 | cut -d= -f2)
-        levels=$(grep -o 'num_levels=[0-9]*' "$said" | tail -n 1 | cut -d= -f2)
-        codes=$(printf "${codes:-256},%.0s" $(seq "${levels:-3}"))
-        codes="${codes%,}"
+        # One size for every level, or a list with a size for each.
+        codes=$(sed -n 's/.* codebook_size=\[\{0,1\}\([0-9][0-9, ]*\).*/\1/p' "$said" | tail -n 1 | tr -d ' ')
+        levels=$(sed -n 's/.* num_levels=\([0-9]*\).*/\1/p' "$said" | tail -n 1)
+        codes="${codes:-256}"
+        if [[ "$codes" != *,* ]]; then
+            codes=$(printf "$codes,%.0s" $(seq "${levels:-3}"))
+            codes="${codes%,}"
+        fi
     fi
-    echo "  the stages below are planned with random SIDs, levels of $codes codes"
+    ! grep -q "collisions=\['own_token'\]" "$said" || own=(--own_token True)
+    echo "  the stages below are planned with random SIDs, levels of $codes codes${own:+ and a token of each item}"
     "$PYTHON" -m scripts.stand_in_sids --item_meta_path "${index%.index.json}.item.json" --output_file "$index" \
-        --codes "$codes" > "$said" 2>&1 || show_plan "$said"
+        --codes "$codes" "${own[@]}" > "$said" 2>&1 || show_plan "$said"
 }
 
 # stand_in_rl COMMAND...: the shape of the model after RL, which is that of the one before.

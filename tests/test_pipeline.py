@@ -1,5 +1,6 @@
 """scripts/pipeline.sh: flags are checked before anything runs, quotes survive, stages are logged, and a run goes on."""
 
+import json
 import os
 import random
 import subprocess
@@ -112,20 +113,30 @@ def test_raw_data_to_metrics_by_two_processes_and_on_after_a_break(tmp_path):
 
 
 @long_form
-def test_a_dry_run_plans_every_stage_and_writes_nothing(tmp_path):
+@pytest.mark.parametrize("own_token", [False, True])
+def test_a_dry_run_plans_every_stage_and_writes_nothing(tmp_path, own_token):
     """What training would leave is stood in for, so that SFT, RL and evaluation are planned before there is a model."""
     write_raw(tmp_path / "raw")
-    flags = [text.replace("{config}", str(ROOT / "config/tiny_qwen3.json")) for pair in SMALL.items() for text in pair]
-    flags += ["--networks", ""]
+    changed = {"--networks": ""}
+    if own_token:
+        changed["--sid_method"] = "rqkmeans_constrained"
+        changed["--sids"] = "--codebook_size 4 --num_levels 1 --collisions own_token"
+        changed["--behaviour"] = "--dim 4"
+        changed["--sft"] = f"{SMALL['--sft']} --sid_init {tmp_path}/out/data/toy.emb-behaviour-td.npy"
+    config = str(ROOT / "config/tiny_qwen3.json")
+    flags = [text.replace("{config}", config) for pair in {**SMALL, **changed}.items() for text in pair]
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     done = run(tmp_path, *flags, "--dry_run", "True", TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (tmp_path / "out").exists() and not list(temporary.glob("tmp.*"))
     plans, table = done.stdout.split("Plan of ")
-    assert "optimizer steps" in plans and "rollouts" in plans and "4 epochs take about" in plans
+    assert "optimizer steps" in plans and "rollouts" in plans
+    assert own_token or "4 epochs take about" in plans
     assert f"writes {tmp_path}/out/rl/final_checkpoint" in plans and "cannot be planned" not in table
     names = [name for name in NAMES if name != "sasrec"] + LAST
+    if own_token:
+        names.insert(2, "behaviour")
     assert [line.split()[1] for line in table.splitlines()[2:]] == names
     assert [name for name in names if f" {name} " in table and "to be done" in table] == names
     wrong = run(tmp_path, "--dry_run", "yes")
@@ -183,3 +194,57 @@ def test_the_table_of_a_dry_run(tmp_path):
         "log.txt"
     ]
     assert (out / "log.txt").stat().st_mtime_ns == before
+
+
+SIDS_PLANNING = """
+set -euo pipefail
+PYTHON="$2"
+fail() { echo "error: $1" >&2; exit 2; }
+source scripts/launch.sh
+source scripts/stages.sh
+OUT="$1"
+say_sids() {
+    [ -z "${MINIONEREC_CHECK_FLAGS:-}" ] || return 0
+    echo "[method] seed=1 $2"
+    echo "  writes $OUT/toy.index.json"
+}
+say_file() { [ -n "${MINIONEREC_CHECK_FLAGS:-}" ] || cat "$1"; }
+NAMED="$OUT/toy.index.json"
+run_all() {
+    STAGE=0
+    run_stage sids say_sids scripts/rqvae.sh "$FLAGS"
+    run_stage other say_file "$NAMED" # a file of the run, named from outside
+}
+check_then_run run_all True
+"""
+
+
+@pytest.mark.parametrize(
+    "flags, levels, different",
+    [
+        ("num_emb_list=[4, 4] x=1", [4, 4], None),
+        ("codebook_size=8 num_levels=2 x=1", [8, 8], None),
+        ("collisions=['extra_token'] num_levels=2 codebook_size=[2, 3] x=1", [2, 3, 3], None),
+        ("collisions=['own_token'] num_levels=1 codebook_size=[4] x=1", [4, 14], 14),
+    ],
+)
+def test_random_sids_stand_in_for_those_of_every_method(tmp_path, flags, levels, different):
+    """As many levels and codes as the method's plan names, and all SIDs different."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "toy.item.json").write_text(json.dumps({str(item): {} for item in range(14)}))
+    done = subprocess.run(
+        ["bash", "-c", SIDS_PLANNING, "plan", str(out), sys.executable],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path), "LAUNCH": "none", "FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "cannot be planned" not in done.stdout, done.stdout + done.stderr
+    sids = json.loads("{" + done.stdout.split("\n  {")[1].split("}")[0] + "}")
+    assert len(sids) == 14 == len({tuple(sid) for sid in sids.values()})
+    for level, size in enumerate(levels):
+        codes = [int(sid[level].strip("<>").split("_")[1]) for sid in sids.values()]
+        assert max(codes) < size and (different is None or level == 0 or len(set(codes)) == different)
+    assert {len(sid) for sid in sids.values()} == {len(levels)}
