@@ -25,6 +25,7 @@ BASELINE_NAMES = {
     "cooccurrence_wide": "co-occurrence, wide",
     "content": "likeness of texts",
     "transitions+content": "transitions + likeness",
+    "cooccurrence+content": "co-occurrence + likeness",
     **NETWORKS,
 }
 NEEDED = ("item", "item_unseen", "rows", "illegal")  # of a metrics file
