@@ -1,7 +1,7 @@
 # Sourced by the SID scripts: answers --help; reads --data_path, --output_dir, --index_file and, where the sourcing
-# script has set CHECKPOINT to a default, --checkpoint and --indices; leaves every other flag in FLAGS. Sets OUT (the
-# folder), INDEX (--index_file, or OUT/NAME.index.json, NAME from NAME.emb-PLM-td.npy), WORDS (those of --indices) and
-# DRY_RUN (--dry_run True, which stays among FLAGS).
+# script has set CHECKPOINT to a default, --checkpoint and --indices, for RQ-KMeans+ also --kmeans; leaves every other
+# flag in FLAGS. Sets OUT (the folder), INDEX (--index_file, or OUT/NAME.index.json, NAME from NAME.emb-PLM-td.npy),
+# WORDS (those of --indices), KMEANS_WORDS (those of --kmeans) and DRY_RUN (--dry_run True, which stays among FLAGS).
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source scripts/launch.sh
@@ -9,10 +9,10 @@ source scripts/stages.sh
 
 fail() { echo "error: $1" >&2; exit 2; }
 
-DATA_PATH="" OUT="" INDEX="" INDICES="" DRY_RUN="" FLAGS=()
+DATA_PATH="" OUT="" INDEX="" INDICES="" KMEANS="" DRY_RUN="" FLAGS=()
 while [ $# -gt 0 ]; do
     case "$1" in
-        --data_path | --output_dir | --index_file | --checkpoint | --indices)
+        --data_path | --output_dir | --index_file | --checkpoint | --indices | --kmeans)
             [ $# -ge 2 ] || fail "$1: a value is missing" ;;
     esac
     case "$1" in
@@ -24,6 +24,9 @@ while [ $# -gt 0 ]; do
             [ "$1" = --indices ] && INDICES="$2" || CHECKPOINT="$2"
             shift 2
             ;;
+        --kmeans)
+            [ "$COMMAND" = rq.rqkmeans_plus ] || fail "unknown flag $1: this method has none"
+            KMEANS="$2"; shift 2 ;;
         --dry_run=True) DRY_RUN=True FLAGS+=("$1"); shift ;;
         --dry_run)
             [ "${2:-}" != True ] || DRY_RUN=True
@@ -35,6 +38,8 @@ done
 [ -n "$OUT" ] || fail "--output_dir is missing"
 NAME="$(basename "$DATA_PATH" .npy)"
 INDEX="${INDEX:-$OUT/${NAME%%.emb-*}.index.json}"
+split_flags kmeans "$KMEANS"
+KMEANS_WORDS=("${WORDS[@]}")
 split_flags indices "$INDICES"
 
 # train_codes FLAGS...: COMMAND as LAUNCH says, with SID_THREADS threads where that is set.

@@ -33,7 +33,10 @@ def test_scripts_write_index_report_and_table(tmp_path, capsys):
     )
     short = ["--epochs", "4", "--eval_step", "2", "--layers", "8", "--warmup_epochs", "1"]
     calls = {
-        "rqkmeans_plus": [*short, "--checkpoint", "final_model.pth"],
+        "rqkmeans_plus": [
+            *[*short, "--checkpoint", "final_model.pth", "--seed", "7"],
+            *["--kmeans", "--codebook_size 64 --num_levels 2"],
+        ],
         "rqvae": [*short, "--num_emb_list", "16", "8", "8", "--e_dim", "4"],
     }
     with ThreadPoolExecutor() as pool:
@@ -59,7 +62,8 @@ def test_scripts_write_index_report_and_table(tmp_path, capsys):
     ]
     assert rows["rqkmeans_plus"]["seconds"] == pytest.approx(sum(read_json(record)["seconds"] for record in records))
     assert all(row["collisions_after"] == 0 and row["items"] == 300 for row in rows.values())
-    assert rows["rqkmeans_plus/kmeans"]["codes_used"].startswith("256/")
+    assert rows["rqkmeans_plus"]["codes_used"] == rows["rqkmeans_plus/kmeans"]["codes_used"] == "64/64"
+    assert [read_json(record)["settings"]["seed"] for record in records[1:]] == [7, 7]
     assert "rqkmeans_plus/kmeans" in capsys.readouterr().out
 
 
@@ -69,6 +73,7 @@ def test_scripts_write_index_report_and_table(tmp_path, capsys):
         ("rqvae.sh", [], "error: --data_path is missing"),
         ("rqvae.sh", ["--data_path", "x.npy"], "error: --output_dir is missing"),
         ("rqkmeans_faiss.sh", ["--checkpoint", "x"], "error: unknown flag --checkpoint"),
+        ("rqvae.sh", ["--kmeans", "x"], "error: unknown flag --kmeans"),
         ("rqkmeans_constrained.sh", ["--data_path"], "error: --data_path: a value is missing"),
         ("compare_sids.sh", ["--data_path", "x.npy", "--output_dir", "y", "--epochs", "3"], "error: unknown flags"),
     ],
