@@ -28,6 +28,7 @@ from minionerec.common.records import Row, check_rows, read_info, read_rows
 from minionerec.common.stage import Stage, open_stage
 from minionerec.evaluation.metrics import format_metrics
 from minionerec.evaluation.predictions import RankedItems, write_item_predictions
+from minionerec.evaluation.seen_items import check_seen_flags, extend_length, leave_out, list_excluded
 from minionerec.recommenders.likeliest import rank_by_likelihood
 from minionerec.recommenders.registry import (
     BASELINES,
@@ -58,6 +59,7 @@ def check_baselines_flags(flags: BaselinesFlags) -> None:
     names = list(dict.fromkeys((*COUNTING_BASELINES, *BASELINES)))
     if flags.K < 1:
         raise InputError(f"--K {flags.K}: expected 1 or more")
+    check_seen_flags(flags)
     for name in flags.names:
         if name not in names and not is_baseline(name):
             expected = f"some of {', '.join(names)}, or a sum such as transitions+content"
@@ -118,7 +120,8 @@ def add_descriptions(inputs: BaselineInputs, flags: BaselinesFlags, valid_rows: 
     descriptions = read_descriptions(flags.item_meta_path, inputs.catalogue.item_ids, flags.info_file)
     inputs = replace(inputs, descriptions=descriptions)
     if valid_rows:
-        inputs, tried = choose_descriptions(inputs, valid_rows)
+        excluded = list_excluded(flags, valid_rows, inputs.catalogue)
+        inputs, tried = choose_descriptions(inputs, valid_rows, excluded)
         say(f"[baselines] content: HR@10 + NDCG@10 on {len(valid_rows):,} validation rows by texts: {tried}")
     return inputs
 
@@ -130,7 +133,8 @@ def choose_weights_of_sums(
     weights: dict[str, list[float] | None] = dict.fromkeys(flags.names)
     for name in flags.names:
         if SUM_SIGN in name and rows:
-            weights[name], tried = choose_sum_weights(name, built, rows)
+            excluded = list_excluded(flags, rows, built.inputs.catalogue)
+            weights[name], tried = choose_sum_weights(name, built, rows, excluded)
             say(f"[baselines] {name}: HR@10 + NDCG@10 on {len(rows):,} validation rows by weights: {tried}")
     return weights
 
@@ -177,9 +181,10 @@ def baselines(flags: BaselinesFlags) -> None:
     baseline_inputs = add_descriptions(baseline_inputs, flags, valid_rows)
     built = BuiltBaselines(baseline_inputs, train_networks(flags, baseline_inputs, valid_rows, stage))
     weights = choose_weights_of_sums(flags, built, valid_rows)
-    results = {}
+    excluded, results = list_excluded(flags, test_rows, catalogue), {}
     for name, metrics_file in metrics_files.items():
-        rankings, scores = rank_by_baseline(name, built, test_rows, flags.K, weights[name])
+        whole = rank_by_baseline(name, built, test_rows, extend_length(flags.K, excluded), weights[name])
+        rankings, scores = leave_out(*whole, excluded, flags.K)
         ranked = map(RankedItems, rankings, scores or [None] * len(rankings))
         results[name] = write_item_predictions(output / f"{name}.json", test_rows, ranked, catalogue, flags.K)
         chosen = {"weights": dict(zip(name.split(SUM_SIGN), weights[name], strict=True))} if weights[name] else {}

@@ -25,6 +25,7 @@ from minionerec.common.stage import open_stage
 from minionerec.evaluation.metrics import format_metrics
 from minionerec.evaluation.network_runs import CHECKPOINT, resolve_sasrec_flags, train_on_rows
 from minionerec.evaluation.predictions import RankedItems, write_item_predictions
+from minionerec.evaluation.seen_items import check_seen_flags, extend_length, leave_out, list_excluded
 from minionerec.recommenders.network_training import rank_with_network
 from minionerec.recommenders.networks import load_network, save_network
 
@@ -46,6 +47,7 @@ def read_sasrec_data(flags: SASRecFlags) -> tuple[Catalogue, list[list[Row]]]:
 def sasrec(flags: SASRecFlags) -> None:
     """Train an item-id model, choose the epoch on the validation split, measure on the test split."""
     flags = resolve_sasrec_flags(flags)
+    check_seen_flags(flags)
     output = Path(flags.output_dir)
     model_folder, predictions_file, metrics_file, epochs_file = outputs = [
         output / name for name in ("model", "test.json", "test.metrics.json", "epochs.json")
@@ -64,9 +66,12 @@ def sasrec(flags: SASRecFlags) -> None:
         write_json(epochs_file, epochs)
     process_state().wait_for_everyone()  # until the folder is there
 
-    rankings, scores = rank_with_network(load_network(model_folder).to(process_state().device), test_rows, flags.K)
+    excluded = list_excluded(flags, test_rows, catalogue)
+    network = load_network(model_folder).to(process_state().device)
+    whole = rank_with_network(network, test_rows, extend_length(flags.K, excluded))
     if not is_main_process():
         return
+    rankings, scores = leave_out(*whole, excluded, flags.K)
     ranked = map(RankedItems, rankings, scores)
     metrics = write_item_predictions(predictions_file, test_rows, ranked, catalogue, flags.K)
     write_json(metrics_file, metrics)

@@ -17,7 +17,7 @@ from minionerec.common.records import Catalogue, Row
 from minionerec.evaluation.fusion_weights import Term, choose_weights, fuse_scores, list_terms
 from minionerec.evaluation.likelihood_file import LikelihoodFile
 from minionerec.evaluation.predictions import EvaluationFiles, RankedItems, write_item_predictions
-from minionerec.evaluation.ranking import find_excluded
+from minionerec.evaluation.seen_items import find_excluded
 from minionerec.evaluation.settings import EvaluateFlags, FuseFlags
 from minionerec.language.prompts import Encoder
 from minionerec.recommenders.likeliest import select_likeliest

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from minionerec.common.records import Row
 from minionerec.evaluation.fusion import CandidateScorer
-from minionerec.evaluation.ranking import find_excluded, rank_sids
+from minionerec.evaluation.ranking import rank_sids
+from minionerec.evaluation.seen_items import find_excluded
 from minionerec.evaluation.settings import EvaluateFlags
 from minionerec.evaluation.shards import RowResults, work_in_shards
 from minionerec.language.catalogue_trie import CatalogueTrie

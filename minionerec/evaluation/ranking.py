@@ -103,9 +103,3 @@ def measure_validation(
     total = [sum(values) for values in zip(*gather_object(sums), strict=True)]
     hits, gain = round(total[0]) / len(examples), total[1] / len(examples)
     return {"HR@10": hits, "NDCG@10": gain, "sum": hits + gain}
-
-
-def find_excluded(history: Sequence[str], repeat_newest: int) -> list[str]:
-    """The SIDs of a history, oldest first, without those of its newest items."""
-    newest = set(history[-repeat_newest:]) if repeat_newest else set()
-    return [sid for sid in history if sid not in newest]

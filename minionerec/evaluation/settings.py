@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from minionerec.common.cli import Flags, flag
 from minionerec.common.settings import CatalogueFlags, PromptFlags, SeedFlags, StageFlags, StreamFlags
 from minionerec.engines.settings import VllmFlags
-from minionerec.recommenders.settings import BaselineFlags
+from minionerec.recommenders.settings import BaselineFlags, SeenFlags
 
 
 @dataclass
@@ -24,7 +24,7 @@ class PrecisionFlags(Flags):
 
 
 @dataclass
-class SearchFlags(PrecisionFlags):
+class SearchFlags(SeenFlags, PrecisionFlags):
     """Search."""
 
     batch_size: int | None = flag(
@@ -40,10 +40,6 @@ class SearchFlags(PrecisionFlags):
         0.0, "exponent of the length that divides the score of a SID; 0 leaves the log-probability itself"
     )
     renormalize: bool = flag(False, "score with probabilities over the legal tokens, not over the whole vocabulary")
-    exclude_seen: bool = flag(False, "the search leaves out what is in the row's history")
-    repeat_newest: int = flag(
-        0, "with --exclude_seen, so many of the newest items of the history may be found all the same"
-    )
     only_items: str | None = flag(
         None, "a file with an item id a line, such as those of a category; the search finds no others"
     )

@@ -20,6 +20,7 @@ from minionerec.engines.settings import check_vllm_flags
 from minionerec.engines.vllm import VllmEngine
 from minionerec.evaluation.fusion import check_fusion_flags, split_names
 from minionerec.evaluation.predictions import EvaluationFiles
+from minionerec.evaluation.seen_items import check_seen_flags
 from minionerec.evaluation.settings import EvaluateFlags, RecommendFlags
 from minionerec.evaluation.shards import prepare_folder
 from minionerec.language.models import load_model, load_tokenizer, place_for_search
@@ -71,8 +72,7 @@ def resolve_evaluate_flags(flags: EvaluateFlags) -> EvaluateFlags:
         raise InputError("--engine hf: needs --num_beams of 2 or more")
     if flags.engine == "hf" and (flags.renormalize or flags.exclude_seen or flags.only_items):
         raise InputError("--engine hf: has neither --renormalize nor --exclude_seen nor --only_items")
-    if flags.repeat_newest < 0 or (flags.repeat_newest and not flags.exclude_seen):
-        raise InputError(f"--repeat_newest {flags.repeat_newest}: expected 0 or more, with --exclude_seen True")
+    check_seen_flags(flags)
     if flags.engine == "vllm" and flags.fuse:
         raise InputError("--engine vllm: has no --fuse, which scores items that the search did not find")
     check_vllm_flags(flags, flags.engine, flags.dtype)

@@ -12,6 +12,16 @@ CATALOGUE_LOSS = "the loss is a cross-entropy over all items of the catalogue"
 
 
 @dataclass
+class SeenFlags(Flags):
+    """Items of the history."""
+
+    exclude_seen: bool = flag(False, "lists leave out what is in the row's history")
+    repeat_newest: int = flag(
+        0, "with --exclude_seen, so many of the newest items of the history may be found all the same"
+    )
+
+
+@dataclass
 class BaselineFlags(PluginFlags):
     """Registered baselines."""
 
@@ -24,7 +34,7 @@ class BaselineFlags(PluginFlags):
 
 
 @dataclass
-class BaselinesFlags(BaselineFlags, CatalogueFlags, SeedFlags, StageFlags):
+class BaselinesFlags(SeenFlags, BaselineFlags, CatalogueFlags, SeedFlags, StageFlags):
     """Data and lists."""
 
     train_file: str = flag(help="CSV of the train split, which the baselines are built from")
@@ -66,7 +76,7 @@ class PublishedSASRecFlags(Flags):
 
 
 @dataclass
-class SASRecFlags(CatalogueFlags, LoggingFlags, SeedFlags, StageFlags, PublishedSASRecFlags):
+class SASRecFlags(SeenFlags, CatalogueFlags, LoggingFlags, SeedFlags, StageFlags, PublishedSASRecFlags):
     """Data, network and training."""
 
     train_file: str = flag(help="CSV of the train split")

@@ -40,13 +40,19 @@ def measure_likelihoods(predictions: Sequence[dict[int, float]], rows: Sequence[
     return round(gains / len(rows), 6)
 
 
-def predict_in_chunks(predict: Likelihoods, histories: Sequence[Sequence[int]]) -> list[dict[int, float]]:
-    """`predict` of many histories, HISTORIES_AT_ONCE at a time."""
-    starts = range(0, len(histories), HISTORIES_AT_ONCE)
-    return [likelihoods for start in starts for likelihoods in predict(histories[start : start + HISTORIES_AT_ONCE])]
+def predict_rows(predict: Likelihoods, rows: Sequence[Row], excluded: Sequence[set[int]]) -> list[dict[int, float]]:
+    """`predict` of the histories of many rows, HISTORIES_AT_ONCE at a time, without the excluded items of each."""
+    predictions = []
+    for start in range(0, len(rows), HISTORIES_AT_ONCE):
+        part = slice(start, start + HISTORIES_AT_ONCE)
+        for likelihoods, unwanted in zip(predict([row.history_ids for row in rows[part]]), excluded[part], strict=True):
+            predictions.append({item: p for item, p in likelihoods.items() if item not in unwanted})
+    return predictions
 
 
-def choose_descriptions(inputs: BaselineInputs, rows: Sequence[Row]) -> tuple[BaselineInputs, dict[str, float]]:
+def choose_descriptions(
+    inputs: BaselineInputs, rows: Sequence[Row], excluded: Sequence[set[int]] | None = None
+) -> tuple[BaselineInputs, dict[str, float]]:
     """Whether `content` looks at descriptions beside titles: what finds more targets of validation rows, alone.
 
     Shops write descriptions of very different use; on some catalogues they only blur the titles.
@@ -54,22 +60,25 @@ def choose_descriptions(inputs: BaselineInputs, rows: Sequence[Row]) -> tuple[Ba
     Args:
         inputs: with descriptions.
         rows: validation rows.
+        excluded: items that the list of each row may not hold, as in `list_excluded`; None: there are none.
 
     Returns:
         (the inputs, without descriptions where titles alone are as good or better, {texts: HR@10 + NDCG@10}).
     """
-    histories = [row.history_ids for row in rows]
+    excluded = excluded or [set() for _ in rows]
     choices = {"titles": replace(inputs, descriptions={}), "titles and descriptions": inputs}
     tried = {
         texts: measure_likelihoods(
-            predict_in_chunks(build_baseline("content", choice), histories), rows, inputs.catalogue.counts
+            predict_rows(build_baseline("content", choice), rows, excluded), rows, inputs.catalogue.counts
         )
         for texts, choice in choices.items()
     }
     return choices[max(choices, key=tried.__getitem__)], tried
 
 
-def choose_sum_weights(name: str, built: BuiltBaselines, rows: Sequence[Row]) -> tuple[list[float], dict[str, float]]:
+def choose_sum_weights(
+    name: str, built: BuiltBaselines, rows: Sequence[Row], excluded: Sequence[set[int]] | None = None
+) -> tuple[list[float], dict[str, float]]:
     """The weights of a sum's parts with the best HR@10 + NDCG@10.
 
     One part after the other tries SUM_WEIGHTS while the others stay; all begin with 1, and the first keeps it.
@@ -78,13 +87,14 @@ def choose_sum_weights(name: str, built: BuiltBaselines, rows: Sequence[Row]) ->
         name: of the sum.
         built: the baselines of the run.
         rows: validation rows.
+        excluded: items that the list of each row may not hold, as in `list_excluded`; None: there are none.
 
     Returns:
         (a weight for every part, {the weights that were tried, as text: HR@10 + NDCG@10}).
     """
     parts = built.list_parts(name)
-    histories, counts = [row.history_ids for row in rows], built.inputs.catalogue.counts
-    predictions = list(zip(*(predict_in_chunks(part, histories) for part in parts), strict=True))
+    excluded, counts = excluded or [set() for _ in rows], built.inputs.catalogue.counts
+    predictions = list(zip(*(predict_rows(part, rows, excluded) for part in parts), strict=True))
     tried: dict[str, float] = {}
 
     def measure(weights: list[float]) -> float:
