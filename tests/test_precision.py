@@ -19,7 +19,7 @@ from minionerec.language.models import choose_dtype, has_fast_bf16, place_for_se
 from minionerec.search.beam_search import beam_search
 from minionerec.search.output_head import OutputHead
 from minionerec.search.trie import SidTrie
-from minionerec.training import rollouts
+from minionerec.training import rollouts, setup
 from minionerec.training.rollouts import choose_rollout_dtype, compute_in
 from minionerec.training.settings import RLFlags
 from minionerec_trainer import GroupTrainer
@@ -28,13 +28,16 @@ from rl import rl
 CPU = torch.device("cpu")
 
 
-def test_auto_asks_for_instructions_and_size(monkeypatch):
+def test_auto_asks_for_instructions_and_size(monkeypatch, capsys):
     model = tiny_model("qwen3", 40)
     size = sum(parameter.numel() for parameter in model.parameters())
+    monkeypatch.setattr(setup, "computes_on_cpu", lambda: True)
     for instructions in ({}, {"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_f": True, "avx512_bf16": False}):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda instructions=instructions: instructions)
         fast = any(value for name, value in instructions.items() if name.endswith("_bf16"))
         assert has_fast_bf16(CPU) == fast
+        assert setup.trains_in_bf16(True) and not setup.trains_in_bf16(None)
+        assert ("no bfloat16 instructions" in capsys.readouterr().out) != fast
         for limit in (size, size + 1):
             monkeypatch.setattr(models, "BF16_PARAMETERS", limit)
             expected = torch.bfloat16 if fast and limit == size else torch.float32

@@ -11,10 +11,10 @@ import torch
 from transformers import TrainingArguments
 
 from minionerec.common.files import InputError
-from minionerec.common.processes import computes_on_cpu, process_state
+from minionerec.common.processes import computes_on_cpu, process_state, say
 from minionerec.common.records import Catalogue
 from minionerec.common.row_table import RowTable, check_table, draw_rows, open_row_cache
-from minionerec.language.models import check_attention
+from minionerec.language.models import check_attention, has_fast_bf16
 from minionerec.language.prompts import resolve_prompts_file
 from minionerec.training.settings import OptimizationFlags, SplitFlags
 
@@ -118,6 +118,8 @@ def trains_in_bf16(requested: bool | None) -> bool:
     has_it = on_gpu and torch.cuda.is_bf16_supported()
     if requested and on_gpu and not has_it:
         raise InputError("--bf16 True: this GPU has no bfloat16")
+    if requested and not on_gpu and not has_fast_bf16(torch.device("cpu")):
+        say("  --bf16 True: this CPU has no bfloat16 instructions; --bf16 False is many times faster")
     return has_it if requested is None else requested
 
 
