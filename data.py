@@ -193,6 +193,8 @@ class TaskInputs:
 
     Attributes:
         teacher_name, walks, teach_end: of the tasks that a teacher teaches, see `TaughtDataset`.
+        walk_teacher_name: of `walk_teacher`; None is that of `teacher`.
+        cf_path: the model folder of a network in it.
     """
 
     rows: Sequence[Row]
@@ -202,13 +204,23 @@ class TaskInputs:
     cut_histories: bool = False
     seed: int = 42
     teacher_name: str = "transitions+content"
+    walk_teacher_name: str | None = None
+    cf_path: str | None = None
     walks: int = 3
     teach_end: bool = True
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The teacher of `teacher_sid` and `walk_sid`, built from the train rows when it is first needed."""
+        """The teacher of train rows, built from them when it is first needed."""
         return Teacher(self.teacher_name, BaselineInputs(self.rows, self.catalogue.with_counts(self.rows)))
+
+    @cached_property
+    def walk_teacher(self) -> Teacher:
+        """The teacher of histories that are no train rows; it may hold a network that was trained on those."""
+        if self.walk_teacher_name in (None, self.teacher_name):
+            return self.teacher
+        counted = self.catalogue.with_counts(self.rows)
+        return Teacher(self.walk_teacher_name, BaselineInputs(self.rows, counted, files={"cf_path": self.cf_path}))
 
 
 DatasetBuilder = Callable[[TaskInputs, Encoder], PromptDataset]
@@ -262,7 +274,7 @@ def _build_taught_histories(inputs: TaskInputs, encoder: Encoder) -> TaughtHisto
     last = RowDataset(add_last_rows(inputs.rows, longest), encoder)
     parts = (
         inputs.teacher.teach_rows(seen.rows),
-        inputs.teacher.teach_histories([row.history_ids for row in last.rows]),
+        inputs.walk_teacher.teach_histories([row.history_ids for row in last.rows]),
     )
     items, probabilities = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "probabilities")
@@ -272,7 +284,7 @@ def _build_taught_histories(inputs: TaskInputs, encoder: Encoder) -> TaughtHisto
 
 
 def _build_walks(inputs: TaskInputs, encoder: Encoder) -> WalkDataset:
-    steps = inputs.teacher.teach_histories([[item] for item in inputs.catalogue.item_ids])
+    steps = inputs.walk_teacher.teach_histories([[item] for item in inputs.catalogue.item_ids])
 
     def draw(generator: np.random.Generator) -> list[list[int]]:
         return [walk for _ in range(inputs.walks) for walk in draw_walks(steps, generator)]
@@ -283,7 +295,7 @@ def _build_walks(inputs: TaskInputs, encoder: Encoder) -> WalkDataset:
         # What follows single items is known already, and they are the beginning of every walk.
         is_single = np.array([len(history) == 1 for history in histories])
         known = steps.select([number_of[history[0]] for history in histories if len(history) == 1])
-        others = inputs.teacher.teach_histories([history for history in histories if len(history) > 1])
+        others = inputs.walk_teacher.teach_histories([history for history in histories if len(history) > 1])
         items, probabilities = (
             np.empty((len(histories), part.shape[1]), part.dtype) for part in (steps.items, steps.probabilities)
         )

@@ -88,7 +88,8 @@ def build_batches(
 ) -> tuple[TreeBatches, TreeBatches]:
     """(training, validation) micro-batches. The validation loss is that of next_sid, where the prompt set has it."""
     texts = data.descriptions, data.preferences
-    teaching = {"teacher_name": flags.teacher, "walks": flags.walks}
+    teaching = {"teacher_name": flags.teacher, "walk_teacher_name": flags.walk_teacher}
+    teaching |= {"cf_path": flags.cf_path, "walks": flags.walks}
     train_inputs = TaskInputs(data.train_rows, data.catalogue, *texts, flags.cut_histories, flags.seed, **teaching)
     eval_tasks = dict.fromkeys(["next_sid"] if "next_sid" in encoder.prompts.templates else weights, 1.0)
     train_part = build_mixture(weights, train_inputs, encoder)
@@ -164,7 +165,7 @@ def sft(flags: SFTFlags) -> None:
     flags, prompts, weights = resolve_sft_flags(flags)
     output, final = Path(flags.output_dir), Path(flags.output_dir) / "final_checkpoint"
     required = ("train_file", "eval_file", "sid_index_path", "item_meta_path")
-    optional = ("base_model", "preference_file", "sid_init")
+    optional = ("base_model", "preference_file", "sid_init", "cf_path")
     inputs = list_training_inputs(flags, required, optional)
     stage = open_stage("sft", flags, inputs, [final], output / "sft.stage.json", trains_in=output)
     if flags.dry_run:

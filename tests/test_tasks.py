@@ -342,6 +342,8 @@ def test_a_preference_is_said_once_a_user():
     [
         (dict(teacher="transitions"), "--teacher transitions: .* add teacher_sid to --tasks"),
         (dict(tasks=["next_sid", "teacher_sid:0.5"], walks=2), "--walks 2: .* add walk_sid to --tasks"),
+        (dict(tasks=["next_sid"], walk_teacher="content"), "--walk_teacher content: .* add walk_sid to --tasks"),
+        (dict(tasks=["next_sid", "teacher_sid:0.5"], walk_teacher="content"), None),
         (dict(tasks=["next_sid", "teacher_sid:0.5"], teacher="transitions"), None),
         (dict(tasks=["walk_sid"], teacher="transitions", walks=2), None),
         (dict(teacher="transitions+content", walks=3), None),  # the defaults, as settings files hold them

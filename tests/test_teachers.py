@@ -29,6 +29,8 @@ from minionerec.recommenders.registry import (
 from minionerec.recommenders.sum_weights import choose_sum_weights, find_target_rank
 from minionerec.recommenders.teachers import LONGEST_WALK, TAUGHT_ITEMS, SoftTargets, Teacher, draw_walks
 from minionerec.search.prefix_tree import SoftLabels, batch_trees, compute_tree_log_probs
+from minionerec.training.settings import SFTFlags
+from minionerec.training.sft_setup import check_sft_flags
 
 WORDS = "steel brass bolt nut glass flask thread long short metric".split()
 
@@ -263,6 +265,38 @@ def test_taught_examples(task, prompts):
     drawn = [example.item_id for example in dataset]
     dataset.set_epoch(0)
     assert [example.item_id for example in dataset] != drawn
+
+
+def test_a_walk_teacher_says_what_follows_histories_that_are_no_train_rows(monkeypatch):
+    """Train rows keep their own teacher; walks and the histories that end in a user's last item have the other."""
+    inputs, coder = random_inputs(2), encoder()
+    both = replace(inputs, walk_teacher_name="popular_first")
+    catalogue = inputs.catalogue
+    monkeypatch.setattr(registry, "BASELINES", dict(registry.BASELINES))
+    first = {catalogue.item_ids[0]: 1.0}
+    registry.register_baseline("popular_first", lambda _: lambda histories: [first] * len(histories))
+    walks, taught = TASKS["walk_sid"].build(both, coder), TASKS["teacher_sid"].build(both, coder)
+    assert {example.item_id for example in walks} == {catalogue.item_ids[0]}
+    plain = TASKS["teacher_sid"].build(inputs, coder)
+    rows, ends = len(inputs.rows), len({row.user_id for row in inputs.rows})
+    assert taught._probabilities.shape[0] == plain._probabilities.shape[0] == rows + ends
+    assert (taught._items[:rows] == plain._items[:rows]).all()
+    assert (taught._probabilities[:rows] == plain._probabilities[:rows]).all()
+    assert (taught._items[rows:, 0] == 0).all() and (taught._probabilities[rows:, 0] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (dict(walk_teacher="luck"), "--walk_teacher luck: expected one of "),
+        (dict(walk_teacher="content+gru4rec"), "--walk_teacher gru4rec: needs --cf_path"),
+        (dict(cf_path="model"), "--cf_path: has an effect with --walk_teacher sasrec or gru4rec only"),
+    ],
+)
+def test_wrong_walk_teachers(flags, message):
+    required = dict.fromkeys(("base_model", "train_file", "eval_file", "sid_index_path", "item_meta_path"), "x")
+    with pytest.raises(InputError, match=message):
+        check_sft_flags(SFTFlags(**required, output_dir="x", tasks=["walk_sid"], **flags))
 
 
 def test_every_epoch_of_walks_has_as_many_examples():

@@ -41,13 +41,11 @@ class Teacher:
     Args:
         name: of the baseline or sum.
         inputs: what it is built from; only train rows.
-
-    Raises:
-        InputError: a baseline that cannot teach, see `build_without_row`.
     """
 
     def __init__(self, name: str, inputs: BaselineInputs):
-        self._predict, self._predict_rows = build_baseline(name, inputs), build_without_row(name, inputs)
+        self._name, self._inputs = name, inputs
+        self._predict = build_baseline(name, inputs)
         self._counts = inputs.catalogue.counts
         self._number_of = {item: number for number, item in enumerate(inputs.catalogue.item_ids)}
 
@@ -56,8 +54,12 @@ class Teacher:
         return self._select(self._predict, histories)
 
     def teach_rows(self, rows: Sequence[Row]) -> SoftTargets:
-        """Soft targets of train rows; what each row says itself is left out, else the teacher would give it away."""
-        return self._select(self._predict_rows, rows)
+        """Soft targets of train rows; what each row says itself is left out, else the teacher would give it away.
+
+        Raises:
+            InputError: a baseline that cannot leave it out, see `build_without_row`.
+        """
+        return self._select(build_without_row(self._name, self._inputs), rows)
 
     def _select(self, predict: Callable[[Sequence], list[dict[int, float]]], asked: Sequence) -> SoftTargets:
         items = np.zeros((len(asked), TAUGHT_ITEMS), dtype=np.int64)

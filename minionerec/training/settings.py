@@ -79,6 +79,13 @@ class SFTFlags(SplitFlags, PromptFlags, OptimizationFlags, AdapterFlags, Logging
         "transitions+content",
         "the baseline, or sum of baselines, that the tasks teacher_sid and walk_sid learn from",
     )
+    walk_teacher: str | None = flag(
+        None,
+        "what the histories learn from that are no train rows: those of walk_sid, and what follows a user's last train "
+        "item. Such a baseline or sum may hold sasrec or gru4rec, which know the train rows by heart",
+        default_text="--teacher",
+    )
+    cf_path: str | None = flag(None, "model folder of sasrec.py, for sasrec or gru4rec in --walk_teacher")
     walks: int = flag(3, "synthetic histories of walk_sid for every item and epoch")
     cut_histories: bool | None = flag(
         None,

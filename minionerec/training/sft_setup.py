@@ -26,7 +26,7 @@ from minionerec.language.sid_tokens import (
     compute_start_directions,
     fit_to_width,
 )
-from minionerec.recommenders.registry import BASELINES, is_baseline
+from minionerec.recommenders.registry import BASELINES, check_baseline_files, is_baseline
 from minionerec.search.legal_softmax import CONFIG_NAME, LegalTokens
 from minionerec.training.hub import check_hub_flags
 from minionerec.training.optimizers import check_optimizer
@@ -35,7 +35,11 @@ from minionerec.training.setup import build_arguments, check_divisible, check_lo
 from minionerec.training.sft_trainer import TreeBatches
 
 # {flag: tasks that read it}; tasks of a plugin may read any.
-TEACHING_FLAGS = {"teacher": ("teacher_sid", "walk_sid"), "walks": ("walk_sid",)}
+TEACHING_FLAGS = {
+    "teacher": ("teacher_sid", "walk_sid"),
+    "walk_teacher": ("walk_sid", "teacher_sid"),
+    "walks": ("walk_sid",),
+}
 NAMED_STARTS = ("text", "noise")  # of --sid_init; anything else is a file
 
 
@@ -51,9 +55,11 @@ def check_sft_flags(flags: SFTFlags) -> None:
         raise InputError(f"--eval_beams {flags.eval_beams}: HR@10 needs 10 beams or more")
     if flags.tree_tokens < 1:
         raise InputError(f"--tree_tokens {flags.tree_tokens}: must be at least 1")
-    if not is_baseline(flags.teacher):
-        expected = f"one of {', '.join(BASELINES)}, or a sum such as transitions+content"
-        raise InputError(f"--teacher {flags.teacher}: expected {expected}")
+    for name, value in (("teacher", flags.teacher), ("walk_teacher", flags.walk_teacher or flags.teacher)):
+        if not is_baseline(value):
+            expected = f"one of {', '.join(BASELINES)}, or a sum such as transitions+content"
+            raise InputError(f"--{name} {value}: expected {expected}")
+    check_baseline_files("walk_teacher", [flags.walk_teacher or ""], {"cf_path": flags.cf_path})
     if flags.walks < 1:
         raise InputError(f"--walks {flags.walks}: must be at least 1")
     if flags.softmax == "legal" and (flags.lora or flags.freeze_LLM):
