@@ -84,8 +84,8 @@ provide_for_plan() {
         *" --plm_checkpoint "*) ;; # an encoder may take hours
         *" data_process."* | *" convert_dataset.py "* | *" rq.text2emb."* | *" rq.behaviour "*) try_stage "$@" ;;
         *" scripts/rq"*.sh" "*) stand_in_sids "$@" ;;
-        *" sft.py "*) "$PYTHON" -m scripts.stand_in_model "${@:$(find_place sft.py "$@")}" > "$said" 2>&1 ||
-            show_plan "$said" ;;
+        *" sft.py "*) stand_in_for sft.py model "$@" ;;
+        *" sasrec.py "*) stand_in_for sasrec.py network "$@" ;;
         *" rl.py "*) stand_in_rl "$@" ;;
     esac
 }
@@ -99,6 +99,13 @@ find_place() {
         shift
     done
     echo $((place + 2))
+}
+
+# stand_in_for SCRIPT KIND COMMAND...: what a training will leave, by scripts/stand_in_KIND.py with the same flags.
+stand_in_for() {
+    local script="$1" kind="$2"
+    shift 2
+    "$PYTHON" -m "scripts.stand_in_$kind" "${@:$(find_place "$script" "$@")}" > "$said" 2>&1 || show_plan "$said"
 }
 
 # try_stage COMMAND...: a stage that takes seconds, in the temporary folder. One that takes too long is ended.

@@ -22,11 +22,13 @@
 #                         chosen on the validation split; the network of sasrec is that of --networks
 #   --networks LIST       item-id networks among the baselines; default "sasrec gru4rec", "" for none
 #   --shared_sids True    allow several items to have one SID
+#   --exclude_seen True   lists of baselines, networks and models leave the history of their row out
+#   --repeat_newest N     with --exclude_seen, but for its N newest items
 #   --seed N              default 42
 #   --dry_run True        write nothing: the plan of every stage, and a table of states, times and memory
 #
 # Every stage takes all flags of its command, in one argument, with quotes as in a shell, and they win over the above:
-#   --sft "--config config/recipes/quickstart_sft.yaml --num_epochs 3"
+#   --sft "--config config/recipes/industrial_sft.yaml --num_epochs 3"
 #
 #   --data        data_process.recbole_data_process, .amazon18_data_process, .csv_data_process or
 #                 .published_data_process
@@ -48,10 +50,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
 DATASET="" INPUT_DIR="" SPLITS_DIR="" REVIEWS_FILE="" METADATA_FILE="" DATA_ROOT="" CATEGORY="" OUTPUT_DIR=""
 INTERACTIONS_FILE="" ITEMS_FILE=""
 BASE_MODEL=""
-SID_METHOD=rqvae PLM_CHECKPOINT="" PLM_NAME="" NETWORKS="sasrec gru4rec" SHARED_SIDS="" SEED=42 FUSE="" DRY_RUN=""
+SID_METHOD=rqvae PLM_CHECKPOINT="" PLM_NAME="" NETWORKS="sasrec gru4rec" SHARED_SIDS="" EXCLUDE_SEEN="" REPEAT_NEWEST="" SEED=42 FUSE="" DRY_RUN=""
 DATA="" TEXT2EMB="" BEHAVIOUR="" SIDS="" CONVERT="" BASELINES="" NETWORK="" LIKENESS="" SFT="" RL="" EVAL=""
 KNOWN="dataset input_dir splits_dir reviews_file metadata_file interactions_file items_file data_root category"
-KNOWN+=" output_dir base_model sid_method plm_checkpoint plm_name fuse networks shared_sids seed dry_run"
+KNOWN+=" output_dir base_model sid_method plm_checkpoint plm_name fuse networks shared_sids exclude_seen repeat_newest seed dry_run"
 KNOWN+=" data text2emb behaviour sids convert baselines network likeness sft rl eval"
 read_flags "$KNOWN" "$@"
 check_dry_run "$DRY_RUN"
@@ -100,6 +102,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source scripts/launch.sh
 source scripts/stages.sh
 SHARED=(${SHARED_SIDS:+--shared_sids "$SHARED_SIDS"})
+SEEN=(${EXCLUDE_SEEN:+--exclude_seen "$EXCLUDE_SEEN"} ${REPEAT_NEWEST:+--repeat_newest "$REPEAT_NEWEST"})
 
 # name_files: what stages read from each other, below OUT.
 name_files() {
@@ -153,7 +156,7 @@ prepare_data() {
 }
 
 rank_baselines() {
-    local data=(--train_file "$TRAIN" --test_data_path "$TEST" --info_file "$INFO" "${SHARED[@]}")
+    local data=(--train_file "$TRAIN" --test_data_path "$TEST" --info_file "$INFO" "${SHARED[@]}" "${SEEN[@]}")
     split_flags baselines "$BASELINES"
     run_stage baselines "$PYTHON" baselines.py "${data[@]}" --valid_file "$VALID" --item_meta_path "$ITEMS" \
         --output_dir "$OUT/baselines" "${WORDS[@]}"
@@ -188,7 +191,7 @@ evaluate_model() {
     split_flags eval "$EVAL"
     run_stage "evaluate_$1" launch_as EVAL evaluate.py --base_model "$OUT/$1/final_checkpoint" --train_file "$TRAIN" \
         --info_file "$INFO" --test_data_path "$TEST" --result_json_data "$OUT/$1/test.json" "${SHARED[@]}" \
-        "${FUSION[@]}" "${WORDS[@]}"
+        "${SEEN[@]}" "${FUSION[@]}" "${WORDS[@]}"
 }
 
 run_all() {

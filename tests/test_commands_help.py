@@ -82,7 +82,7 @@ def test_the_commands_are_these():
             )
         ),
         *(f"scripts.{name}" for name in ("fault_runs", "fuzz_readers", "report", "serve_vllm", "sid_table", "summary")),
-        *(f"scripts.{name}" for name in ("stand_in_model", "stand_in_sids")),
+        *(f"scripts.{name}" for name in ("stand_in_model", "stand_in_network", "stand_in_sids")),
         *(f"benchmarks.bench_{name}" for name in ("balanced_kmeans", "data", "decode", "dtype", "grpo", "plan")),
         *(f"benchmarks.bench_{name}" for name in ("batch", "demo", "evaluation", "sft", "stream", "trie", "vllm")),
         "benchmarks.gpu_check",
