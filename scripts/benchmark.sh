@@ -5,11 +5,12 @@
 #   bash scripts/benchmark.sh --dataset industrial --data DIR
 #   bash scripts/benchmark.sh --dataset beauty --data DIR
 #   bash scripts/benchmark.sh --dataset ml-100k
+#   bash scripts/benchmark.sh --dataset ml-100k-rqvae
 #
 #   --dataset NAME        config/benchmarks/NAME.yaml is the recipe
 #   --recipe FILE         a recipe of your own instead
 #   --data DIR            where the raw files lie: the published splits for industrial, RecBole's Beauty.inter and
-#                         Beauty.item for beauty; ml-100k is fetched with pip without it
+#                         Beauty.item for beauty; ml-100k and ml-100k-rqvae are fetched with pip without it
 #   --output_dir DIR      default output/benchmark/NAME; every seed has a folder below it, which is one of pipeline.sh
 #   --seeds "N N N"       default "42 1 2"; every stage of a run uses its seed
 #   --dry_run True        write nothing: the plan of the stages of every seed
@@ -21,12 +22,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
 DATASET="" RECIPE="" DATA="" OUTPUT_DIR="" SEEDS="42 1 2" DRY_RUN=""
 read_flags "dataset recipe data output_dir seeds dry_run" "$@"
 check_dry_run "$DRY_RUN"
-[ -n "$DATASET$RECIPE" ] || fail "--dataset is missing: industrial, beauty or ml-100k; or --recipe"
+[ -n "$DATASET$RECIPE" ] || fail "--dataset is missing: industrial, beauty, ml-100k or ml-100k-rqvae; or --recipe"
 [ -z "$DATASET" ] || [ -z "$RECIPE" ] || fail "--dataset: goes without --recipe"
 ROOT="$(dirname "${BASH_SOURCE[0]}")/.."
 [ -z "$DATASET" ] || [ -f "$ROOT/config/benchmarks/$DATASET.yaml" ] ||
-    fail "--dataset $DATASET: expected industrial, beauty or ml-100k"
-[ -n "$DATA" ] || [ "$DATASET" = ml-100k ] || fail "--data is missing: the folder of the raw files"
+    fail "--dataset $DATASET: expected industrial, beauty, ml-100k or ml-100k-rqvae"
+[ -n "$DATA" ] || [[ "$DATASET" = ml-100k* ]] || fail "--data is missing: the folder of the raw files"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 NAME="${DATASET:-$(basename "$RECIPE" .yaml)}"
 RECIPE="${RECIPE:-config/benchmarks/$DATASET.yaml}"

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# The whole pipeline on MovieLens-100K: raw interactions -> embeddings -> SIDs -> SFT -> GRPO -> metrics.
+# The whole pipeline on MovieLens-100K: raw interactions -> embeddings of texts and behaviour -> SIDs -> SFT -> GRPO ->
+# metrics.
 # Run it again after a break and it goes on where it was; finished stages are not redone.
 #
 #   bash scripts/quickstart.sh                     results in output/quickstart
 #   OUT=elsewhere SEED=7 bash scripts/quickstart.sh
 #   bash scripts/quickstart.sh --dry_run True      write nothing, say what is to be done and how long it takes
 #
-# Its settings stand in config/recipes/quickstart_*.yaml; the stages are those of pipeline.sh.
+# Its settings stand in config/recipes/quickstart_*.yaml; the stages are those of pipeline.sh. Lists leave the user's
+# history out, since nobody rates a film twice there.
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/files.sh"
 DRY_RUN=""
@@ -33,6 +35,11 @@ fetch_movielens "$RAW"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" LAUNCH="${LAUNCH:-none}"
 # The networks are trained for a few minutes; the 60 epochs of their default would take longer than all else.
 bash scripts/pipeline.sh --dataset $DS --input_dir "$RAW" --output_dir "$OUT" --seed "$SEED" \
+    --sid_method rqkmeans_constrained --exclude_seen True \
     --data "--config ${RECIPES}_data.yaml" --text2emb "--config ${RECIPES}_text2emb.yaml" \
-    --sids "--config ${RECIPES}_rqvae.yaml" --sft "--config ${RECIPES}_sft.yaml" --rl "--config ${RECIPES}_rl.yaml" \
-    --network "--num_epochs 10" ${DRY_RUN:+--dry_run "$DRY_RUN"}
+    --behaviour "--config ${RECIPES}_behaviour.yaml" --sids "--config ${RECIPES}_sids.yaml" \
+    --baselines "--names popularity,transitions,cooccurrence_wide,content,transitions+content" \
+    --network "--num_epochs 10" \
+    --sft "--config ${RECIPES}_sft.yaml --sid_init $(printf %q "$OUT/data/$DS.emb-behaviour-td.npy")" \
+    --rl "--config ${RECIPES}_rl.yaml --cf_path $(printf %q "$OUT/gru4rec/model")" \
+    ${DRY_RUN:+--dry_run "$DRY_RUN"}

@@ -122,8 +122,8 @@ def test_the_table_is_the_mean_of_the_seeds(tmp_path, capsys):
 def test_wrong_arguments(tmp_path):
     script = ROOT / "scripts/benchmark.sh"
     for arguments, said in (
-        ([], "--dataset is missing: industrial, beauty or ml-100k; or --recipe"),
-        (["--dataset", "games"], "--dataset games: expected industrial, beauty or ml-100k"),
+        ([], "--dataset is missing: industrial, beauty, ml-100k or ml-100k-rqvae; or --recipe"),
+        (["--dataset", "games"], "--dataset games: expected industrial, beauty, ml-100k or ml-100k-rqvae"),
         (["--dataset", "beauty"], "--data is missing: the folder of the raw files"),
         (["--dataset", "beauty", "--recipe", "x"], "--dataset: goes without --recipe"),
     ):

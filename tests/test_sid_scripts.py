@@ -110,7 +110,7 @@ def test_help_of_the_scripts_runs_nothing_else(tmp_path, script, command):
 def test_recipes_of_the_scripts_are_flags_of_their_commands(monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = ["--data_path", "x.npy", "--ckpt_dir", "ck"]
-    flags = parse_flags(RQVAEFlags, ["--config", "config/recipes/quickstart_rqvae.yaml", *arguments])
+    flags = parse_flags(RQVAEFlags, ["--config", "config/recipes/movielens_rqvae.yaml", *arguments])
     assert (flags.num_emb_list, flags.layers, flags.e_dim, flags.lr) == ([128, 128, 128], [256], 64, 1e-3)
     flags = parse_flags(RQVAEFlags, ["--config", "config/recipes/compare_sids_rqvae.yaml", *arguments])
     assert (flags.layers, flags.epochs, flags.revive_every, flags.lr) == ([512, 256, 128], 600, 20, 1e-3)
