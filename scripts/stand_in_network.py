@@ -20,7 +20,7 @@ from minionerec.evaluation.network_runs import SHAPE_FLAGS, resolve_sasrec_flags
 from minionerec.recommenders.networks import build_network, save_network
 
 
-def write_stand_in(flags: SASRecFlags) -> None:
+def write_network_stand_in(flags: SASRecFlags) -> None:
     """Write the folder, unless there is one already.
 
     Raises:
@@ -34,4 +34,4 @@ def write_stand_in(flags: SASRecFlags) -> None:
 
 
 if __name__ == "__main__":
-    run_command(write_stand_in, FLAGS)
+    run_command(write_network_stand_in, FLAGS)

