@@ -131,9 +131,9 @@ def choose_weights_of_sums(
 ) -> dict[str, list[float] | None]:
     """{baseline: weights of its parts}, None where it has no parts or there are no validation rows."""
     weights: dict[str, list[float] | None] = dict.fromkeys(flags.names)
+    excluded = list_excluded(flags, rows, built.inputs.catalogue)
     for name in flags.names:
         if SUM_SIGN in name and rows:
-            excluded = list_excluded(flags, rows, built.inputs.catalogue)
             weights[name], tried = choose_sum_weights(name, built, rows, excluded)
             say(f"[baselines] {name}: HR@10 + NDCG@10 on {len(rows):,} validation rows by weights: {tried}")
     return weights

@@ -143,13 +143,30 @@ def test_a_dry_run_plans_every_stage_and_writes_nothing(tmp_path, own_token):
     assert wrong.returncode == 2 and "--dry_run yes: expected True or False" in wrong.stderr
 
 
-PLANNING = """
+# A script of stages with OUT and PYTHON as its arguments, without an environment of its own.
+STAGES_HEAD = """
 set -euo pipefail
-PYTHON=python3
+PYTHON="$2"
 fail() { echo "error: $1" >&2; exit 2; }
 source scripts/launch.sh
 source scripts/stages.sh
 OUT="$1"
+"""
+
+
+def plan(stages, folder, out, **variables):
+    """Run what follows STAGES_HEAD; temporary files go to `folder`."""
+    return subprocess.run(
+        ["bash", "-c", STAGES_HEAD + stages, "plan", str(out), sys.executable],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(folder), "LAUNCH": "none", **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+PLANNING = """
 say_plan() {
     [ -z "${MINIONEREC_CHECK_FLAGS:-}" ] || return 0
     case "$1" in
@@ -174,14 +191,7 @@ def test_the_table_of_a_dry_run(tmp_path):
     out.mkdir()
     (out / "log.txt").write_text("kept")
     before = (out / "log.txt").stat().st_mtime_ns
-    done = subprocess.run(
-        ["bash", "-c", PLANNING, "plan", str(out)],
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path), "LAUNCH": "none"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = plan(PLANNING, tmp_path, out)
     plans, table = done.stdout.split("Plan of ")
     assert f"writes {out}/trained True" in plans and "error: it needs a model" in plans
     rows = [line.split(maxsplit=2) for line in table.splitlines()[2:]]
@@ -197,12 +207,6 @@ def test_the_table_of_a_dry_run(tmp_path):
 
 
 SIDS_PLANNING = """
-set -euo pipefail
-PYTHON="$2"
-fail() { echo "error: $1" >&2; exit 2; }
-source scripts/launch.sh
-source scripts/stages.sh
-OUT="$1"
 say_sids() {
     [ -z "${MINIONEREC_CHECK_FLAGS:-}" ] || return 0
     echo "[method] seed=1 $2"
@@ -233,15 +237,8 @@ def test_random_sids_stand_in_for_those_of_every_method(tmp_path, flags, levels,
     out = tmp_path / "out"
     out.mkdir()
     (out / "toy.item.json").write_text(json.dumps({str(item): {} for item in range(14)}))
-    done = subprocess.run(
-        ["bash", "-c", SIDS_PLANNING, "plan", str(out), sys.executable],
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path), "LAUNCH": "none", "FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0 and "cannot be planned" not in done.stdout, done.stdout + done.stderr
+    done = plan(SIDS_PLANNING, tmp_path, out, FLAGS=flags)
+    assert "cannot be planned" not in done.stdout, done.stdout
     sids = json.loads("{" + done.stdout.split("\n  {")[1].split("}")[0] + "}")
     assert len(sids) == 14 == len({tuple(sid) for sid in sids.values()})
     for level, size in enumerate(levels):

@@ -288,6 +288,7 @@ def test_a_walk_teacher_says_what_follows_histories_that_are_no_train_rows(monke
 @pytest.mark.parametrize(
     "flags, message",
     [
+        (dict(teacher="content+gru4rec"), "--teacher gru4rec: was trained on the rows that it would teach"),
         (dict(walk_teacher="luck"), "--walk_teacher luck: expected one of "),
         (dict(walk_teacher="content+gru4rec"), "--walk_teacher gru4rec: needs --cf_path"),
         (dict(cf_path="model"), "--cf_path: has an effect with --walk_teacher sasrec or gru4rec only"),

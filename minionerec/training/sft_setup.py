@@ -26,7 +26,7 @@ from minionerec.language.sid_tokens import (
     compute_start_directions,
     fit_to_width,
 )
-from minionerec.recommenders.registry import BASELINES, check_baseline_files, is_baseline
+from minionerec.recommenders.registry import BASELINES, SUM_SIGN, check_baseline_files, is_baseline
 from minionerec.search.legal_softmax import CONFIG_NAME, LegalTokens
 from minionerec.training.hub import check_hub_flags
 from minionerec.training.optimizers import check_optimizer
@@ -59,6 +59,11 @@ def check_sft_flags(flags: SFTFlags) -> None:
         if not is_baseline(value):
             expected = f"one of {', '.join(BASELINES)}, or a sum such as transitions+content"
             raise InputError(f"--{name} {value}: expected {expected}")
+    for part in flags.teacher.split(SUM_SIGN):
+        if BASELINES[part].file_flag:
+            raise InputError(
+                f"--teacher {part}: was trained on the rows that it would teach; --walk_teacher may name it"
+            )
     check_baseline_files("walk_teacher", [flags.walk_teacher or ""], {"cf_path": flags.cf_path})
     if flags.walks < 1:
         raise InputError(f"--walks {flags.walks}: must be at least 1")
