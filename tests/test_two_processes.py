@@ -155,3 +155,28 @@ def test_evaluation_gives_the_same_on_two_processes_and_after_a_kill(trained, tm
     assert 3 < len(finished) < len(marked)
     (tmp_path / "cut" / "test.json").write_text(json.dumps(marked))
     assert_same_result(tmp_path / "cut", tmp_path / "one")
+
+
+ENDING = """
+import torch
+
+from minionerec.common.cli import run_command
+from minionerec.common.processes import process_state
+
+
+def exchange(_flags):
+    state = process_state()
+    torch.distributed.all_reduce(torch.ones(3))
+    print(f"in a group: {torch.distributed.is_initialized()}, {state.num_processes}")
+
+
+run_command(exchange, None, shared=True)
+print(f"after it: {torch.distributed.is_initialized()}")
+"""
+
+
+def test_a_command_leaves_the_group_before_the_interpreter_ends(tmp_path):
+    (tmp_path / "ending.py").write_text(ENDING)
+    done = launch(tmp_path / "ending.py", 2, {})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("in a group: True, 2\n") == done.stdout.count("after it: False\n") == 2

@@ -33,6 +33,7 @@ from minionerec.common.disk_errors import explain_disk_error
 from minionerec.common.files import InputError, read_yaml
 from minionerec.common.processes import (
     count_processes,
+    leave_group,
     leave_others,
     report_failure,
     say,
@@ -191,6 +192,7 @@ def run_command(command: Callable[[AnyFlags], Any], flags: AnyFlags, *, shared: 
     with record_console():
         try:
             command(flags)
+            leave_group()
         except InputError as error:
             report_failure(str(error))
             sys.exit(2)

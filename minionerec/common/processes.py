@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -80,6 +81,19 @@ def computes_on_cpu() -> bool:
     import torch
 
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
+
+
+def leave_group() -> None:
+    """Leave the group of processes, if this one is in any, at the end of its work.
+
+    A thread of gloo may still hold the tensors of the last exchange. Were the interpreter to end meanwhile, that thread
+    would abort the process, finished as it is, and the launcher report a failure.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    torch.distributed.destroy_process_group()
+    gc.collect()  # what holds the group in a cycle, such as a trainer: the group waits for its threads once it is free
 
 
 def report_failure(text: str, *, everywhere: bool = False) -> None:
