@@ -16,11 +16,11 @@ from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue
 from minionerec.language.soft_targets import TaughtPaths, draw_columns
 from minionerec.recommenders import likeliest, registry
-from minionerec.recommenders.likeliest import rank_by_likelihood
+from minionerec.recommenders.likeliest import rank_by_likelihood, select_likeliest
+from minionerec.recommenders.likelihoods import WholeLikelihoods, add_likelihoods, are_sound
 from minionerec.recommenders.registry import (
     BaselineInputs,
     BuiltBaselines,
-    add_likelihoods,
     build_baseline,
     build_without_row,
     is_baseline,
@@ -107,6 +107,35 @@ def test_sums_by_hand():
     assert add_likelihoods([{}, {}]) == {}
     assert is_baseline("transitions+content") and is_baseline("content")
     assert not any(map(is_baseline, ("", "content+", "content+content", "content+luck", "popularity")))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_arrays_of_likelihoods_read_add_up_and_sort_as_dicts_do(seed):
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(1, 60))
+    item_ids = generator.permutation(100)[:count].tolist()
+    column_of = {item: column for column, item in enumerate(item_ids)}
+    # Few different values, so that there are ties, and some of 0.
+    arrays = [(generator.integers(0, 4, count) / 8).astype(np.float32) for _ in range(2)]
+    whole = [WholeLikelihoods(item_ids, column_of, values) for values in arrays]
+    dicts = [dict(zip(item_ids, values.tolist(), strict=True)) for values in arrays]
+    few = {item: float(generator.random()) for item in item_ids[: count // 3]}
+    counts = {item: int(generator.integers(0, 3)) for item in item_ids}
+    assert whole[0] == dicts[0] and list(whole[0].items()) == list(dicts[0].items())
+    assert list(whole[0].values()) == list(dicts[0].values()) and 100 not in whole[0] and whole[0].get(100) is None
+    for k in (1, 5, count, count + 3):
+        assert select_likeliest(whole[0], k, counts) == select_likeliest(dicts[0], k, counts)
+    for weights in (None, [1.0, 0.3, 3.0]):
+        ours = add_likelihoods([few, *whole], weights)
+        theirs = add_likelihoods([few, *dicts], weights)
+        assert {item: p for item, p in ours.items() if p} == pytest.approx({i: p for i, p in theirs.items() if p})
+
+
+@pytest.mark.parametrize("values", [[-0.1, 0.2], [float("nan"), 0.1], [float("inf"), 0.1]])
+def test_arrays_that_are_no_likelihoods(values):
+    items = [4, 7]
+    assert are_sound(WholeLikelihoods(items, {4: 0, 7: 1}, np.array([0.0, 0.3])))
+    assert not are_sound(WholeLikelihoods(items, {4: 0, 7: 1}, np.array(values)))
 
 
 @pytest.mark.parametrize("seed", range(3))

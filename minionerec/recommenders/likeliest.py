@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from minionerec.common.records import Catalogue
 from minionerec.recommenders.content import HISTORIES_AT_ONCE
+from minionerec.recommenders.likelihoods import split_likelihoods
 from minionerec.recommenders.registry import Likelihoods
 from minionerec.recommenders.transitions import fill_with_popular, sort_by_popularity
 
 SORTED_AT_ONCE = 16  # items; fewer are sorted faster one by one
 
 
-def select_likeliest(likelihoods: dict[int, float], k: int, counts: dict[int, int]) -> list[int]:
+def select_likeliest(likelihoods: Mapping[int, float], k: int, counts: dict[int, int]) -> list[int]:
     """The k most likely items, best first; ties by training popularity, then id."""
     if len(likelihoods) < SORTED_AT_ONCE:
         return heapq.nsmallest(k, likelihoods, key=lambda item: (-likelihoods[item], -counts.get(item, 0), item))
-    items, p = list(likelihoods), np.fromiter(likelihoods.values(), np.float64, len(likelihoods))
+    items, p = split_likelihoods(likelihoods)
     # Only what is at least as likely as the k-th, of which there may be more than k.
     kept = np.flatnonzero(p >= np.partition(p, -k)[-k]) if 0 < k < len(p) else np.arange(len(p))
     items = [items[place] for place in kept.tolist()]

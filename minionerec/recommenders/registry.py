@@ -8,8 +8,7 @@ docs/examples/baseline.py is a whole one.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from minionerec.common.files import InputError
@@ -20,6 +19,7 @@ from minionerec.recommenders.content import (
     find_similar_items,
 )
 from minionerec.recommenders.cooccurrence import NEAR, WIDE, Cooccurrences, CooccurrenceSettings
+from minionerec.recommenders.likelihoods import WholeLikelihoods, add_likelihoods, are_sound
 from minionerec.recommenders.transitions import (
     count_transitions,
     explain_transitions,
@@ -28,9 +28,9 @@ from minionerec.recommenders.transitions import (
 )
 
 # Histories of item ids, oldest first -> {item id: p} of the catalogue's items; items that it leaves out have p = 0.
-Likelihoods = Callable[[Sequence[Sequence[int]]], list[dict[int, float]]]
+Likelihoods = Callable[[Sequence[Sequence[int]]], list[Mapping[int, float]]]
 # Train rows -> the same after the history of each, as if that row had never been seen.
-LikelihoodsWithoutRow = Callable[[Sequence[Row]], list[dict[int, float]]]
+LikelihoodsWithoutRow = Callable[[Sequence[Row]], list[Mapping[int, float]]]
 # A history of item ids, oldest first, and items -> why each of them is likely, in a few words, or an empty text.
 Reasons = Callable[[Sequence[int], Sequence[int]], list[str]]
 
@@ -203,26 +203,6 @@ def build_without_row(name: str, inputs: BaselineInputs) -> LikelihoodsWithoutRo
     return parts[0] if len(parts) == 1 else _add_parts(parts)
 
 
-def add_likelihoods(parts: Sequence[dict[int, float]], weights: Sequence[float] | None = None) -> dict[int, float]:
-    """The weighted mean of several likelihoods of the same history, each divided by its sum first.
-
-    A part that says nothing about the history is left out of the mean, so that the result adds up to 1 again.
-
-    Args:
-        parts: {item: likelihood} of each baseline.
-        weights: of the parts; 1 each if not given.
-    """
-    total: dict[int, float] = {}
-    sums = [sum(part.values()) for part in parts]
-    shares = [weight if size else 0.0 for weight, size in zip(weights or [1.0] * len(parts), sums, strict=True)]
-    for part, size, share in zip(parts, sums, shares, strict=True):
-        if share:
-            factor = share / size / sum(shares)
-            for item, p in part.items():
-                total[item] = total.get(item, 0.0) + factor * p
-    return total
-
-
 def _add_parts(parts: Sequence[Callable], weights: Sequence[float] | None = None) -> Callable:
     """`add_likelihoods` of what the parts say, of histories or of rows."""
     return lambda asked: [
@@ -239,11 +219,11 @@ def _check_likelihoods(name: str, predict: Callable, catalogue: Catalogue) -> Ca
         if len(predictions) != len(asked):
             raise InputError(f"baseline {name}: {len(predictions)} predictions for {len(asked)} histories")
         for likelihoods in predictions:
-            if not item_ids.issuperset(likelihoods):
+            # The items of an array are those of the catalogue; `build_sasrec` has looked.
+            if not isinstance(likelihoods, WholeLikelihoods) and not item_ids.issuperset(likelihoods):
                 strangers = likelihoods.keys() - item_ids
                 raise InputError(f"baseline {name}: {min(strangers)} is not in the info file")
-            # One that is no number makes the sum none, and with it both comparisons false.
-            if likelihoods and not (min(likelihoods.values()) >= 0 and sum(likelihoods.values()) < math.inf):
+            if not are_sound(likelihoods):
                 raise InputError(f"baseline {name}: the likelihoods must be finite numbers of 0 or more")
         return predictions
 
@@ -354,9 +334,9 @@ def build_sasrec(catalogue: Catalogue, cf_path: str, device: str = "cpu", model:
     if set(network.item_ids) != set(catalogue.item_ids):
         raise InputError(f"--cf_path {cf_path}: its items are not those of the info file")
 
-    def predict(histories: Sequence[Sequence[int]]) -> list[dict[int, float]]:
-        probabilities = network.score_histories(histories).exp().tolist()
-        return [dict(zip(network.item_ids, row, strict=True)) for row in probabilities]
+    def predict(histories: Sequence[Sequence[int]]) -> list[Mapping[int, float]]:
+        probabilities = network.score_histories(histories).exp().cpu().numpy()
+        return [WholeLikelihoods(network.item_ids, network.column_of, row) for row in probabilities]
 
     return predict
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from minionerec.common.records import Row
 from minionerec.recommenders.content import HISTORIES_AT_ONCE
+from minionerec.recommenders.likelihoods import add_likelihoods
 from minionerec.recommenders.registry import (
     BaselineInputs,
     BuiltBaselines,
     Likelihoods,
-    add_likelihoods,
     build_baseline,
 )
 

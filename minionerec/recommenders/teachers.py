@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -61,7 +61,7 @@ class Teacher:
         """
         return self._select(build_without_row(self._name, self._inputs), rows)
 
-    def _select(self, predict: Callable[[Sequence], list[dict[int, float]]], asked: Sequence) -> SoftTargets:
+    def _select(self, predict: Callable[[Sequence], list[Mapping[int, float]]], asked: Sequence) -> SoftTargets:
         items = np.zeros((len(asked), TAUGHT_ITEMS), dtype=np.int64)
         probabilities = np.zeros((len(asked), TAUGHT_ITEMS), dtype=np.float32)
         # A few at a time, for there may be likelihoods of all items.
@@ -70,12 +70,12 @@ class Teacher:
             for start in range(0, len(asked), HISTORIES_AT_ONCE)
         )
         for number, likelihoods in enumerate(chain.from_iterable(parts)):
-            positive = {item: p for item, p in likelihoods.items() if p > 0}
-            best = select_likeliest(positive, TAUGHT_ITEMS, self._counts)
-            if best:
-                items[number, : len(best)] = [self._number_of[item] for item in best]
-                values = np.array([positive[item] for item in best])
-                probabilities[number, : len(best)] = values / values.sum()
+            best = select_likeliest(likelihoods, TAUGHT_ITEMS, self._counts)
+            values = np.array([likelihoods[item] for item in best], dtype=np.float64)
+            taught = int(np.count_nonzero(values))  # the first ones: those that are impossible stand last
+            if taught:
+                items[number, :taught] = [self._number_of[item] for item in best[:taught]]
+                probabilities[number, :taught] = values[:taught] / values[:taught].sum()
         return SoftTargets(items, probabilities)
 
 
