@@ -84,13 +84,13 @@ def computes_on_cpu() -> bool:
 
 
 def leave_group() -> None:
-    """Leave the group of processes, if this one is in any, at the end of its work.
+    """Leave the group of the processes of this run at the end of its work, if they formed one.
 
     A thread of gloo may still hold the tensors of the last exchange. Were the interpreter to end meanwhile, that thread
     would abort the process, finished as it is, and the launcher report a failure.
     """
     torch = sys.modules.get("torch")
-    if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if count_processes() == 1 or torch is None or not torch.distributed.is_initialized():
         return
     torch.distributed.destroy_process_group()
     gc.collect()  # what holds the group in a cycle, such as a trainer: the group waits for its threads once it is free
