@@ -212,15 +212,18 @@ class TaskInputs:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher of train rows, built from them when it is first needed."""
-        return Teacher(self.teacher_name, BaselineInputs(self.rows, self.catalogue.with_counts(self.rows)))
+        return self._build_teacher(self.teacher_name)
 
     @cached_property
     def walk_teacher(self) -> Teacher:
         """The teacher of histories that are no train rows; it may hold a network that was trained on those."""
         if self.walk_teacher_name in (None, self.teacher_name):
             return self.teacher
+        return self._build_teacher(self.walk_teacher_name)
+
+    def _build_teacher(self, name: str) -> Teacher:
         counted = self.catalogue.with_counts(self.rows)
-        return Teacher(self.walk_teacher_name, BaselineInputs(self.rows, counted, files={"cf_path": self.cf_path}))
+        return Teacher(name, BaselineInputs(self.rows, counted, files={"cf_path": self.cf_path}))
 
 
 DatasetBuilder = Callable[[TaskInputs, Encoder], PromptDataset]

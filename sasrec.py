@@ -23,9 +23,16 @@ from minionerec.common.processes import is_main_process, process_state, say
 from minionerec.common.records import Catalogue, Row, check_rows, read_info, read_rows
 from minionerec.common.stage import open_stage
 from minionerec.evaluation.metrics import format_metrics
-from minionerec.evaluation.network_runs import CHECKPOINT, resolve_sasrec_flags, train_on_rows
+from minionerec.evaluation.network_runs import (
+    CHECKPOINT,
+    part_train_users,
+    resolve_sasrec_flags,
+    train_folds,
+    train_on_rows,
+)
 from minionerec.evaluation.predictions import RankedItems, write_item_predictions
 from minionerec.evaluation.seen_items import check_seen_flags, extend_length, leave_out, list_excluded
+from minionerec.recommenders.folds import FOLDS_FOLDER
 from minionerec.recommenders.network_training import rank_with_network
 from minionerec.recommenders.networks import load_network, save_network
 
@@ -52,19 +59,24 @@ def sasrec(flags: SASRecFlags) -> None:
     model_folder, predictions_file, metrics_file, epochs_file = outputs = [
         output / name for name in ("model", "test.json", "test.metrics.json", "epochs.json")
     ]
+    outputs += [output / FOLDS_FOLDER] if flags.folds else []
     inputs = [*(getattr(flags, name) for name in SPLIT_FLAGS), flags.info_file]
     stage = open_stage(flags.model, flags, inputs, outputs, output / "sasrec.stage.json", trains_in=output)
     if stage.finished and not flags.dry_run:
         return
     catalogue, (train_rows, valid_rows, test_rows) = read_sasrec_data(flags)
+    parts = part_train_users(flags, train_rows)
 
     network, epochs = train_on_rows(flags, catalogue, train_rows, valid_rows, stage.tick, stage.resuming)
     if flags.dry_run:
+        if flags.folds:
+            say(f"  and {flags.folds} more networks, each without a part of the users: {flags.folds - 1} times as long")
         return
     if is_main_process():
         save_network(network, model_folder)
         write_json(epochs_file, epochs)
     process_state().wait_for_everyone()  # until the folder is there
+    train_folds(flags, catalogue, train_rows, valid_rows, parts, stage.tick, stage.resuming)
 
     excluded = list_excluded(flags, test_rows, catalogue)
     network = load_network(model_folder).to(process_state().device)

@@ -52,6 +52,7 @@ from minionerec.training.sft_setup import (
     build_sft_arguments,
     build_sft_model,
     check_sft_flags,
+    list_teacher_folders,
     read_sft_data,
 )
 from minionerec.training.sft_trainer import TreeBatches, TreeTrainer
@@ -166,7 +167,7 @@ def sft(flags: SFTFlags) -> None:
     output, final = Path(flags.output_dir), Path(flags.output_dir) / "final_checkpoint"
     required = ("train_file", "eval_file", "sid_index_path", "item_meta_path")
     optional = ("base_model", "preference_file", "sid_init", "cf_path")
-    inputs = list_training_inputs(flags, required, optional)
+    inputs = [*list_training_inputs(flags, required, optional), *list_teacher_folders(flags)]
     stage = open_stage("sft", flags, inputs, [final], output / "sft.stage.json", trains_in=output)
     if flags.dry_run:
         plan_sft(flags, prompts, weights)

@@ -8,7 +8,8 @@ from typing import Any
 from minionerec.common.files import InputError, read_yaml
 
 # Stages of pipeline.sh, whose sections hold flags of their commands.
-STAGES = ("data", "text2emb", "behaviour", "sids", "convert", "baselines", "network", "likeness", "sft", "rl", "eval")
+STAGES = ("data", "text2emb", "behaviour", "sids", "convert", "baselines", "network", "sasrec", "gru4rec", "likeness")
+STAGES += ("sft", "rl", "eval")
 SOURCES = ("input_dir", "splits_dir")  # the flag of pipeline.sh that the raw files are given by
 KEYS = ("dataset", "source", "published", "pipeline", *STAGES)
 

@@ -37,7 +37,7 @@
 #                 defaults; without it there is none
 #   --sids        scripts/METHOD.sh: the flags of rq.METHOD, and --indices "..." for those of rq.generate_indices
 #   --convert     convert_dataset.py
-#   --baselines   baselines.py;  --network  sasrec.py, for all of --networks
+#   --baselines   baselines.py;  --network  sasrec.py, for all of --networks;  --sasrec, --gru4rec  for one of them
 #   --likeness    sft.py, as a run of its own before SFT, which begins with its model; without it there is none
 #   --sft         sft.py;  --rl  rl.py;  --eval  evaluate.py, after SFT and after RL
 #
@@ -52,11 +52,12 @@ INTERACTIONS_FILE="" ITEMS_FILE=""
 BASE_MODEL=""
 SID_METHOD=rqvae PLM_CHECKPOINT="" PLM_NAME="" NETWORKS="sasrec gru4rec" SHARED_SIDS="" SEED=42 FUSE="" DRY_RUN=""
 EXCLUDE_SEEN="" REPEAT_NEWEST=""
-DATA="" TEXT2EMB="" BEHAVIOUR="" SIDS="" CONVERT="" BASELINES="" NETWORK="" LIKENESS="" SFT="" RL="" EVAL=""
+DATA="" TEXT2EMB="" BEHAVIOUR="" SIDS="" CONVERT="" BASELINES="" NETWORK="" SASREC="" GRU4REC="" LIKENESS="" SFT=""
+RL="" EVAL=""
 KNOWN="dataset input_dir splits_dir reviews_file metadata_file interactions_file items_file data_root category"
 KNOWN+=" output_dir base_model sid_method plm_checkpoint plm_name fuse networks shared_sids seed dry_run"
 KNOWN+=" exclude_seen repeat_newest"
-KNOWN+=" data text2emb behaviour sids convert baselines network likeness sft rl eval"
+KNOWN+=" data text2emb behaviour sids convert baselines network sasrec gru4rec likeness sft rl eval"
 read_flags "$KNOWN" "$@"
 check_dry_run "$DRY_RUN"
 COMMAND_LINE="bash scripts/pipeline.sh$(printf ' %q' "$@")"
@@ -95,6 +96,8 @@ for network in $NETWORKS; do
         *) fail "--networks $NETWORKS: expected sasrec, gru4rec, both or none" ;;
     esac
 done
+[ -z "$SASREC" ] || [[ " $NETWORKS " == *" sasrec "* ]] || fail "--sasrec: needs sasrec among --networks"
+[ -z "$GRU4REC" ] || [[ " $NETWORKS " == *" gru4rec "* ]] || fail "--gru4rec: needs gru4rec among --networks"
 for network in sasrec gru4rec; do
     [[ "$FUSE" != *$network* ]] || [[ " $NETWORKS " == *" $network "* ]] ||
         fail "--fuse $FUSE: needs $network among --networks"
@@ -163,9 +166,12 @@ rank_baselines() {
     run_stage baselines "$PYTHON" baselines.py "${data[@]}" --valid_file "$VALID" --item_meta_path "$ITEMS" \
         --output_dir "$OUT/baselines" "${WORDS[@]}"
     split_flags network "$NETWORK"
+    local of_all=("${WORDS[@]}") own
     for network in $NETWORKS; do
+        own="${network^^}"
+        split_flags "$network" "${!own}"
         run_stage "$network" launch_as NETWORKS sasrec.py --model "$network" "${data[@]}" --valid_file "$VALID" \
-            --output_dir "$OUT/$network" --seed "$SEED" "${WORDS[@]}"
+            --output_dir "$OUT/$network" --seed "$SEED" "${of_all[@]}" "${WORDS[@]}"
     done
 }
 

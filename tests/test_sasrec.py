@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tiny import make_dataset
 from minionerec.common.files import InputError, read_json
 from minionerec.common.records import Row, read_info, read_rows
 from minionerec.common.step_log import read_steps
+from minionerec.evaluation import network_runs
 from minionerec.evaluation.metrics import find_rank, ndcg
 from minionerec.evaluation.network_runs import validate_network
 from minionerec.recommenders.network_training import (
@@ -273,9 +275,54 @@ def test_the_command(tmp_path, data, model, capsys):
     assert "already done" in capsys.readouterr().out and (output / "test.json").stat().st_mtime_ns == written
 
 
+def test_folds_are_trained_without_their_users_and_go_on_after_a_break(tmp_path, data, monkeypatch):
+    flags = SASRecFlags(
+        **data, model="gru4rec", num_epochs=2, hidden_size=8, folds=3, output_dir=str(tmp_path / "whole"), seed=1
+    )
+    sasrec(flags)
+    parts = read_json(tmp_path / "whole/folds/parts.json")
+    rows = read_rows(data["train_file"])
+    assert len(parts) == 3 and sorted(sum(parts, [])) == sorted({row.user_id for row in rows})
+
+    # The same by hand: a run on the rows of the others.
+    users = set(parts[1])
+    lines = Path(data["train_file"]).read_text().splitlines()
+    others = [line for line, row in zip(lines[1:], rows, strict=True) if row.user_id not in users]
+    (tmp_path / "others.csv").write_text("\n".join([lines[0], *others]) + "\n")
+    alone = {**data, "train_file": str(tmp_path / "others.csv"), "output_dir": str(tmp_path / "alone")}
+    sasrec(SASRecFlags(**alone, model="gru4rec", num_epochs=2, hidden_size=8, seed=1))
+    for name in ("config.json", "model.safetensors"):
+        by_hand = (tmp_path / "alone/model" / name).read_bytes()
+        assert (tmp_path / "whole/folds/1/model" / name).read_bytes() == by_hand
+
+    saved, save = [], network_runs.save_network
+
+    def save_two(network, path):
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save(network, path)
+
+    monkeypatch.setattr(network_runs, "save_network", save_two)
+    cut = replace(flags, output_dir=str(tmp_path / "cut"))
+    with pytest.raises(KeyboardInterrupt):
+        sasrec(cut)
+    assert not (tmp_path / "cut/folds/parts.json").exists() and (tmp_path / "cut/folds/0/model").is_dir()
+    monkeypatch.setattr(network_runs, "save_network", save)
+    sasrec(cut)
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole/folds").rglob("*.safetensors"))
+    assert len(files) == 3
+    for path in [*files, Path("test.json"), Path("folds/parts.json")]:
+        assert (tmp_path / "cut" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
+    sasrec(replace(cut, folds=0))
+    assert not (tmp_path / "cut/folds").exists()
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
+        ({"folds": 1}, "--folds 1: expected 2 or more, or 0 for none"),
+        ({"folds": 1000, "num_epochs": 1}, "--folds 1000: .*train.csv has [0-9]+ users only"),
         ({"model": "bert"}, "--model bert: expected one of sasrec, gru4rec"),
         ({"num_epochs": 0}, "--num_epochs 0: expected 1 or more"),
         ({"K": -1}, "--K -1: expected 1 or more"),

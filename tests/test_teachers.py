@@ -16,8 +16,10 @@ from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue
 from minionerec.language.soft_targets import TaughtPaths, draw_columns
 from minionerec.recommenders import likeliest, registry
+from minionerec.recommenders.folds import name_fold, part_users, write_parts
 from minionerec.recommenders.likeliest import rank_by_likelihood, select_likeliest
 from minionerec.recommenders.likelihoods import WholeLikelihoods, add_likelihoods, are_sound
+from minionerec.recommenders.networks import build_network, save_network
 from minionerec.recommenders.registry import (
     BaselineInputs,
     BuiltBaselines,
@@ -95,9 +97,50 @@ def test_a_baseline_that_cannot_leave_out_a_row_is_built_without_the_users_of_ea
         assert len(unseen) == 1 and answer == {0: len(unseen[0])}
 
 
-def test_a_network_that_was_trained_on_the_rows_cannot_teach_them():
-    with pytest.raises(InputError, match="--teacher sasrec: --cf_path was trained on the rows"):
-        build_without_row("transitions+sasrec", make_inputs(0))
+def save_folds(folder, inputs, model="gru4rec", folds=3):
+    """What `sasrec.py --folds` leaves, with random weights; {user: the network without this user}."""
+    settings = {"model": model, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "dropout": 0.0, "max_history": 5}
+    parts = part_users(inputs.train_rows, folds)
+    unseen = {}
+    for fold, users in enumerate(parts):
+        torch.manual_seed(fold)
+        network = build_network(inputs.catalogue.item_ids, settings).eval()
+        save_network(network, name_fold(folder, fold) / "model")
+        unseen |= dict.fromkeys(users, network)
+    save_network(build_network(inputs.catalogue.item_ids, settings), folder / "model")
+    write_parts(folder, parts)
+    return unseen
+
+
+@pytest.mark.parametrize("model", ["sasrec", "gru4rec"])
+def test_a_train_row_is_taught_by_the_network_that_has_not_seen_its_user(tmp_path, model):
+    inputs = make_inputs(3)
+    unseen = save_folds(tmp_path, inputs, model)
+    inputs = replace(inputs, files={"cf_path": str(tmp_path / "model")})
+    assert len(set(map(id, unseen.values()))) == 3
+    predict = build_without_row(model, inputs)
+    for row, answer in zip(inputs.train_rows, predict(inputs.train_rows), strict=True):
+        network = unseen[row.user_id]
+        expected = network.score_histories([row.history_ids])[0].exp().tolist()
+        assert dict(answer.items()) == pytest.approx(dict(zip(network.item_ids, expected, strict=True)), abs=1e-6)
+    with pytest.raises(InputError, match="user 'stranger' of the train rows was in none of the parts"):
+        predict([replace(inputs.train_rows[0], user_id="stranger")])
+    taught = Teacher(f"content+{model}", inputs).teach_rows(inputs.train_rows)
+    assert np.allclose(taught.probabilities.sum(axis=1), 1)
+    if model == "gru4rec":
+        with pytest.raises(InputError, match="is a gru4rec|gru4rec"):
+            save_folds(tmp_path / "other", inputs, "sasrec")
+            build_without_row(model, replace(inputs, files={"cf_path": str(tmp_path / "other" / "model")}))
+
+
+def test_a_network_that_was_trained_on_the_rows_cannot_teach_them(tmp_path):
+    inputs = replace(make_inputs(0), files={"cf_path": str(tmp_path / "model")})
+    with pytest.raises(InputError, match="--teacher sasrec: --cf_path .*model was trained on the rows that it would"):
+        build_without_row("transitions+sasrec", inputs)
+    (tmp_path / "folds").mkdir()
+    (tmp_path / "folds" / "parts.json").write_text("[[1, 2]]")
+    with pytest.raises(InputError, match="parts.json: expected a list of lists of user ids"):
+        build_without_row("transitions+sasrec", inputs)
 
 
 def test_sums_by_hand():
@@ -317,7 +360,8 @@ def test_a_walk_teacher_says_what_follows_histories_that_are_no_train_rows(monke
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (dict(teacher="content+gru4rec"), "--teacher gru4rec: was trained on the rows that it would teach"),
+        (dict(teacher="content+gru4rec"), "--teacher gru4rec: needs --cf_path"),
+        (dict(teacher="content+gru4rec", cf_path="run/model"), "--teacher gru4rec: .*was trained on the rows"),
         (dict(walk_teacher="luck"), "--walk_teacher luck: expected one of "),
         (dict(walk_teacher="content+gru4rec"), "--walk_teacher gru4rec: needs --cf_path"),
         (dict(cf_path="model"), "--cf_path: has an effect with --walk_teacher sasrec or gru4rec only"),

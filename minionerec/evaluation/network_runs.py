@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from minionerec.common.records import Catalogue, Row
 from minionerec.common.sharing import broadcast_value
 from minionerec.common.step_log import TrainingLog
 from minionerec.evaluation.metrics import find_rank, hit_ratio, ndcg
+from minionerec.recommenders.folds import FOLDS_FOLDER, leave_out_users, name_fold, part_users, write_parts
 from minionerec.recommenders.network_training import NetworkTrainer, fold_histories, rank_with_network
-from minionerec.recommenders.networks import SequentialRecommender, build_network
+from minionerec.recommenders.networks import SequentialRecommender, build_network, save_network
 from minionerec.recommenders.settings import SASRecFlags
 
 PUBLISHED_MODELS = {"SASRec": "sasrec", "GRU": "gru4rec"}
@@ -39,6 +41,8 @@ def resolve_sasrec_flags(flags: SASRecFlags) -> SASRecFlags:
     for name in COUNT_FLAGS:
         if getattr(flags, name) < 1:
             raise InputError(f"--{name} {getattr(flags, name)}: expected 1 or more")
+    if flags.folds < 0 or flags.folds == 1:
+        raise InputError(f"--folds {flags.folds}: expected 2 or more, or 0 for none")
     if not 0 <= flags.dropout < 1:
         raise InputError(f"--dropout {flags.dropout}: expected a share from 0 to below 1")
     if model == "sasrec" and flags.hidden_size % flags.num_heads:
@@ -103,3 +107,50 @@ def train_on_rows(
     epochs = trainer.fit()
     log.close()
     return network, epochs
+
+
+def part_train_users(flags: SASRecFlags, train_rows: Sequence[Row]) -> list[list[str]]:
+    """The users that each network of --folds is trained without.
+
+    Raises:
+        InputError: fewer users than parts.
+    """
+    parts = part_users(train_rows, flags.folds)
+    if not all(parts):
+        raise InputError(f"--folds {flags.folds}: {flags.train_file} has {sum(map(len, parts))} users only")
+    return parts
+
+
+def train_folds(
+    flags: SASRecFlags,
+    catalogue: Catalogue,
+    train_rows: Sequence[Row],
+    valid_rows: Sequence[Row],
+    parts: Sequence[Sequence[str]],
+    on_checkpoint: Callable[[], None] | None = None,
+    resuming: bool = False,
+) -> None:
+    """Train a network without each part of the users into OUTPUT_DIR/folds.
+
+    Args:
+        flags, catalogue, train_rows, valid_rows, on_checkpoint: as of `train_on_rows`.
+        parts: of the users of the train rows; none: what stands in the folder is removed.
+        resuming: go on with what a run that was cut off has made; otherwise it is removed.
+    """
+    folder = Path(flags.output_dir) / FOLDS_FOLDER
+    if is_main_process() and not resuming:
+        shutil.rmtree(folder, ignore_errors=True)
+    for fold, users in enumerate(parts):
+        own = name_fold(flags.output_dir, fold)
+        if broadcast_value((own / "model").is_dir()):
+            continue
+        rows = leave_out_users(train_rows, users)
+        say(f"[{flags.model}] part {fold + 1} of {len(parts)}: without {len(users):,} users, {len(rows):,} rows")
+        of_fold = replace(flags, output_dir=str(own), report_to=None)
+        network, _ = train_on_rows(of_fold, catalogue, rows, valid_rows, on_checkpoint, resuming)
+        if is_main_process():
+            save_network(network, own / "model")
+            (own / CHECKPOINT).unlink(missing_ok=True)
+        process_state().wait_for_everyone()
+    if is_main_process() and parts:
+        write_parts(flags.output_dir, parts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
@@ -19,6 +20,7 @@ from minionerec.recommenders.content import (
     find_similar_items,
 )
 from minionerec.recommenders.cooccurrence import NEAR, WIDE, Cooccurrences, CooccurrenceSettings
+from minionerec.recommenders.folds import leave_out_users, name_fold, part_users, predict_unseen_rows, read_parts
 from minionerec.recommenders.likelihoods import WholeLikelihoods, add_likelihoods, are_sound
 from minionerec.recommenders.transitions import (
     count_transitions,
@@ -189,15 +191,13 @@ def build_without_row(name: str, inputs: BaselineInputs) -> LikelihoodsWithoutRo
     each row is looked at by the one that has not seen its user (cross-fitting).
 
     Raises:
-        InputError: a baseline that was trained before, on these very rows.
+        InputError: a network that was trained on these very rows, without others beside it that were not.
     """
     parts = []
     for part in name.split(SUM_SIGN):
         baseline = BASELINES[part]
         if baseline.build_without_row:
             parts.append(_check_likelihoods(part, baseline.build_without_row(inputs), inputs.catalogue))
-        elif baseline.file_flag:
-            raise InputError(f"--teacher {part}: --{baseline.file_flag} was trained on the rows that it would teach")
         else:
             parts.append(_cross_fit(part, inputs))
     return parts[0] if len(parts) == 1 else _add_parts(parts)
@@ -232,24 +232,13 @@ def _check_likelihoods(name: str, predict: Callable, catalogue: Catalogue) -> Ca
 
 def _cross_fit(name: str, inputs: BaselineInputs) -> LikelihoodsWithoutRow:
     """A baseline that looks at every row with the eyes of one that has not seen the row's user."""
-    users = dict.fromkeys(row.user_id for row in inputs.train_rows)
-    fold_of = {user: number % FOLDS for number, user in enumerate(users)}
+    parts = part_users(inputs.train_rows, FOLDS)
     predictors = []
-    for fold in range(FOLDS):
-        rows = [row for row in inputs.train_rows if fold_of[row.user_id] != fold]
+    for users in parts:
+        rows = leave_out_users(inputs.train_rows, users)
         part = replace(inputs, train_rows=rows, catalogue=inputs.catalogue.with_counts(rows))
         predictors.append(_check_likelihoods(name, BASELINES[name].build(part), inputs.catalogue))
-
-    def predict(rows: Sequence[Row]) -> list[dict[int, float]]:
-        predictions: list[dict[int, float]] = [{} for _ in rows]
-        for fold, predictor in enumerate(predictors):
-            numbers = [number for number, row in enumerate(rows) if fold_of[row.user_id] == fold]
-            answers = predictor([rows[number].history_ids for number in numbers]) if numbers else []
-            for number, answer in zip(numbers, answers, strict=True):
-                predictions[number] = answer
-        return predictions
-
-    return predict
+    return lambda rows: predict_unseen_rows(predictors, parts, rows)
 
 
 # -------------------------------------------------------------------------------------------------------- built-in ones
@@ -341,6 +330,24 @@ def build_sasrec(catalogue: Catalogue, cf_path: str, device: str = "cpu", model:
     return predict
 
 
+def build_network_without_row(inputs: BaselineInputs, name: str, model: str | None = None) -> LikelihoodsWithoutRow:
+    """Of train rows, the networks that `sasrec.py --folds N` trained beside --cf_path: each has not seen some users.
+
+    Args:
+        inputs: with cf_path among the files.
+        name: of the baseline, for errors.
+        model: the kind that is expected, if it matters.
+
+    Raises:
+        InputError: there are none, or they are of another catalogue or kind.
+    """
+    cf_path = inputs.files["cf_path"]
+    parts = read_parts(cf_path, name)
+    folders = [str(name_fold(Path(cf_path).parent, fold) / "model") for fold in range(len(parts))]
+    predictors = [build_sasrec(inputs.catalogue, folder, inputs.device, model) for folder in folders]
+    return lambda rows: predict_unseen_rows(predictors, parts, rows)
+
+
 register_baseline(
     "transitions",
     build_transitions,
@@ -355,11 +362,17 @@ register_baseline(
     build_without_row=lambda inputs: build_content_without_row(inputs.catalogue, inputs.descriptions),
     explain=lambda inputs: explain_content(inputs.catalogue, inputs.descriptions),
 )
-register_baseline(
-    "sasrec", lambda inputs: build_sasrec(inputs.catalogue, inputs.files["cf_path"], inputs.device), "cf_path"
-)
-register_baseline(
-    "gru4rec",
-    lambda inputs: build_sasrec(inputs.catalogue, inputs.files["cf_path"], inputs.device, "gru4rec"),
-    "cf_path",
-)
+
+
+def _register_network(name: str) -> None:
+    model = name if name == "gru4rec" else None  # sasrec stands for either
+    register_baseline(
+        name,
+        lambda inputs: build_sasrec(inputs.catalogue, inputs.files["cf_path"], inputs.device, model),
+        "cf_path",
+        build_without_row=lambda inputs: build_network_without_row(inputs, name, model),
+    )
+
+
+_register_network("sasrec")
+_register_network("gru4rec")

@@ -105,4 +105,9 @@ class SASRecFlags(SeenFlags, CatalogueFlags, LoggingFlags, SeedFlags, StageFlags
         "ranking for the first few",
         aliases=("early_stop",),
     )
+    folds: int = flag(
+        0,
+        "so many more networks, each trained without one part of the users, into OUTPUT_DIR/folds: as a --teacher of "
+        "sft.py the network that has not seen a train row's user says what should come next",
+    )
     K: int = flag(50, "length of the recommendation lists")

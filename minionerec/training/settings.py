@@ -77,15 +77,16 @@ class SFTFlags(SplitFlags, PromptFlags, OptimizationFlags, AdapterFlags, Logging
     )
     teacher: str = flag(
         "transitions+content",
-        "the baseline, or sum of baselines, that the tasks teacher_sid and walk_sid learn from",
+        "the baseline, or sum of baselines, that the tasks teacher_sid and walk_sid learn from; it may hold sasrec or "
+        "gru4rec where sasrec.py --folds has trained networks that did not see the rows",
     )
     walk_teacher: str | None = flag(
         None,
         "what the histories learn from that are no train rows: those of walk_sid, and what follows a user's last train "
-        "item. Such a baseline or sum may hold sasrec or gru4rec, which know the train rows by heart",
+        "item. Such a baseline or sum may hold sasrec or gru4rec without --folds, which know the train rows by heart",
         default_text="--teacher",
     )
-    cf_path: str | None = flag(None, "model folder of sasrec.py, for sasrec or gru4rec in --walk_teacher")
+    cf_path: str | None = flag(None, "model folder of sasrec.py, for sasrec or gru4rec in a teacher")
     walks: int = flag(3, "synthetic histories of walk_sid for every item and epoch")
     cut_histories: bool | None = flag(
         None,

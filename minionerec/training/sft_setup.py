@@ -26,6 +26,7 @@ from minionerec.language.sid_tokens import (
     compute_start_directions,
     fit_to_width,
 )
+from minionerec.recommenders.folds import FOLDS_FOLDER, read_parts
 from minionerec.recommenders.registry import BASELINES, SUM_SIGN, check_baseline_files, is_baseline
 from minionerec.search.legal_softmax import CONFIG_NAME, LegalTokens
 from minionerec.training.hub import check_hub_flags
@@ -59,12 +60,11 @@ def check_sft_flags(flags: SFTFlags) -> None:
         if not is_baseline(value):
             expected = f"one of {', '.join(BASELINES)}, or a sum such as transitions+content"
             raise InputError(f"--{name} {value}: expected {expected}")
-    for part in flags.teacher.split(SUM_SIGN):
-        if BASELINES[part].file_flag:
-            raise InputError(
-                f"--teacher {part}: was trained on the rows that it would teach; --walk_teacher may name it"
-            )
-    check_baseline_files("walk_teacher", [flags.walk_teacher or ""], {"cf_path": flags.cf_path})
+    networks = list_teaching_networks(flags)
+    names = [flags.teacher, flags.walk_teacher or ""]
+    check_baseline_files("teacher" if networks else "walk_teacher", names, {"cf_path": flags.cf_path})
+    for name in networks:
+        read_parts(flags.cf_path, name)
     if flags.walks < 1:
         raise InputError(f"--walks {flags.walks}: must be at least 1")
     if flags.softmax == "legal" and (flags.lora or flags.freeze_LLM):
@@ -77,6 +77,16 @@ def check_sft_flags(flags: SFTFlags) -> None:
             f"--base_model {flags.base_model}: a config file has no weights; add --train_from_scratch True"
         )
     check_divisible(flags.batch_size, flags.micro_batch_size)
+
+
+def list_teaching_networks(flags: SFTFlags) -> list[str]:
+    """The networks in --teacher."""
+    return [part for part in flags.teacher.split(SUM_SIGN) if BASELINES[part].file_flag == "cf_path"]
+
+
+def list_teacher_folders(flags: SFTFlags) -> list[Path]:
+    """What the networks of --teacher are read from beside --cf_path."""
+    return [Path(flags.cf_path).parent / FOLDS_FOLDER] if list_teaching_networks(flags) else []
 
 
 def check_teaching_flags(flags: SFTFlags) -> None:
