@@ -53,6 +53,7 @@ def run(folder, *flags, **environment):
     [
         (["--sft", "--num_epochs 3", "--sid_method", "kmeans"], "--sid_method kmeans: expected rqvae, rqkmeans_faiss"),
         (["--networks", "caser"], "--networks caser: expected sasrec, gru4rec"),
+        (["--networks", "sasrec", "--gru4rec", "--folds 2"], "--gru4rec: needs gru4rec among --networks"),
         (["--category", "toy"], "--category: goes with --data_root"),
         (["--reviews_file", "x"], "--input_dir: goes without --reviews_file"),
         (["--text2emb", "--plm_name x"], "--text2emb: --plm_name and --plm_checkpoint are flags of pipeline.sh"),
@@ -122,7 +123,9 @@ def test_a_dry_run_plans_every_stage_and_writes_nothing(tmp_path, own_token):
         changed["--sid_method"] = "rqkmeans_constrained"
         changed["--sids"] = "--codebook_size 4 --num_levels 1 --collisions own_token"
         changed["--behaviour"] = "--dim 4"
+        changed["--networks"], changed["--gru4rec"] = "gru4rec", "--folds 2"
         changed["--sft"] = f"{SMALL['--sft']} --sid_init {tmp_path}/out/data/toy.emb-behaviour-td.npy"
+        changed["--sft"] += f" --tasks next_sid,teacher_sid --teacher gru4rec --cf_path {tmp_path}/out/gru4rec/model"
     config = str(ROOT / "config/tiny_qwen3.json")
     flags = [text.replace("{config}", config) for pair in {**SMALL, **changed}.items() for text in pair]
     temporary = tmp_path / "temporary"
@@ -137,6 +140,8 @@ def test_a_dry_run_plans_every_stage_and_writes_nothing(tmp_path, own_token):
     names = [name for name in NAMES if name != "sasrec"] + LAST
     if own_token:
         names.insert(2, "behaviour")
+        names.insert(names.index("baselines") + 1, "gru4rec")
+        assert "and 2 more networks, each without a part of the users" in plans
     assert [line.split()[1] for line in table.splitlines()[2:]] == names
     assert [name for name in names if f" {name} " in table and "to be done" in table] == names
     wrong = run(tmp_path, "--dry_run", "yes")
