@@ -103,7 +103,7 @@ def test_networks_give_the_weights_and_lists_of_one_process_also_after_a_kill(tm
     paths = make_dataset(tmp_path / "data")
     flags = {name: paths[name] for name in ("train_file", "test_data_path", "info_file")}
     flags |= {"valid_file": paths["eval_file"], "model": model, "num_epochs": 3, "hidden_size": 16, "dropout": 0.0}
-    flags |= {"K": 20, "batch_size": 40, "learning_rate": 3e-4}
+    flags |= {"K": 20, "batch_size": 40, "learning_rate": 3e-4, "folds": 2}
     one, run = tmp_path / "one", tmp_path / "run"
     sasrec(SASRecFlags(**flags, output_dir=str(one)))
     epochs = read_json(one / "epochs.json")
@@ -113,8 +113,10 @@ def test_networks_give_the_weights_and_lists_of_one_process_also_after_a_kill(tm
     done = launch(engine, texts, script="sasrec.py")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count(f"[{model}] done") == 1 and not (run / "checkpoint.pth").exists()
-    difference = compare(*(load_file(folder / "model/model.safetensors") for folder in (one, run)))
+    networks = [Path(name) / "model.safetensors" for name in ("model", "folds/0/model", "folds/1/model")]
+    difference = max(compare(*(load_file(folder / name) for folder in (one, run))) for name in networks)
     assert difference < 1e-5
+    assert read_json(run / "folds/parts.json") == read_json(one / "folds/parts.json")
     note_cell(engine, f"sasrec.py --model {model}", difference, done)
     for ours, other in zip(read_json(run / "epochs.json"), epochs, strict=True):
         assert ours == pytest.approx(other, abs=1e-5)
