@@ -179,4 +179,4 @@ def test_a_command_leaves_the_group_before_the_interpreter_ends(tmp_path):
     (tmp_path / "ending.py").write_text(ENDING)
     done = launch(tmp_path / "ending.py", 2, {})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("in a group: True, 2\n") == done.stdout.count("after it: False\n") == 2
+    assert done.stdout.count("in a group: True, 2") == done.stdout.count("after it: False") == 2

@@ -41,7 +41,7 @@ class WholeLikelihoods(Mapping[int, float]):
         """Of every item."""
         return self.values_array.tolist()
 
-    def add_up(self) -> float:
+    def sum_up(self) -> float:
         """The sum of all."""
         return float(self.values_array.sum(dtype=np.float64))
 
@@ -53,9 +53,9 @@ def split_likelihoods(likelihoods: Mapping[int, float]) -> tuple[Sequence[int], 
     return list(likelihoods), np.fromiter(likelihoods.values(), np.float64, len(likelihoods))
 
 
-def add_up(likelihoods: Mapping[int, float]) -> float:
+def sum_likelihoods(likelihoods: Mapping[int, float]) -> float:
     """The sum of all likelihoods."""
-    return likelihoods.add_up() if isinstance(likelihoods, WholeLikelihoods) else sum(likelihoods.values())
+    return likelihoods.sum_up() if isinstance(likelihoods, WholeLikelihoods) else sum(likelihoods.values())
 
 
 def are_sound(likelihoods: Mapping[int, float]) -> bool:
@@ -63,7 +63,7 @@ def are_sound(likelihoods: Mapping[int, float]) -> bool:
     if not len(likelihoods):
         return True
     if isinstance(likelihoods, WholeLikelihoods):
-        return bool(likelihoods.values_array.min() >= 0) and likelihoods.add_up() < math.inf
+        return bool(likelihoods.values_array.min() >= 0) and likelihoods.sum_up() < math.inf
     # One that is no number makes the sum none, and with it both comparisons false.
     return min(likelihoods.values()) >= 0 and sum(likelihoods.values()) < math.inf
 
@@ -79,7 +79,7 @@ def add_likelihoods(
         parts: {item: likelihood} of each baseline.
         weights: of the parts; 1 each if not given.
     """
-    sums = list(map(add_up, parts))
+    sums = list(map(sum_likelihoods, parts))
     shares = [weight if size else 0.0 for weight, size in zip(weights or [1.0] * len(parts), sums, strict=True)]
     factors = [share / size / sum(shares) if share else 0.0 for share, size in zip(shares, sums, strict=True)]
     whole = next((part for part in parts if isinstance(part, WholeLikelihoods)), None)
