@@ -70,7 +70,7 @@ def sasrec(flags: SASRecFlags) -> None:
     network, epochs = train_on_rows(flags, catalogue, train_rows, valid_rows, stage.tick, stage.resuming)
     if flags.dry_run:
         if flags.folds:
-            say(f"  and {flags.folds} more networks, each without a part of the users: {flags.folds - 1} times as long")
+            say(f"  these are the network's and those of {flags.folds} more, each without a part of the users")
         return
     if is_main_process():
         save_network(network, model_folder)

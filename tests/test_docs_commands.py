@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("docs/zh/*.md")])
 BLOCK = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 README_BLOCKS = {  # its first commands -> what runs them; the page has no bytes to spare for comments
-    "bash scripts/quickstart.sh": "needs: 20 minutes, and a package index once",
+    "bash scripts/quickstart.sh": "needs: half an hour, and a package index once",
     "python -m data_process.recbole_data_process": "tested: "
     + ", ".join(
         f"tests/test_{name}.py"

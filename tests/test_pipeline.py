@@ -141,7 +141,7 @@ def test_a_dry_run_plans_every_stage_and_writes_nothing(tmp_path, own_token):
     if own_token:
         names.insert(2, "behaviour")
         names.insert(names.index("baselines") + 1, "gru4rec")
-        assert "and 2 more networks, each without a part of the users" in plans
+        assert "4 epochs take about" in plans and "those of 2 more, each without a part of the users" in plans
     assert [line.split()[1] for line in table.splitlines()[2:]] == names
     assert [name for name in names if f" {name} " in table and "to be done" in table] == names
     wrong = run(tmp_path, "--dry_run", "yes")

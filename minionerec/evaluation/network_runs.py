@@ -98,7 +98,8 @@ def train_on_rows(
         on_checkpoint=on_checkpoint,
     )
     if flags.dry_run:
-        trainer.foretell()
+        # Each of N folds has N - 1 parts of the users: together as much work as N - 1 networks more.
+        trainer.foretell(max(1, flags.folds))
         return network, []
     if resuming and trainer.resume():
         say(f"  from epoch {len(trainer.epochs)}")

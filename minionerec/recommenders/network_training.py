@@ -180,10 +180,15 @@ class NetworkTrainer:
         self.network.load_state_dict(self.best_weights)
         return self.epochs
 
-    def foretell(self) -> None:
-        """Print how long the training takes, by a few epochs of it, which change the network."""
+    def foretell(self, networks: int = 1) -> None:
+        """Print how long the training takes, by a few epochs of it, which change the network.
+
+        Args:
+            networks: how many such trainings there are to be.
+        """
         with ProgressBar(disable=True) as bar:
-            foretell_epochs(lambda: self._train_epoch(bar), self.num_epochs, "--num_epochs, --patience")
+            epochs = self.num_epochs * networks
+            foretell_epochs(lambda: self._train_epoch(bar), epochs, "--num_epochs, --patience")
 
     def _is_patience_spent(self) -> bool:
         return self.best is not None and len(self.epochs) - self.best["epoch"] >= self.patience
