@@ -133,6 +133,13 @@ def test_a_train_row_is_taught_by_the_network_that_has_not_seen_its_user(tmp_pat
             build_without_row(model, replace(inputs, files={"cf_path": str(tmp_path / "other" / "model")}))
 
 
+def test_a_baseline_of_a_file_that_cannot_leave_out_a_row_teaches_none(monkeypatch):
+    monkeypatch.setattr(registry, "BASELINES", dict(registry.BASELINES))
+    register_baseline("trained", lambda inputs: lambda histories: [{0: 1.0} for _ in histories], "cf_path")
+    with pytest.raises(InputError, match="--teacher trained: --cf_path was trained on the rows that it would teach"):
+        build_without_row("content+trained", replace(make_inputs(0), files={"cf_path": "model"}))
+
+
 def test_a_network_that_was_trained_on_the_rows_cannot_teach_them(tmp_path):
     inputs = replace(make_inputs(0), files={"cf_path": str(tmp_path / "model")})
     with pytest.raises(InputError, match="--teacher sasrec: --cf_path .*model was trained on the rows that it would"):

@@ -27,33 +27,35 @@ def leave_out_users(rows: Sequence[Row], users: Sequence[str]) -> list[Row]:
     return [row for row in rows if row.user_id not in left_out]
 
 
-def predict_unseen_rows(
+def ask_unseen(
     predictors: Sequence[Callable[[Sequence[Sequence[int]]], list[Mapping[int, float]]]],
     parts: Sequence[Sequence[str]],
-    rows: Sequence[Row],
-) -> list[Mapping[int, float]]:
-    """The likelihoods after the history of each row, by the predictor that has not seen its user.
+) -> Callable[[Sequence[Row]], list[Mapping[int, float]]]:
+    """What gives the likelihoods after the history of each row, by the predictor that has not seen its user.
 
     Args:
         predictors: of histories of item ids; number k was fitted without the users of parts[k].
         parts: of `part_users`.
-        rows: of these users.
 
-    Raises:
-        InputError: a user that all predictors may have seen.
+    Returns:
+        The function of rows; it raises InputError at a user that all predictors may have seen.
     """
     part_of = {user: part for part, users in enumerate(parts) for user in users}
-    numbers_of: list[list[int]] = [[] for _ in parts]
-    for number, row in enumerate(rows):
-        if row.user_id not in part_of:
-            raise InputError(f"user {row.user_id!r} of the train rows was in none of the parts that were left out")
-        numbers_of[part_of[row.user_id]].append(number)
-    predictions: list[Mapping[int, float]] = [{} for _ in rows]
-    for predict, numbers in zip(predictors, numbers_of, strict=True):
-        answers = predict([rows[number].history_ids for number in numbers]) if numbers else []
-        for number, answer in zip(numbers, answers, strict=True):
-            predictions[number] = answer
-    return predictions
+
+    def predict_rows(rows: Sequence[Row]) -> list[Mapping[int, float]]:
+        numbers_of: list[list[int]] = [[] for _ in parts]
+        for number, row in enumerate(rows):
+            if row.user_id not in part_of:
+                raise InputError(f"user {row.user_id!r} of the train rows was in none of the parts that were left out")
+            numbers_of[part_of[row.user_id]].append(number)
+        predictions: list[Mapping[int, float]] = [{} for _ in rows]
+        for predict, numbers in zip(predictors, numbers_of, strict=True):
+            answers = predict([rows[number].history_ids for number in numbers]) if numbers else []
+            for number, answer in zip(numbers, answers, strict=True):
+                predictions[number] = answer
+        return predictions
+
+    return predict_rows
 
 
 def name_fold(output_dir: str | Path, fold: int) -> Path:

@@ -20,7 +20,7 @@ from minionerec.recommenders.content import (
     find_similar_items,
 )
 from minionerec.recommenders.cooccurrence import NEAR, WIDE, Cooccurrences, CooccurrenceSettings
-from minionerec.recommenders.folds import leave_out_users, name_fold, part_users, predict_unseen_rows, read_parts
+from minionerec.recommenders.folds import ask_unseen, leave_out_users, name_fold, part_users, read_parts
 from minionerec.recommenders.likelihoods import WholeLikelihoods, add_likelihoods, are_sound
 from minionerec.recommenders.transitions import (
     count_transitions,
@@ -191,13 +191,16 @@ def build_without_row(name: str, inputs: BaselineInputs) -> LikelihoodsWithoutRo
     each row is looked at by the one that has not seen its user (cross-fitting).
 
     Raises:
-        InputError: a network that was trained on these very rows, without others beside it that were not.
+        InputError: a baseline that was trained before on these very rows, without others beside it that were not.
     """
     parts = []
     for part in name.split(SUM_SIGN):
         baseline = BASELINES[part]
         if baseline.build_without_row:
             parts.append(_check_likelihoods(part, baseline.build_without_row(inputs), inputs.catalogue))
+        elif baseline.file_flag:
+            # Built again without some users it would be the same, from the same file.
+            raise InputError(f"--teacher {part}: --{baseline.file_flag} was trained on the rows that it would teach")
         else:
             parts.append(_cross_fit(part, inputs))
     return parts[0] if len(parts) == 1 else _add_parts(parts)
@@ -238,7 +241,7 @@ def _cross_fit(name: str, inputs: BaselineInputs) -> LikelihoodsWithoutRow:
         rows = leave_out_users(inputs.train_rows, users)
         part = replace(inputs, train_rows=rows, catalogue=inputs.catalogue.with_counts(rows))
         predictors.append(_check_likelihoods(name, BASELINES[name].build(part), inputs.catalogue))
-    return lambda rows: predict_unseen_rows(predictors, parts, rows)
+    return ask_unseen(predictors, parts)
 
 
 # -------------------------------------------------------------------------------------------------------- built-in ones
@@ -345,7 +348,7 @@ def build_network_without_row(inputs: BaselineInputs, name: str, model: str | No
     parts = read_parts(cf_path, name)
     folders = [str(name_fold(Path(cf_path).parent, fold) / "model") for fold in range(len(parts))]
     predictors = [build_sasrec(inputs.catalogue, folder, inputs.device, model) for folder in folders]
-    return lambda rows: predict_unseen_rows(predictors, parts, rows)
+    return ask_unseen(predictors, parts)
 
 
 register_baseline(
