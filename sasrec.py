@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
+from minionerec.common.embeddings import side_file_path
 from minionerec.common.files import write_json
 from minionerec.common.processes import is_main_process, process_state, say
 from minionerec.common.records import Catalogue, Row, check_rows, read_info, read_rows
@@ -61,6 +62,7 @@ def sasrec(flags: SASRecFlags) -> None:
     ]
     outputs += [output / FOLDS_FOLDER] if flags.folds else []
     inputs = [*(getattr(flags, name) for name in SPLIT_FLAGS), flags.info_file]
+    inputs += [flags.item_init, side_file_path(flags.item_init)] if flags.item_init else []
     stage = open_stage(flags.model, flags, inputs, outputs, output / "sasrec.stage.json", trains_in=output)
     if stage.finished and not flags.dry_run:
         return

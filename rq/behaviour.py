@@ -25,7 +25,7 @@ from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import normalize
 
-from minionerec.common.embeddings import load_embeddings, save_embeddings, side_file_path
+from minionerec.common.embeddings import BEHAVIOUR_FIELD, load_embeddings, save_embeddings, side_file_path
 from minionerec.common.files import InputError
 from minionerec.common.interactions import read_inter
 from minionerec.common.stage import open_stage
@@ -136,7 +136,7 @@ def embed_behaviour(flags: BehaviourFlags) -> None:
     pairs = count_pairs(histories, targets, len(item_ids), flags.decay)
     occurrences = np.bincount(targets, minlength=len(item_ids))
     array = join_behaviour(texts, pairs, occurrences, flags)
-    save_embeddings(output, array, item_ids, f"{flags.data_path} + {flags.train_file}", ["texts", "behaviour"])
+    save_embeddings(output, array, item_ids, f"{flags.data_path} + {flags.train_file}", ["texts", BEHAVIOUR_FIELD])
     stage.done(items=len(array), dim=array.shape[1], items_without_behaviour=int((pairs.getnnz(axis=1) == 0).sum()))
 
 

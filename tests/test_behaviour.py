@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from minionerec.common.embeddings import load_embeddings, save_embeddings
+from minionerec.common.embeddings import fit_to_width, load_embeddings, save_embeddings
 from minionerec.common.files import InputError, read_json
-from minionerec.language.sid_tokens import fit_to_width
 from rq.behaviour import count_pairs, embed_behaviour, embed_pairs
 from rq.rqkmeans_constrained import make_rqkmeans_constrained
 from rq.settings import BehaviourFlags, RQKMeansConstrainedFlags

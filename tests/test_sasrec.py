@@ -10,10 +10,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import make_dataset
 
+from minionerec.common.embeddings import save_embeddings
 from minionerec.common.files import InputError, read_json
 from minionerec.common.records import Row, read_info, read_rows
 from minionerec.common.step_log import read_steps
@@ -27,7 +29,7 @@ from minionerec.recommenders.network_training import (
     fold_histories,
     rank_with_network,
 )
-from minionerec.recommenders.networks import build_network, load_network, save_network
+from minionerec.recommenders.networks import SequentialRecommender, build_network, load_network, save_network
 from minionerec.recommenders.settings import SASRecFlags
 from sasrec import sasrec
 
@@ -144,6 +146,23 @@ def train(network, rows, validate=None, **changes):
     sequences = fold_histories(rows, 4)
     settings = {"learning_rate": 1e-2, "weight_decay": 0.0, **changes}
     return NetworkTrainer(network=network, sequences=sequences, validate=validate, **settings).fit()
+
+
+@pytest.mark.parametrize("dim", [3, 16, 40])
+def test_embeddings_start_where_vectors_say(dim):
+    """Likeness stays likeness, as far as the width reaches; the spread is that of a random start."""
+    vectors = np.random.default_rng(dim).standard_normal((len(ITEMS), dim)) + 5
+    network = tiny("gru4rec")
+    network.start_from_vectors(vectors, seed=0)
+    started = network.embedding.weight.detach().double().numpy()
+    assert started.std() == pytest.approx(16**-0.5, rel=1e-5)
+    centred = vectors - vectors.mean(axis=0)  # of rank 7 at most, below the width of 16
+    products, expected = started @ started.T, centred @ centred.T
+    assert np.allclose(products / products[0, 0], expected / expected[0, 0], atol=1e-5)
+
+    random_start = network.embedding.weight.clone()
+    network.start_from_vectors(np.ones((len(ITEMS), dim)), seed=0)
+    assert torch.equal(network.embedding.weight, random_start)  # they say nothing
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -316,6 +335,40 @@ def test_folds_are_trained_without_their_users_and_go_on_after_a_break(tmp_path,
         assert (tmp_path / "cut" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
     sasrec(replace(cut, folds=0))
     assert not (tmp_path / "cut/folds").exists()
+
+
+def test_the_command_begins_at_item_vectors(tmp_path, data, monkeypatch):
+    """Rows of the file stand in another order than the catalogue; another file is another run."""
+    ids = read_info(data["info_file"], shared_sids=True).item_ids
+    vectors = np.random.default_rng(0).standard_normal((len(ids), 5))
+    starts, start = [], SequentialRecommender.start_from_vectors
+
+    def remember(network, vectors, seed):
+        starts.append((network.item_ids, vectors, seed))
+        start(network, vectors, seed)
+
+    monkeypatch.setattr(SequentialRecommender, "start_from_vectors", remember)
+    file, output = tmp_path / "x.emb-tfidf-td.npy", tmp_path / "out"
+    save_embeddings(file, vectors[::-1], list(map(str, ids[::-1])), "tfidf", ["title"])
+    flags = SASRecFlags(
+        **data, num_epochs=1, hidden_size=8, folds=2, seed=3, output_dir=str(output), item_init=str(file)
+    )
+    sasrec(flags)
+    assert len(starts) == 3  # that of the folds too
+    for items, found, seed in starts:
+        assert items == ids and seed == 3 and np.allclose(found, vectors, atol=1e-6)
+    sasrec(flags)
+    assert len(starts) == 3
+    save_embeddings(file, 2 * vectors, list(map(str, ids)), "tfidf", ["title"])
+    sasrec(replace(flags, folds=0))
+    assert len(starts) == 4
+
+    save_embeddings(file, vectors[1:], list(map(str, ids[1:])), "tfidf", ["title"])
+    with pytest.raises(InputError, match=f"--item_init .*: item {ids[0]} has no embedding there"):
+        sasrec(flags)
+    save_embeddings(file, vectors, list(map(str, ids)), "tfidf", ["texts", "behaviour"])
+    with pytest.raises(InputError, match="--item_init .*: was made from the rows of all users"):
+        sasrec(flags)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from minionerec.common.files import InputError, atomic_write, first_line, read_json, require_file, write_json
+from minionerec.common.records import Catalogue
+
+BEHAVIOUR_FIELD = "behaviour"  # among the fields of embeddings that know who bought what
 
 
 def side_file_path(path: str | Path) -> Path:
@@ -81,3 +84,41 @@ def load_embeddings(path: str | Path, flag: str | None = None) -> tuple[np.ndarr
         twice = next(item for item in ids if ids.count(item) > 1)
         raise InputError(f"{side}: item {twice} is named by more than one row")
     return array, ids
+
+
+def read_item_vectors(path: str, catalogue: Catalogue, flag: str) -> np.ndarray:
+    """The embeddings [N, dim] of a catalogue's items, in its order.
+
+    Args:
+        path: the .npy file.
+        catalogue: the items.
+        flag: the command-line flag that named the file.
+
+    Raises:
+        InputError: a broken file, or an item without embedding.
+    """
+    array, item_ids = load_embeddings(path, flag)
+    row_of = {item: row for row, item in enumerate(item_ids)}
+    missing = [item for item in catalogue.item_ids if str(item) not in row_of]
+    if missing:
+        raise InputError(f"--{flag} {path}: item {missing[0]} has no embedding there")
+    return array[[row_of[str(item)] for item in catalogue.item_ids]]
+
+
+def know_behaviour(path: str | Path) -> bool:
+    """Whether the side file of embeddings says that they were made from interactions too."""
+    described = read_json(side_file_path(path))
+    fields = described.get("text_fields") if isinstance(described, dict) else None
+    return isinstance(fields, list) and BEHAVIOUR_FIELD in fields
+
+
+def fit_to_width(vectors: np.ndarray, width: int, seed: int) -> np.ndarray:
+    """Item embeddings [N, dim] in `width` dimensions [N, width]: their principal components, randomly rotated.
+
+    Products of two rows, less the mean, stay as they are as far as the components reach.
+    """
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0)
+    _, _, components = np.linalg.svd(centred, full_matrices=False)
+    reduced = centred @ components[:width].T
+    rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, width)))
+    return reduced @ rotation[: reduced.shape[1]]

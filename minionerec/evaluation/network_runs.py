@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from minionerec.common.cli import recorded_settings
+from minionerec.common.embeddings import know_behaviour, read_item_vectors
 from minionerec.common.files import InputError
 from minionerec.common.processes import is_main_process, process_state, say
 from minionerec.common.records import Catalogue, Row
@@ -43,6 +44,11 @@ def resolve_sasrec_flags(flags: SASRecFlags) -> SASRecFlags:
             raise InputError(f"--{name} {getattr(flags, name)}: expected 1 or more")
     if flags.folds < 0 or flags.folds == 1:
         raise InputError(f"--folds {flags.folds}: expected 2 or more, or 0 for none")
+    if flags.folds and flags.item_init and know_behaviour(flags.item_init):
+        raise InputError(
+            f"--item_init {flags.item_init}: was made from the rows of all users, so that no network of --folds would "
+            "be without any; give embeddings of texts alone, such as NAME.emb-tfidf-td.npy"
+        )
     if not 0 <= flags.dropout < 1:
         raise InputError(f"--dropout {flags.dropout}: expected a share from 0 to below 1")
     if model == "sasrec" and flags.hidden_size % flags.num_heads:
@@ -70,7 +76,7 @@ def train_on_rows(
     """Train a network; OUTPUT_DIR/checkpoint.pth and steps.csv are written after every epoch.
 
     Args:
-        flags: resolved; what they say of files other than OUTPUT_DIR is not looked at.
+        flags: resolved; of the files that they name only those of --item_init are read.
         catalogue: the items.
         train_rows: to learn from.
         valid_rows: that the epoch is chosen on.
@@ -80,9 +86,14 @@ def train_on_rows(
     Returns:
         (the network of the best epoch on its device, what was measured each epoch); with --dry_run a few epochs are
         timed, and nothing is written.
+
+    Raises:
+        InputError: embeddings that are broken or lack an item; training that diverged.
     """
     torch.manual_seed(flags.seed)
     network = build_network(catalogue.item_ids, {name: getattr(flags, name) for name in SHAPE_FLAGS})
+    if flags.item_init:
+        network.start_from_vectors(read_item_vectors(flags.item_init, catalogue, "item_init"), flags.seed)
     network.to(process_state().device)
     trainer = NetworkTrainer(
         network=network,

@@ -163,18 +163,6 @@ def compute_code_directions(sids: Sequence[Sequence[str]], vectors: np.ndarray) 
     return {token: vector / scale for token, vector in directions.items()} if scale > 0 else {}
 
 
-def fit_to_width(vectors: np.ndarray, width: int, seed: int) -> np.ndarray:
-    """Item embeddings [N, dim] in `width` dimensions [N, width]: their principal components, randomly rotated.
-
-    Products of two rows, less the mean, stay as they are as far as the components reach.
-    """
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0)
-    _, _, components = np.linalg.svd(centred, full_matrices=False)
-    reduced = centred @ components[:width].T
-    rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, width)))
-    return reduced @ rotation[: reduced.shape[1]]
-
-
 def compute_start_directions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

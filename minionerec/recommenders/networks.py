@@ -6,12 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from minionerec.common.embeddings import fit_to_width
 from minionerec.common.files import InputError, atomic_write, read_json
 
 
@@ -32,6 +34,21 @@ class SequentialRecommender(nn.Module):
         self.embedding = nn.Embedding(len(self.item_ids), settings["hidden_size"])
         self.dropout = nn.Dropout(settings["dropout"])
         nn.init.normal_(self.embedding.weight, std=settings["hidden_size"] ** -0.5)
+
+    @torch.no_grad()
+    def start_from_vectors(self, vectors: np.ndarray, seed: int) -> None:
+        """Let the embeddings begin at what is known of the items, spread as widely as random ones.
+
+        Of an item in few histories little is learned; beginning near items like it, it needs less.
+
+        Args:
+            vectors: [N, dim], in the order of item_ids; if all are equal, the embeddings stay as they are.
+            seed: of a rotation.
+        """
+        start = fit_to_width(vectors, self.settings["hidden_size"], seed)
+        if (spread := start.std()) > 0:
+            scaled = torch.from_numpy(start * (self.settings["hidden_size"] ** -0.5 / spread))
+            self.embedding.weight.copy_(scaled)
 
     def compute_states(self, columns: Tensor) -> Tensor:
         """Hidden states [n, length, hidden_size] of catalogue columns [n, length], oldest item first."""

@@ -93,6 +93,11 @@ class SASRecFlags(SeenFlags, CatalogueFlags, LoggingFlags, SeedFlags, StageFlags
     num_heads: int = flag(2, "attention heads of sasrec")
     dropout: float = flag(0.5, "dropout on the item embeddings and inside the network", aliases=("dropout_rate",))
     max_history: int = flag(10, "newest items of a history that the network sees")
+    item_init: str | None = flag(
+        None,
+        "embeddings (.npy of text2emb or rq.behaviour) at which the network's item embeddings begin",
+        default_text="they begin at random",
+    )
     learning_rate: float = flag(3e-3, "learning rate of AdamW", aliases=("lr",))
     weight_decay: float | None = flag(
         None, "weight decay of AdamW", default_text="0.1 for sasrec, 0 for gru4rec", aliases=("l2_decay",)

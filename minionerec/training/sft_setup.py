@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from minionerec.common.embeddings import load_embeddings
+from minionerec.common.embeddings import fit_to_width, read_item_vectors
 from minionerec.common.files import InputError
 from minionerec.common.items import read_catalogue, read_preferences
 from minionerec.common.processes import process_state
@@ -24,7 +24,6 @@ from minionerec.language.sid_tokens import (
     add_sid_tokens,
     compute_code_directions,
     compute_start_directions,
-    fit_to_width,
 )
 from minionerec.recommenders.folds import FOLDS_FOLDER, read_parts
 from minionerec.recommenders.registry import BASELINES, SUM_SIGN, check_baseline_files, is_baseline
@@ -143,22 +142,8 @@ def read_sft_data(flags: SFTFlags) -> SFTInputs:
     _, train_rows, valid_rows = read_splits(
         flags, catalogue, flags.sid_index_path, flags.sample, flags.seed, history=True
     )
-    vectors = None if flags.sid_init in NAMED_STARTS else read_item_vectors(flags.sid_init, catalogue)
+    vectors = None if flags.sid_init in NAMED_STARTS else read_item_vectors(flags.sid_init, catalogue, "sid_init")
     return SFTInputs(index, catalogue, descriptions, preferences, train_rows, valid_rows, vectors)
-
-
-def read_item_vectors(path: str, catalogue: Catalogue) -> np.ndarray:
-    """The embeddings [N, dim] of a catalogue's items, in its order.
-
-    Raises:
-        InputError: a broken file, or an item without embedding.
-    """
-    array, item_ids = load_embeddings(path, "sid_init")
-    row_of = {item: row for row, item in enumerate(item_ids)}
-    missing = [item for item in catalogue.item_ids if str(item) not in row_of]
-    if missing:
-        raise InputError(f"--sid_init {path}: item {missing[0]} has no embedding there")
-    return array[[row_of[str(item)] for item in catalogue.item_ids]]
 
 
 def build_sft_model(flags: SFTFlags, data: SFTInputs, prompts: PromptSet) -> SFTModel:
