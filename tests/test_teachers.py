@@ -25,6 +25,7 @@ from minionerec.recommenders.registry import (
     BuiltBaselines,
     build_baseline,
     build_without_row,
+    check_teacher,
     is_baseline,
     register_baseline,
 )
@@ -157,6 +158,23 @@ def test_sums_by_hand():
     assert add_likelihoods([{}, {}]) == {}
     assert is_baseline("transitions+content") and is_baseline("content")
     assert not any(map(is_baseline, ("", "content+", "content+content", "content+luck", "popularity")))
+
+
+@pytest.mark.parametrize("name, weights", [("transitions+content:3", [1, 3]), ("transitions:0.5+content", [0.5, 1])])
+def test_a_teacher_whose_parts_have_weights(name, weights):
+    inputs = make_inputs(5)
+    histories = [row.history_ids for row in inputs.train_rows]
+    for build, asked in ((build_baseline, histories), (build_without_row, inputs.train_rows)):
+        of_parts = zip(*(build(part, inputs)(asked) for part in ("transitions", "content")), strict=True)
+        for found, parts in zip(build(name, inputs)(asked), of_parts, strict=True):
+            assert found == pytest.approx(add_likelihoods(parts, weights))
+
+
+@pytest.mark.parametrize("name", ["content:", "content:0", "content:-1", "content:nan", "content:inf", "content:x"])
+def test_weights_that_are_none(name):
+    with pytest.raises(InputError, match=f"--teacher {name}: expected a number above 0 after :, such as content:3"):
+        check_teacher("teacher", name)
+    assert not is_baseline("content:3")  # --names and --fuse choose weights on validation rows
 
 
 @pytest.mark.parametrize("seed", range(20))

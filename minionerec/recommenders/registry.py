@@ -1,13 +1,15 @@
 """Baselines: recommenders without a language model that say how likely each item is after a history.
 
 Fusion (`evaluate.py --fuse NAME`) adds them to a language model, rewards look at them, `sft.py --teacher NAME` lets a
-model learn from them, and `baselines.py --names NAME` ranks with them. NAME may be a sum such as transitions+content.
+model learn from them, and `baselines.py --names NAME` ranks with them. NAME may be a sum such as transitions+content;
+a teacher's parts may have weights, as in transitions+content:3 (where there are validation rows, these choose them).
 To add one, call `register_baseline` with a function that builds it, here or in a file of --plugin;
 docs/examples/baseline.py is a whole one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,7 +82,7 @@ class Baseline:
 
 
 BASELINES: dict[str, Baseline] = {}
-SUM_SIGN = "+"
+SUM_SIGN, WEIGHT_SIGN = "+", ":"
 FOLDS = 5  # of cross-fitting
 
 
@@ -104,19 +106,57 @@ def register_baseline(
             "bought after X". Without one the baseline's name is the reason.
 
     Raises:
-        InputError: a name that is taken, or one with the sign of sums.
+        InputError: a name that is taken, or one with a sign of sums.
     """
     if name in BASELINES:
         raise InputError(f"baseline {name!r} is registered already")
-    if SUM_SIGN in name:
-        raise InputError(f"baseline {name!r}: {SUM_SIGN} stands between the parts of a sum")
+    for sign in (SUM_SIGN, WEIGHT_SIGN):
+        if sign in name:
+            raise InputError(f"baseline {name!r}: {sign} stands between the parts of a sum and their weights")
     BASELINES[name] = Baseline(build, file_flag, build_without_row, explain)
 
 
+def parse_sum(name: str) -> tuple[list[str], list[float]]:
+    """(the parts of a sum, their weights) of a name such as cooccurrence+content+gru4rec:3.
+
+    Raises:
+        InputError: a weight that is no number above 0.
+    """
+    parts, weights = [], []
+    for text in name.split(SUM_SIGN):
+        part, sign, weight = text.partition(WEIGHT_SIGN)
+        try:
+            value = float(weight) if sign else 1.0
+        except ValueError:
+            value = 0.0
+        if not 0 < value < math.inf:
+            raise InputError(f"{text}: expected a number above 0 after {WEIGHT_SIGN}, such as {part}{WEIGHT_SIGN}3")
+        parts.append(part)
+        weights.append(value)
+    return parts, weights
+
+
 def is_baseline(name: str) -> bool:
-    """Whether `name` is registered, or is a sum of different registered baselines."""
+    """Whether `name` is registered, or is a sum of different registered baselines, without weights."""
     parts = name.split(SUM_SIGN)
     return len(set(parts)) == len(parts) and all(part in BASELINES for part in parts)
+
+
+def check_teacher(flag: str, name: str) -> None:
+    """Stop at a name that is no baseline and no sum of some, with or without weights.
+
+    Raises:
+        InputError: what is expected.
+    """
+    try:
+        parts, _ = parse_sum(name)
+    except InputError as error:
+        raise InputError(f"--{flag} {error}") from None
+    if not is_baseline(SUM_SIGN.join(parts)):
+        raise InputError(
+            f"--{flag} {name}: expected one of {', '.join(BASELINES)}, or a sum such as transitions+content or "
+            f"transitions{SUM_SIGN}content{WEIGHT_SIGN}3"
+        )
 
 
 def check_baseline_files(flag: str, names: Sequence[str], files: dict[str, str | None]) -> None:
@@ -130,7 +170,7 @@ def check_baseline_files(flag: str, names: Sequence[str], files: dict[str, str |
     Raises:
         InputError: a file that is missing or useless.
     """
-    parts = [part for name in names for part in name.split(SUM_SIGN) if part in BASELINES]
+    parts = [part for name in names for part in parse_sum(name)[0] if part in BASELINES]
     needed = {BASELINES[part].file_flag: part for part in parts if BASELINES[part].file_flag}
     for file_flag, name in needed.items():
         if not files.get(file_flag):
@@ -159,24 +199,25 @@ class BuiltBaselines:
         Raises:
             InputError: a broken file, or one of another catalogue; later, likelihoods that are none.
         """
-        for part in name.split(SUM_SIGN):
+        names, _ = parse_sum(name)
+        for part in names:
             if part not in self._built:
                 predict = BASELINES[part].build(self._own_inputs.get(part, self.inputs))
                 self._built[part] = _check_likelihoods(part, predict, self.inputs.catalogue)
-        return [self._built[part] for part in name.split(SUM_SIGN)]
+        return [self._built[part] for part in names]
 
     def combine(self, name: str, weights: Sequence[float] | None = None) -> Likelihoods:
         """The likelihoods of a registered baseline or of a sum of some.
 
         Args:
             name: of a baseline, or of a sum such as transitions+content: see `add_likelihoods`.
-            weights: of the parts of a sum; without them all count alike.
+            weights: of the parts of a sum; without them those of the name count, 1 each where it has none.
 
         Raises:
             InputError: as `list_parts` does.
         """
         parts = self.list_parts(name)
-        return parts[0] if len(parts) == 1 else _add_parts(parts, weights)
+        return parts[0] if len(parts) == 1 else _add_parts(parts, weights or parse_sum(name)[1])
 
 
 def build_baseline(name: str, inputs: BaselineInputs) -> Likelihoods:
@@ -193,8 +234,9 @@ def build_without_row(name: str, inputs: BaselineInputs) -> LikelihoodsWithoutRo
     Raises:
         InputError: a baseline that was trained before on these very rows, without others beside it that were not.
     """
+    names, weights = parse_sum(name)
     parts = []
-    for part in name.split(SUM_SIGN):
+    for part in names:
         baseline = BASELINES[part]
         if baseline.build_without_row:
             parts.append(_check_likelihoods(part, baseline.build_without_row(inputs), inputs.catalogue))
@@ -203,10 +245,10 @@ def build_without_row(name: str, inputs: BaselineInputs) -> LikelihoodsWithoutRo
             raise InputError(f"--teacher {part}: --{baseline.file_flag} was trained on the rows that it would teach")
         else:
             parts.append(_cross_fit(part, inputs))
-    return parts[0] if len(parts) == 1 else _add_parts(parts)
+    return parts[0] if len(parts) == 1 else _add_parts(parts, weights)
 
 
-def _add_parts(parts: Sequence[Callable], weights: Sequence[float] | None = None) -> Callable:
+def _add_parts(parts: Sequence[Callable], weights: Sequence[float]) -> Callable:
     """`add_likelihoods` of what the parts say, of histories or of rows."""
     return lambda asked: [
         add_likelihoods(of_parts, weights) for of_parts in zip(*(part(asked) for part in parts), strict=True)

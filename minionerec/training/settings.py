@@ -77,8 +77,9 @@ class SFTFlags(SplitFlags, PromptFlags, OptimizationFlags, AdapterFlags, Logging
     )
     teacher: str = flag(
         "transitions+content",
-        "the baseline, or sum of baselines, that the tasks teacher_sid and walk_sid learn from; it may hold sasrec or "
-        "gru4rec where sasrec.py --folds has trained networks that did not see the rows",
+        "the baseline, or sum of baselines, that the tasks teacher_sid and walk_sid learn from, such as "
+        "transitions+content:3, where a part has a weight of its own; it may hold sasrec or gru4rec where "
+        "sasrec.py --folds has trained networks that did not see the rows",
     )
     walk_teacher: str | None = flag(
         None,

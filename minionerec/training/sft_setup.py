@@ -26,7 +26,7 @@ from minionerec.language.sid_tokens import (
     compute_start_directions,
 )
 from minionerec.recommenders.folds import FOLDS_FOLDER, read_parts
-from minionerec.recommenders.registry import BASELINES, SUM_SIGN, check_baseline_files, is_baseline
+from minionerec.recommenders.registry import BASELINES, check_baseline_files, check_teacher, parse_sum
 from minionerec.search.legal_softmax import CONFIG_NAME, LegalTokens
 from minionerec.training.hub import check_hub_flags
 from minionerec.training.optimizers import check_optimizer
@@ -56,9 +56,7 @@ def check_sft_flags(flags: SFTFlags) -> None:
     if flags.tree_tokens < 1:
         raise InputError(f"--tree_tokens {flags.tree_tokens}: must be at least 1")
     for name, value in (("teacher", flags.teacher), ("walk_teacher", flags.walk_teacher or flags.teacher)):
-        if not is_baseline(value):
-            expected = f"one of {', '.join(BASELINES)}, or a sum such as transitions+content"
-            raise InputError(f"--{name} {value}: expected {expected}")
+        check_teacher(name, value)
     networks = list_teaching_networks(flags)
     names = [flags.teacher, flags.walk_teacher or ""]
     check_baseline_files("teacher" if networks else "walk_teacher", names, {"cf_path": flags.cf_path})
@@ -80,7 +78,7 @@ def check_sft_flags(flags: SFTFlags) -> None:
 
 def list_teaching_networks(flags: SFTFlags) -> list[str]:
     """The networks in --teacher."""
-    return [part for part in flags.teacher.split(SUM_SIGN) if BASELINES[part].file_flag == "cf_path"]
+    return [part for part in parse_sum(flags.teacher)[0] if BASELINES[part].file_flag == "cf_path"]
 
 
 def list_teacher_folders(flags: SFTFlags) -> list[Path]:
