@@ -105,7 +105,7 @@ def read_item_vectors(path: str, catalogue: Catalogue, flag: str) -> np.ndarray:
     return array[[row_of[str(item)] for item in catalogue.item_ids]]
 
 
-def know_behaviour(path: str | Path) -> bool:
+def is_made_from_behaviour(path: str | Path) -> bool:
     """Whether the side file of embeddings says that they were made from interactions too."""
     described = read_json(side_file_path(path))
     fields = described.get("text_fields") if isinstance(described, dict) else None

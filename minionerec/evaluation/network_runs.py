@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from minionerec.common.cli import recorded_settings
-from minionerec.common.embeddings import know_behaviour, read_item_vectors
+from minionerec.common.embeddings import is_made_from_behaviour, read_item_vectors
 from minionerec.common.files import InputError
 from minionerec.common.processes import is_main_process, process_state, say
 from minionerec.common.records import Catalogue, Row
@@ -44,7 +44,7 @@ def resolve_sasrec_flags(flags: SASRecFlags) -> SASRecFlags:
             raise InputError(f"--{name} {getattr(flags, name)}: expected 1 or more")
     if flags.folds < 0 or flags.folds == 1:
         raise InputError(f"--folds {flags.folds}: expected 2 or more, or 0 for none")
-    if flags.folds and flags.item_init and know_behaviour(flags.item_init):
+    if flags.folds and flags.item_init and is_made_from_behaviour(flags.item_init):
         raise InputError(
             f"--item_init {flags.item_init}: was made from the rows of all users, so that no network of --folds would "
             "be without any; give embeddings of texts alone, such as NAME.emb-tfidf-td.npy"
