@@ -206,7 +206,7 @@ def test_terms_that_are_refused(files, monkeypatch, terms, given, said):
 
 def test_files_of_another_catalogue(files):
     other = Catalogue(["<a>", "<b>"], ["A", "B"], [5, 8])
-    with pytest.raises(InputError, match="has no row for item 8"):
+    with pytest.raises(InputError, match="--ada_path .*: item 8 has no embedding there"):
         build_rewards(["semantic"], inputs(other, ada_path=str(files / "x.npy")))
     with pytest.raises(InputError, match="its items are not those of the info file"):
         build_rewards(["sasrec"], inputs(other, cf_path=str(files / "cf")))

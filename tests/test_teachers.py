@@ -25,8 +25,8 @@ from minionerec.recommenders.registry import (
     BuiltBaselines,
     build_baseline,
     build_without_row,
-    check_teacher,
     is_baseline,
+    parse_sum,
     register_baseline,
 )
 from minionerec.recommenders.sum_weights import choose_sum_weights, find_target_rank
@@ -172,8 +172,8 @@ def test_a_teacher_whose_parts_have_weights(name, weights):
 
 @pytest.mark.parametrize("name", ["content:", "content:0", "content:-1", "content:nan", "content:inf", "content:x"])
 def test_weights_that_are_none(name):
-    with pytest.raises(InputError, match=f"--teacher {name}: expected a number above 0 after :, such as content:3"):
-        check_teacher("teacher", name)
+    with pytest.raises(InputError, match=f"--teacher {name}: expected NAME or NAME:WEIGHT with a positive number"):
+        parse_sum(name)
     assert not is_baseline("content:3")  # --names and --fuse choose weights on validation rows
 
 

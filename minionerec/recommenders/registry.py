@@ -9,13 +9,13 @@ docs/examples/baseline.py is a whole one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minionerec.common.files import InputError
 from minionerec.common.records import Catalogue, Row
+from minionerec.common.weights import parse_weighted_names
 from minionerec.recommenders.content import (
     compute_item_texts,
     explain_content,
@@ -82,7 +82,7 @@ class Baseline:
 
 
 BASELINES: dict[str, Baseline] = {}
-SUM_SIGN, WEIGHT_SIGN = "+", ":"
+SUM_SIGN = "+"
 FOLDS = 5  # of cross-fitting
 
 
@@ -110,53 +110,25 @@ def register_baseline(
     """
     if name in BASELINES:
         raise InputError(f"baseline {name!r} is registered already")
-    for sign in (SUM_SIGN, WEIGHT_SIGN):
-        if sign in name:
-            raise InputError(f"baseline {name!r}: {sign} stands between the parts of a sum and their weights")
+    if SUM_SIGN in name or ":" in name:
+        raise InputError(f"baseline {name!r}: {SUM_SIGN} stands between the parts of a sum, : before their weights")
     BASELINES[name] = Baseline(build, file_flag, build_without_row, explain)
 
 
-def parse_sum(name: str) -> tuple[list[str], list[float]]:
+def parse_sum(name: str, flag: str = "teacher") -> tuple[list[str], list[float]]:
     """(the parts of a sum, their weights) of a name such as cooccurrence+content+gru4rec:3.
 
     Raises:
-        InputError: a weight that is no number above 0.
+        InputError: a part that is no baseline or stands there twice, or a weight that is no number above 0.
     """
-    parts, weights = [], []
-    for text in name.split(SUM_SIGN):
-        part, sign, weight = text.partition(WEIGHT_SIGN)
-        try:
-            value = float(weight) if sign else 1.0
-        except ValueError:
-            value = 0.0
-        if not 0 < value < math.inf:
-            raise InputError(f"{text}: expected a number above 0 after {WEIGHT_SIGN}, such as {part}{WEIGHT_SIGN}3")
-        parts.append(part)
-        weights.append(value)
-    return parts, weights
+    weights = parse_weighted_names(flag, name.split(SUM_SIGN), BASELINES)
+    return list(weights), list(weights.values())
 
 
 def is_baseline(name: str) -> bool:
     """Whether `name` is registered, or is a sum of different registered baselines, without weights."""
     parts = name.split(SUM_SIGN)
     return len(set(parts)) == len(parts) and all(part in BASELINES for part in parts)
-
-
-def check_teacher(flag: str, name: str) -> None:
-    """Stop at a name that is no baseline and no sum of some, with or without weights.
-
-    Raises:
-        InputError: what is expected.
-    """
-    try:
-        parts, _ = parse_sum(name)
-    except InputError as error:
-        raise InputError(f"--{flag} {error}") from None
-    if not is_baseline(SUM_SIGN.join(parts)):
-        raise InputError(
-            f"--{flag} {name}: expected one of {', '.join(BASELINES)}, or a sum such as transitions+content or "
-            f"transitions{SUM_SIGN}content{WEIGHT_SIGN}3"
-        )
 
 
 def check_baseline_files(flag: str, names: Sequence[str], files: dict[str, str | None]) -> None:
@@ -170,7 +142,8 @@ def check_baseline_files(flag: str, names: Sequence[str], files: dict[str, str |
     Raises:
         InputError: a file that is missing or useless.
     """
-    parts = [part for name in names for part in parse_sum(name)[0] if part in BASELINES]
+    parts = [part.partition(":")[0] for name in names for part in name.split(SUM_SIGN)]
+    parts = [part for part in parts if part in BASELINES]
     needed = {BASELINES[part].file_flag: part for part in parts if BASELINES[part].file_flag}
     for file_flag, name in needed.items():
         if not files.get(file_flag):

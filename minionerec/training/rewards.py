@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minionerec.common.embeddings import load_embeddings
+from minionerec.common.embeddings import read_item_vectors
 from minionerec.common.files import InputError
 from minionerec.common.plugins import load_module
 from minionerec.common.records import SID_TOKEN, Catalogue, Row
@@ -212,22 +212,9 @@ def load_module_reward(location: str) -> GroupReward:
     return function
 
 
-def _read_vectors(path: str, catalogue: Catalogue) -> dict[int, np.ndarray]:
-    """{item id: embedding} of the catalogue's items.
-
-    Raises:
-        InputError: embeddings that lack one of them.
-    """
-    array, item_ids = load_embeddings(path, "ada_path")
-    vectors = dict(zip(item_ids, array, strict=True))
-    missing = [item for item in catalogue.item_ids if str(item) not in vectors]
-    if missing:
-        raise InputError(f"{path}: has no row for item {missing[0]} of the info file")
-    return {item: vectors[str(item)] for item in catalogue.item_ids}
-
-
 def _build_semantic(inputs: RewardInputs) -> GroupReward:
-    return build_semantic_reward(inputs.catalogue, _read_vectors(inputs.files["ada_path"], inputs.catalogue))
+    vectors = read_item_vectors(inputs.files["ada_path"], inputs.catalogue, "ada_path")
+    return build_semantic_reward(inputs.catalogue, dict(zip(inputs.catalogue.item_ids, vectors, strict=True)))
 
 
 def _build_content(inputs: RewardInputs) -> GroupReward:

@@ -26,7 +26,7 @@ from minionerec.language.sid_tokens import (
     compute_start_directions,
 )
 from minionerec.recommenders.folds import FOLDS_FOLDER, read_parts
-from minionerec.recommenders.registry import BASELINES, check_baseline_files, check_teacher, parse_sum
+from minionerec.recommenders.registry import BASELINES, check_baseline_files, parse_sum
 from minionerec.search.legal_softmax import CONFIG_NAME, LegalTokens
 from minionerec.training.hub import check_hub_flags
 from minionerec.training.optimizers import check_optimizer
@@ -56,7 +56,7 @@ def check_sft_flags(flags: SFTFlags) -> None:
     if flags.tree_tokens < 1:
         raise InputError(f"--tree_tokens {flags.tree_tokens}: must be at least 1")
     for name, value in (("teacher", flags.teacher), ("walk_teacher", flags.walk_teacher or flags.teacher)):
-        check_teacher(name, value)
+        parse_sum(value, name)
     networks = list_teaching_networks(flags)
     names = [flags.teacher, flags.walk_teacher or ""]
     check_baseline_files("teacher" if networks else "walk_teacher", names, {"cf_path": flags.cf_path})
